@@ -1,0 +1,4 @@
+//! The layer-7 reverse proxy: routing, header rules, upstreams and the life of a request.
+
+pub mod config;
+pub mod template;

@@ -1,0 +1,5 @@
+//! Ringgate's library half; see `ARCHITECTURE.md`.
+
+pub mod balance;
+pub mod l7;
+pub mod protocol;
