@@ -1,5 +1,8 @@
 //! Ringgate's library half; see `ARCHITECTURE.md`.
 
 pub mod balance;
+pub mod counter;
 pub mod l7;
 pub mod protocol;
+pub mod ring;
+pub mod sys;

@@ -1,0 +1,213 @@
+//! Reading messages from a stream: heads into a vector, bodies piece by piece without copying.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use crate::protocol::http1::{BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step};
+use crate::ring::{Chunk, Stream};
+
+/// The part of a connection's input that was received and not consumed yet.
+#[derive(Debug, Default)]
+pub struct Input {
+    rest: Option<Chunk>,
+    /// Bytes consumed over the connection's life.
+    consumed: u64,
+}
+
+/// Why there is no head.
+#[derive(Debug)]
+pub enum HeadReadError {
+    /// The peer closed before the first byte.
+    Closed,
+    /// The peer closed inside the head.
+    Truncated,
+    /// The connection broke.
+    Io(io::Error),
+    /// The bytes are no head, or too large a one.
+    Malformed(HeadError),
+}
+
+/// Why a body ended early.
+#[derive(Debug)]
+pub enum BodyReadError {
+    /// The peer closed inside the body.
+    Truncated,
+    /// The connection broke.
+    Io(io::Error),
+    /// The framing is malformed.
+    Malformed(BodyError),
+}
+
+impl Input {
+    /// True when nothing is left over.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_none()
+    }
+
+    /// Bytes consumed so far.
+    #[must_use]
+    pub fn consumed(&self) -> u64 {
+        self.consumed
+    }
+
+    /// Puts back what was not consumed.
+    fn unread(&mut self, chunk: Chunk) {
+        if !chunk.is_empty() {
+            self.rest = Some(chunk);
+        }
+    }
+
+    /// The next bytes, whatever they are; `None` at the end.
+    pub fn poll_chunk(
+        &mut self,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<Chunk>>> {
+        let chunk = self.poll_unconsumed(stream, cx);
+        if let Poll::Ready(Ok(Some(chunk))) = &chunk {
+            self.consumed += chunk.len() as u64;
+        }
+        chunk
+    }
+
+    fn poll_unconsumed(
+        &mut self,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<Chunk>>> {
+        match self.rest.take() {
+            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
+            None => stream.poll_recv(cx),
+        }
+    }
+
+    /// Ready once there is input, the end or an error; nothing is consumed.
+    pub fn poll_ready(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.rest.is_some() {
+            return Poll::Ready(Ok(true));
+        }
+        match ready!(stream.poll_recv(cx))? {
+            Some(chunk) => {
+                self.rest = Some(chunk);
+                Poll::Ready(Ok(true))
+            }
+            None => Poll::Ready(Ok(false)),
+        }
+    }
+
+    /// Collects the bytes of one head into `head`. `scanner` carries the progress between calls.
+    pub fn poll_head(
+        &mut self,
+        stream: &Stream,
+        scanner: &mut HeadScanner,
+        limits: &Limits,
+        head: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), HeadReadError>> {
+        loop {
+            let chunk = ready!(self.poll_unconsumed(stream, cx)).map_err(HeadReadError::Io)?;
+            let Some(mut chunk) = chunk else {
+                let closed = head.is_empty();
+                let error = if closed { HeadReadError::Closed } else { HeadReadError::Truncated };
+                return Poll::Ready(Err(error));
+            };
+            let bytes = chunk.as_slice();
+            match scanner.scan(bytes, limits).map_err(HeadReadError::Malformed)? {
+                Scan::Partial => {
+                    head.extend_from_slice(bytes);
+                    self.consumed += bytes.len() as u64;
+                }
+                Scan::Complete(n) => {
+                    head.extend_from_slice(&bytes[..n]);
+                    self.consumed += n as u64;
+                    chunk.advance(n);
+                    self.unread(chunk);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+/// Takes a body off the input.
+#[derive(Debug)]
+pub struct BodyReader {
+    decoder: BodyDecoder,
+    received: u64,
+    over: bool,
+}
+
+impl BodyReader {
+    /// For a body framed like this.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        let over = matches!(framing, Framing::None | Framing::Length(0));
+        Self { decoder: BodyDecoder::new(framing), received: 0, over }
+    }
+
+    /// True once the whole body has been read.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// Body bytes read so far, framing not counted.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// The trailer fields, once the body is over.
+    pub fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.decoder.trailers()
+    }
+
+    /// The next piece of the body; `None` when it is over.
+    pub fn poll_piece(
+        &mut self,
+        input: &mut Input,
+        stream: &Stream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Chunk>, BodyReadError>> {
+        while !self.over {
+            let chunk = ready!(input.poll_unconsumed(stream, cx)).map_err(BodyReadError::Io)?;
+            let Some(mut chunk) = chunk else {
+                self.decoder.eof().map_err(|_| BodyReadError::Truncated)?;
+                self.over = true;
+                break;
+            };
+            let step = self.decoder.step(chunk.as_slice()).map_err(BodyReadError::Malformed)?;
+            match step {
+                Step::Data { start, end } => {
+                    input.consumed += end as u64;
+                    self.received += (end - start) as u64;
+                    chunk.advance(start);
+                    let piece = if chunk.len() == end - start {
+                        chunk
+                    } else {
+                        let piece = chunk.split_to(end - start);
+                        input.unread(chunk);
+                        piece
+                    };
+                    return Poll::Ready(Ok(Some(piece)));
+                }
+                Step::More => input.consumed += chunk.len() as u64,
+                Step::End(n) => {
+                    input.consumed += n as u64;
+                    chunk.advance(n);
+                    input.unread(chunk);
+                    self.over = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(None))
+    }
+
+    /// True when the framing says that everything left is `limit` bytes at most and none of it is
+    /// over the wire yet to be decoded: the whole body is a plain length.
+    #[must_use]
+    pub fn remaining(&self) -> Option<u64> {
+        self.decoder.remaining_hint()
+    }
+}

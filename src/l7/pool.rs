@@ -1,0 +1,277 @@
+//! One shard's side of an upstream: who is next, and the idle connections kept.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::balance::{Scheduler, Tried, View};
+use crate::l7::input::Input;
+use crate::l7::metrics::ServerMetrics;
+use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
+use crate::ring::Stream;
+use crate::ring::timer::Millis;
+
+/// A connection to a server.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket.
+    pub stream: Stream,
+    /// Received and not consumed.
+    pub input: Input,
+    /// When it was opened.
+    opened: Millis,
+    /// Requests it has carried.
+    requests: u32,
+}
+
+impl Connection {
+    /// A fresh one.
+    #[must_use]
+    pub fn new(stream: Stream, now: Millis) -> Self {
+        Self { stream, input: Input::default(), opened: now, requests: 0 }
+    }
+
+    /// True when it has carried a request before.
+    #[must_use]
+    pub fn is_reused(&self) -> bool {
+        self.requests > 0
+    }
+}
+
+/// One shard's view of a member set.
+#[derive(Debug)]
+struct Local {
+    set: Arc<MemberSet>,
+    scheduler: RefCell<Scheduler>,
+    idle: Vec<RefCell<VecDeque<(Millis, Connection)>>>,
+}
+
+/// One shard's side of one upstream.
+#[derive(Debug)]
+pub struct Pool {
+    /// What the shards share.
+    pub upstream: Arc<SharedUpstream>,
+    local: RefCell<Rc<Local>>,
+    shard: usize,
+    seed: u64,
+    /// Idle connections this shard may keep.
+    idle_max: usize,
+    idle: Cell<usize>,
+}
+
+/// The right to send one request to a member; counts as in flight until dropped.
+#[derive(Debug)]
+pub struct Lease {
+    local: Rc<Local>,
+    index: usize,
+    shard: usize,
+}
+
+impl Lease {
+    /// The member.
+    #[must_use]
+    pub fn member(&self) -> &Member {
+        &self.local.set.members[self.index]
+    }
+
+    /// Its index, for [`Tried`].
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// This shard's figures of the member.
+    #[must_use]
+    pub fn metrics(&self) -> &ServerMetrics {
+        &self.member().metrics[self.shard]
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.member().in_flight.release();
+    }
+}
+
+struct Health<'a> {
+    set: &'a MemberSet,
+    now: Millis,
+}
+
+impl View for Health<'_> {
+    fn available(&self, member: usize) -> bool {
+        self.set.members.get(member).is_some_and(|member| {
+            let config = &member.config;
+            let full = config.max_conns > 0 && member.in_flight.count() >= config.max_conns;
+            !config.down && !full && member.passive.available(self.now)
+        })
+    }
+
+    fn in_flight(&self, member: usize) -> u32 {
+        self.set.members.get(member).map_or(u32::MAX, |member| member.in_flight.count())
+    }
+}
+
+impl Pool {
+    /// The side of shard number `shard` of `shards`.
+    #[must_use]
+    pub fn new(
+        upstream: Arc<SharedUpstream>,
+        set: Arc<MemberSet>,
+        shard: usize,
+        shards: usize,
+        seed: u64,
+    ) -> Self {
+        let keepalive = upstream.config.keepalive as usize;
+        let idle_max = keepalive.div_ceil(shards.max(1));
+        let local = RefCell::new(Rc::new(Local::new(&upstream, set, seed)));
+        Self { upstream, local, shard, seed, idle_max, idle: Cell::new(0) }
+    }
+
+    /// Takes over a new member set. Requests under way stay with the old one; idle connections to
+    /// members that are still there move over, the others are closed.
+    pub fn replace(&self, set: Arc<MemberSet>) {
+        let new = Local::new(&self.upstream, set, self.seed);
+        let old = self.local.borrow();
+        for (index, member) in new.set.members.iter().enumerate() {
+            let known = old.set.members.iter().position(|known| Arc::ptr_eq(known, member));
+            if let Some(known) = known {
+                new.idle[index].replace(old.idle[known].take());
+            }
+        }
+        for (index, idle) in old.idle.iter().enumerate() {
+            let closed = idle.take().len();
+            self.idle.set(self.idle.get() - closed);
+            if closed > 0 {
+                old.set.members[index].metrics[self.shard].idle.set(0);
+            }
+        }
+        drop(old);
+        self.local.replace(Rc::new(new));
+    }
+
+    /// The members now.
+    #[must_use]
+    pub fn set(&self) -> Arc<MemberSet> {
+        Arc::clone(&self.local.borrow().set)
+    }
+
+    /// Chooses a member; `None` when nobody is available that was not tried.
+    #[must_use]
+    pub fn lease(&self, key: u64, tried: &Tried, now: Millis) -> Option<Lease> {
+        let local = Rc::clone(&self.local.borrow());
+        // Another shard may take the last place of a member between the look and the claim.
+        for _ in 0..local.set.members.len() {
+            let view = Health { set: &local.set, now };
+            let index = local.scheduler.borrow_mut().pick(&view, key, tried)?;
+            let member = local.set.members.get(index)?;
+            if member.in_flight.try_acquire(member.config.max_conns) {
+                return Some(Lease { local, index, shard: self.shard });
+            }
+        }
+        None
+    }
+
+    /// An idle connection to the leased member that is still good, and how many the server turned
+    /// out to have closed.
+    #[must_use]
+    pub fn take(&self, lease: &Lease, now: Millis) -> (Option<Connection>, usize) {
+        let mut stale = 0;
+        let mut idle = lease.local.idle[lease.index].borrow_mut();
+        let mut found = None;
+        while let Some((since, connection)) = idle.pop_back() {
+            self.idle.set(self.idle.get() - 1);
+            if connection.stream.is_quiet() && !self.is_over_age(&connection, since, now) {
+                found = Some(connection);
+                break;
+            }
+            stale += usize::from(!connection.stream.is_quiet());
+        }
+        lease.metrics().idle.set(idle.len() as u64);
+        (found, stale)
+    }
+
+    fn is_over_age(&self, connection: &Connection, since: Millis, now: Millis) -> bool {
+        let config = &self.upstream.config;
+        now.saturating_sub(since) > millis(config.keepalive_timeout)
+            || now.saturating_sub(connection.opened) > millis(config.keepalive_time)
+    }
+
+    /// Keeps a connection for the next request, or closes it when it may not be kept.
+    pub fn put(&self, lease: &Lease, mut connection: Connection, now: Millis) {
+        connection.requests += 1;
+        let worn = connection.requests >= self.upstream.config.keepalive_requests
+            || now.saturating_sub(connection.opened) > millis(self.upstream.config.keepalive_time);
+        let current = self.local.borrow();
+        // After a change of members the lease may be of an older set: look the member up again.
+        let index = if Rc::ptr_eq(&current, &lease.local) {
+            Some(lease.index)
+        } else {
+            let member = &lease.local.set.members[lease.index];
+            current.set.members.iter().position(|known| Arc::ptr_eq(known, member))
+        };
+        let usable = connection.input.is_empty() && connection.stream.is_quiet();
+        let Some(index) = index.filter(|_| usable && !worn && self.idle_max > 0) else { return };
+        connection.stream.end_bulk();
+        connection.stream.watch();
+        let mut idle = current.idle[index].borrow_mut();
+        if self.idle.get() >= self.idle_max {
+            // The oldest of this member makes room; if it has none, others keep theirs.
+            if idle.pop_front().is_none() {
+                return;
+            }
+            self.idle.set(self.idle.get() - 1);
+        }
+        idle.push_back((now, connection));
+        self.idle.set(self.idle.get() + 1);
+        current.set.members[index].metrics[self.shard].idle.set(idle.len() as u64);
+    }
+
+    /// Idle connections.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.idle.get()
+    }
+
+    /// Closes idle connections that are over their time or that the server has closed; returns how
+    /// many of the latter there were.
+    pub fn sweep(&self, now: Millis) -> usize {
+        let local = Rc::clone(&self.local.borrow());
+        let mut stale = 0;
+        for (index, idle) in local.idle.iter().enumerate() {
+            let mut idle = idle.borrow_mut();
+            let before = idle.len();
+            idle.retain(|(since, connection)| {
+                let quiet = connection.stream.is_quiet();
+                stale += usize::from(!quiet);
+                quiet && !self.is_over_age(connection, *since, now)
+            });
+            self.idle.set(self.idle.get() - (before - idle.len()));
+            local.set.members[index].metrics[self.shard].idle.set(idle.len() as u64);
+        }
+        stale
+    }
+
+    /// Closes all idle connections.
+    pub fn clear(&self) {
+        for idle in &self.local.borrow().idle {
+            idle.borrow_mut().clear();
+        }
+        self.idle.set(0);
+    }
+}
+
+impl Local {
+    fn new(upstream: &SharedUpstream, set: Arc<MemberSet>, seed: u64) -> Self {
+        let scheduler = RefCell::new(set.scheduler(upstream.config.balance, seed));
+        let idle = set.members.iter().map(|_| RefCell::default()).collect();
+        Self { set, scheduler, idle }
+    }
+}
+
+/// Whole milliseconds of a duration, which the configuration bounds far below overflow.
+#[must_use]
+pub fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

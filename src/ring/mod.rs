@@ -1,0 +1,362 @@
+//! The reactor: one io_uring per thread, and the sockets, timers and operations on it.
+//!
+//! A [`Ring`] belongs to one thread. Its operations are awaited by tasks of the glommio executor
+//! that hosts it (see [`executor`]); a loop there flushes, submits, waits and hands completions out.
+//!
+//! What keeps this sound: memory that the kernel may touch is owned by the ring's own tables, never
+//! by a task. A stream's chunks, addresses and message headers belong to the stream's table entry,
+//! a one-shot operation's buffer to its entry, and an entry goes away only with the last completion
+//! of the operations that name it. A task that stops caring drops a handle; that cancels, and the
+//! entry stays until the kernel has answered.
+//!
+//! Bounds, and what happens there:
+//! - submission queue full: submitted at once, without waiting;
+//! - completion queue full: the kernel keeps the rest (`IORING_FEAT_NODROP`), multishot operations
+//!   end and are armed again; counted;
+//! - no receive buffer: the pool grows to its bound, then receives wait for buffers; counted;
+//! - no file descriptor: accepting stops and the caller decides when to go on; counted.
+
+pub mod accept;
+pub mod buffers;
+pub mod chunk;
+pub mod executor;
+pub mod op;
+pub mod probe;
+pub mod stream;
+pub mod timer;
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode, squeue};
+use slab::Slab;
+
+use crate::counter::Counter;
+use buffers::{BufferPool, WriteBuffers};
+use timer::{Millis, Wheel};
+
+pub use chunk::{Chunk, WriteBuf};
+pub use stream::Stream;
+pub use timer::Timer;
+
+/// Entries in the submission queue.
+const SQ_ENTRIES: u32 = 512;
+/// Entries in the completion queue: room for every submission plus bursts of multishot completions.
+const CQ_ENTRIES: u32 = 4096;
+/// Completions handed out before tasks run.
+const BATCH: usize = 1024;
+/// How long an orderly end waits for the kernel to answer cancelled operations.
+const QUIESCE: Duration = Duration::from_secs(2);
+
+/// What a ring is made with.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Receive buffers at the start.
+    pub buffers: u16,
+    /// Receive buffers at most.
+    pub buffers_limit: u16,
+    /// When the clock of [`Ring::now`] began, so that rings of one process agree.
+    pub epoch: Instant,
+}
+
+/// Figures of one ring, read by the metrics endpoint.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Receives that found no buffer.
+    pub buffers_exhausted: Counter,
+    /// Receive buffers allocated.
+    pub buffers_allocated: Counter,
+    /// Times the completion queue overflowed.
+    pub cq_overflows: Counter,
+    /// Calls of io_uring_enter(2).
+    pub enters: Counter,
+    /// Completions handed out.
+    pub completions: Counter,
+}
+
+/// One thread's reactor.
+pub struct Ring {
+    // Dropped first: the kernel must be done with the memory of the other fields.
+    io: RefCell<IoUring>,
+    pool: Rc<BufferPool>,
+    write_buffers: WriteBuffers,
+    wheel: RefCell<Wheel>,
+    streams: RefCell<Slab<Rc<stream::Inner>>>,
+    acceptors: RefCell<Slab<Rc<accept::Inner>>>,
+    ops: RefCell<Slab<op::Entry>>,
+    /// Streams with output that no operation carries yet.
+    dirty: RefCell<Vec<u32>>,
+    /// Streams whose receive ended for want of a buffer.
+    starved: RefCell<VecDeque<u32>>,
+    /// Operations the kernel has not finished.
+    in_flight: Cell<usize>,
+    epoch: Instant,
+    now: Cell<Millis>,
+    /// How often tasks have been polled; the loop sleeps only when that stands still.
+    polls: Cell<u64>,
+    stats: Arc<Stats>,
+    /// The loop is over: nothing is submitted any more.
+    ended: Cell<bool>,
+}
+
+/// Which table an operation's completion goes to: the low byte of its user data.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Tag {
+    Ignore = 0,
+    Recv = 1,
+    Send = 2,
+    Connect = 3,
+    Accept = 4,
+    Op = 5,
+}
+
+fn user_data(tag: Tag, key: u32) -> u64 {
+    u64::from(key) << 8 | tag as u64
+}
+
+fn millis_since(epoch: Instant) -> Millis {
+    u64::try_from(epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Ring {
+    /// Makes the ring of the calling thread.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) or io_uring_register(2) says; see [`probe::explain`].
+    pub fn new(settings: Settings) -> io::Result<Rc<Self>> {
+        let io: IoUring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(CQ_ENTRIES)
+            .setup_submit_all()
+            .dontfork()
+            .build(SQ_ENTRIES)?;
+        let pool = BufferPool::new(settings.buffers, settings.buffers_limit);
+        pool.register(&io)?;
+        Ok(Rc::new(Self {
+            io: RefCell::new(io),
+            pool,
+            write_buffers: WriteBuffers::default(),
+            wheel: RefCell::new(Wheel::new(millis_since(settings.epoch))),
+            streams: RefCell::default(),
+            acceptors: RefCell::default(),
+            ops: RefCell::default(),
+            dirty: RefCell::default(),
+            starved: RefCell::default(),
+            in_flight: Cell::new(0),
+            now: Cell::new(millis_since(settings.epoch)),
+            epoch: settings.epoch,
+            polls: Cell::new(0),
+            stats: Arc::default(),
+            ended: Cell::new(false),
+        }))
+    }
+
+    /// Milliseconds since the epoch the ring was made with, as of the last wake-up.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.now.get()
+    }
+
+    /// The ring's figures, for another thread to read.
+    #[must_use]
+    pub fn stats(&self) -> Arc<Stats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// True when receive buffers are so scarce that connections should hold fewer of them.
+    #[must_use]
+    pub fn is_tight(&self) -> bool {
+        self.pool.is_tight()
+    }
+
+    /// Queues one operation; `counted` operations are answered by a completion of their own.
+    ///
+    /// The caller keeps everything the entry points to in one of the ring's tables until the final
+    /// completion.
+    fn push(&self, entry: &squeue::Entry) {
+        let mut io = self.io.borrow_mut();
+        loop {
+            // SAFETY: the memory the entry names lives in the ring's tables until the operation's
+            // last completion (each caller's duty, stated at the call), and the descriptor is open.
+            if unsafe { io.submission().push(entry) }.is_ok() {
+                self.in_flight.set(self.in_flight.get() + 1);
+                return;
+            }
+            // Full: hand over what there is. This cannot fail for good, the kernel takes entries
+            // even when completions overflow.
+            self.stats.enters.increment();
+            let _ = io.submit();
+        }
+    }
+
+    /// Cancels an operation; its own completion tells how it ended.
+    fn cancel(&self, target: u64) {
+        let entry = opcode::AsyncCancel::new(target).build();
+        self.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+    }
+
+    /// Closes a descriptor through the ring, in order after what was queued before.
+    fn close(&self, fd: OwnedFd) {
+        if self.ended.get() {
+            return drop(fd);
+        }
+        let entry = opcode::Close::new(Fd(fd.into_raw_fd())).build();
+        self.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+    }
+
+    /// Turns queued output into send operations. Called once a round, so that everything a task
+    /// wrote in one go leaves in one operation.
+    fn flush(&self) {
+        let mut dirty = self.dirty.take();
+        for key in dirty.drain(..) {
+            let stream = self.streams.borrow().get(key as usize).map(Rc::clone);
+            if let Some(stream) = stream {
+                stream.start_send(self);
+            }
+        }
+        self.dirty.replace(dirty);
+    }
+
+    /// Submits what is queued and, when `wait` is set, sleeps until a completion or the next timer.
+    fn enter(&self, wait: bool) -> io::Result<()> {
+        let io = self.io.borrow();
+        let timeout = self.wheel.borrow().next_wake().map(|at| at.saturating_sub(self.now.get()));
+        let want = usize::from(wait && timeout != Some(0));
+        self.stats.enters.increment();
+        let result = match timeout {
+            Some(ms) if want == 1 => {
+                let at = Timespec::from(Duration::from_millis(ms));
+                io.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&at))
+            }
+            _ => io.submit_and_wait(want),
+        };
+        self.now.set(millis_since(self.epoch));
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // The timer; a signal; completions to be reaped first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Hands out completions and due timers.
+    fn reap(&self, batch: &mut Vec<(u64, i32, u32)>) {
+        {
+            let mut io = self.io.borrow_mut();
+            let completions = io.completion();
+            let overflows = u64::from(completions.overflow());
+            if overflows > self.stats.cq_overflows.value() {
+                self.stats.cq_overflows.set(overflows);
+            }
+            batch.extend(
+                completions.take(BATCH).map(|cqe| (cqe.user_data(), cqe.result(), cqe.flags())),
+            );
+        }
+        self.stats.completions.add(batch.len() as u64);
+        for (user_data, result, flags) in batch.drain(..) {
+            if !io_uring::cqueue::more(flags) {
+                self.in_flight.set(self.in_flight.get().saturating_sub(1));
+            }
+            self.dispatch(user_data, result, flags);
+        }
+        self.wheel.borrow_mut().advance(self.now.get());
+        self.pool.top_up();
+        self.stats.buffers_allocated.set(u64::from(self.pool.capacity()));
+        self.feed_starved();
+    }
+
+    fn dispatch(&self, user_data: u64, result: i32, flags: u32) {
+        #[allow(clippy::cast_possible_truncation)] // the low byte is the tag, the rest the key
+        let (tag, key) = (user_data as u8, (user_data >> 8) as usize);
+        const RECV: u8 = Tag::Recv as u8;
+        const SEND: u8 = Tag::Send as u8;
+        const CONNECT: u8 = Tag::Connect as u8;
+        const ACCEPT: u8 = Tag::Accept as u8;
+        const OP: u8 = Tag::Op as u8;
+        match tag {
+            RECV | SEND | CONNECT => {
+                // Cloned, because handling a completion may remove the entry.
+                let stream = self.streams.borrow().get(key).map(Rc::clone);
+                let Some(stream) = stream else { return };
+                match tag {
+                    RECV => stream.on_recv(self, result, flags),
+                    SEND => stream.on_send(self, result),
+                    _ => stream.on_connect(self, result),
+                }
+            }
+            ACCEPT => {
+                let acceptor = self.acceptors.borrow().get(key).map(Rc::clone);
+                if let Some(acceptor) = acceptor {
+                    acceptor.on_accept(self, result, flags);
+                }
+            }
+            OP => op::complete(self, key, result),
+            _ => {}
+        }
+    }
+
+    /// Arms receives again that ended for want of buffers, as far as there are buffers.
+    fn feed_starved(&self) {
+        let mut budget = usize::from(self.pool.available());
+        while budget > 0 {
+            let Some(key) = self.starved.borrow_mut().pop_front() else { return };
+            let stream = self.streams.borrow().get(key as usize).map(Rc::clone);
+            if let Some(stream) = stream {
+                stream.on_fed(self);
+                budget -= 1;
+            }
+        }
+    }
+
+    /// Ends everything: cancels all operations and waits for the kernel to let go of their memory.
+    fn quiesce(&self) {
+        self.ended.set(true);
+        let began = Instant::now();
+        let mut batch = Vec::new();
+        self.streams.borrow().iter().for_each(|(_, stream)| stream.abandon());
+        while self.in_flight.get() > 0 && began.elapsed() < QUIESCE {
+            let everything = io_uring::types::CancelBuilder::any();
+            let pause = Timespec::from(Duration::from_millis(10));
+            {
+                let io = self.io.borrow();
+                let _ = io.submitter().register_sync_cancel(None, everything);
+                let _ = io.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&pause));
+            }
+            self.reap(&mut batch);
+        }
+        if self.in_flight.get() > 0 {
+            // The kernel may still write: leaking is sound, freeing is not.
+            std::mem::forget(Rc::clone(&self.pool));
+            std::mem::forget(self.streams.take());
+            std::mem::forget(self.ops.take());
+        } else {
+            let streams = self.streams.take();
+            drop(streams);
+            self.acceptors.take();
+            self.ops.take();
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("in_flight", &self.in_flight.get())
+            .field("now", &self.now.get())
+            .field("pool", &self.pool)
+            .finish_non_exhaustive()
+    }
+}

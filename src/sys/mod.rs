@@ -1,0 +1,17 @@
+//! System calls, one thin function each: arguments and results in Rust's types, errors with errno.
+//!
+//! The `unsafe` of everything that is not the ring or a packet socket lives here.
+
+pub mod cpu;
+pub mod kernel;
+pub mod limits;
+pub mod notify;
+pub mod signal;
+pub mod socket;
+
+use std::io;
+
+/// Turns a C return value into a result that carries errno.
+fn check(value: libc::c_int) -> io::Result<libc::c_int> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}

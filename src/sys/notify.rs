@@ -1,0 +1,36 @@
+//! eventfd(2): one thread wakes another that sleeps in its ring.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// A counter that can be read through a ring and added to from any thread.
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// # Errors
+    /// What eventfd(2) says, EMFILE for one.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: no pointers are passed.
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: the call above returned this descriptor, and nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Wakes whoever reads. A full counter already means "wake up", so that error is dropped.
+    pub fn notify(&self) {
+        let one: u64 = 1;
+        // SAFETY: the buffer is the 8 bytes of `one`, which lives across the call.
+        unsafe {
+            libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>());
+        }
+    }
+}
+
+impl AsRawFd for EventFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

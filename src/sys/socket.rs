@@ -1,0 +1,239 @@
+//! Sockets: creation, options and addresses (socket(7), tcp(7)).
+
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// A socket address in the kernel's form, and how many bytes of it count.
+#[derive(Clone, Copy)]
+pub struct RawAddr {
+    storage: libc::sockaddr_storage,
+    len: libc::socklen_t,
+}
+
+impl std::fmt::Debug for RawAddr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RawAddr").field(&self.to_socket_addr()).finish()
+    }
+}
+
+impl RawAddr {
+    /// Where the address starts.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const libc::sockaddr {
+        (&raw const self.storage).cast()
+    }
+
+    /// Bytes that count.
+    #[must_use]
+    pub fn len(&self) -> libc::socklen_t {
+        self.len
+    }
+
+    /// True for the address that was never filled in.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn zeroed() -> Self {
+        // SAFETY: sockaddr_storage is plain integers, for which all zeroes is a valid value.
+        Self { storage: unsafe { mem::zeroed() }, len: 0 }
+    }
+
+    /// The address in Rust's form; `None` for a family other than IPv4 and IPv6.
+    #[must_use]
+    pub fn to_socket_addr(&self) -> Option<SocketAddr> {
+        match i32::from(self.storage.ss_family) {
+            libc::AF_INET => {
+                // SAFETY: the family says that the storage, which is large and aligned enough for
+                // every family, holds a sockaddr_in.
+                let v4 = unsafe { &*(&raw const self.storage).cast::<libc::sockaddr_in>() };
+                let ip = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+                Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port)))
+            }
+            libc::AF_INET6 => {
+                // SAFETY: as above, for a sockaddr_in6.
+                let v6 = unsafe { &*(&raw const self.storage).cast::<libc::sockaddr_in6>() };
+                let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+                Some(SocketAddr::new(IpAddr::V6(ip), u16::from_be(v6.sin6_port)))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for RawAddr {
+    #[allow(clippy::cast_possible_truncation)] // sizes of two C structs and two small constants
+    fn from(address: SocketAddr) -> Self {
+        let mut raw = Self::zeroed();
+        match address {
+            SocketAddr::V4(v4) => {
+                let to = (&raw mut raw.storage).cast::<libc::sockaddr_in>();
+                // SAFETY: sockaddr_storage is large and aligned enough for every address family,
+                // and all zeroes is a valid sockaddr_in.
+                let to = unsafe { &mut *to };
+                to.sin_family = libc::AF_INET as libc::sa_family_t;
+                to.sin_port = v4.port().to_be();
+                to.sin_addr.s_addr = u32::from(*v4.ip()).to_be();
+                raw.len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            }
+            SocketAddr::V6(v6) => {
+                let to = (&raw mut raw.storage).cast::<libc::sockaddr_in6>();
+                // SAFETY: as above, for a sockaddr_in6.
+                let to = unsafe { &mut *to };
+                to.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+                to.sin6_port = v6.port().to_be();
+                to.sin6_addr.s6_addr = v6.ip().octets();
+                to.sin6_scope_id = v6.scope_id();
+                raw.len = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+            }
+        }
+        raw
+    }
+}
+
+fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) })?;
+    // SAFETY: the call above returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A TCP socket ready to be connected, with `TCP_NODELAY` set.
+///
+/// # Errors
+/// What socket(2) says, EMFILE for one.
+pub fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = socket(address)?;
+    set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    Ok(fd)
+}
+
+/// A listening TCP socket that shares its address with the other shards' (`SO_REUSEPORT`); accepted
+/// sockets inherit `TCP_NODELAY`.
+///
+/// # Errors
+/// What socket(2), bind(2) or listen(2) says: EADDRINUSE, EACCES for a port below 1024.
+pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+    let fd = socket(address)?;
+    let raw = fd.as_raw_fd();
+    set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+    set_option(raw, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    if address.is_ipv6() {
+        set_option(raw, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    let name = RawAddr::from(address);
+    // SAFETY: `name` holds a valid address of `name.len()` bytes and outlives the call.
+    check(unsafe { libc::bind(raw, name.as_ptr(), name.len()) })?;
+    let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::listen(raw, backlog) })?;
+    Ok(fd)
+}
+
+/// Binds without listening, without `SO_REUSEPORT`, and closes again: finds out whether somebody
+/// else already listens at `address`, which `SO_REUSEPORT` would hide when it is the same user.
+///
+/// # Errors
+/// What bind(2) says, EADDRINUSE for one.
+pub fn probe_bind(address: SocketAddr) -> io::Result<()> {
+    let fd = socket(address)?;
+    set_option(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    if address.is_ipv6() {
+        set_option(fd.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
+    }
+    let name = RawAddr::from(address);
+    // SAFETY: `name` holds a valid address of `name.len()` bytes and outlives the call.
+    check(unsafe { libc::bind(fd.as_raw_fd(), name.as_ptr(), name.len()) })?;
+    Ok(())
+}
+
+fn set_option(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Result<()> {
+    #[allow(clippy::cast_possible_truncation)] // 4
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the option value is the `len` bytes of `value`, which lives across the call.
+    check(unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), len) })?;
+    Ok(())
+}
+
+/// Makes close(2) of this socket send a reset and drop what is queued (`SO_LINGER` of zero).
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    #[allow(clippy::cast_possible_truncation)] // 8
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the option value is the `len` bytes of `linger`, which lives across the call.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            len,
+        )
+    })?;
+    Ok(())
+}
+
+type NameCall =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+/// The address at the other end (getpeername(2)).
+///
+/// # Errors
+/// ENOTCONN when the peer has gone already.
+pub fn peer_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    name(fd, libc::getpeername)
+}
+
+/// The address at this end (getsockname(2)).
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn local_address(fd: BorrowedFd<'_>) -> io::Result<SocketAddr> {
+    name(fd, libc::getsockname)
+}
+
+fn name(fd: BorrowedFd<'_>, call: NameCall) -> io::Result<SocketAddr> {
+    let mut raw = RawAddr::zeroed();
+    #[allow(clippy::cast_possible_truncation)] // 128
+    let mut len = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    // SAFETY: both calls of this type fill at most `len` bytes at the pointer, which is the size of
+    // the storage behind it.
+    check(unsafe { call(fd.as_raw_fd(), (&raw mut raw.storage).cast(), &raw mut len) })?;
+    raw.len = len;
+    raw.to_socket_addr().ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_kernel_form() {
+        for text in ["127.0.0.1:80", "255.1.2.3:65535", "[::1]:443", "[2001:db8::7]:8080"] {
+            let address: SocketAddr = text.parse().expect("a literal");
+            assert_eq!(RawAddr::from(address).to_socket_addr(), Some(address));
+        }
+    }
+
+    #[test]
+    fn two_shards_share_an_address_and_the_probe_sees_them() {
+        let first = listen("127.0.0.1:0".parse().expect("a literal"), 16).expect("a free port");
+        let address = local_address(std::os::fd::AsFd::as_fd(&first)).expect("a bound socket");
+        let second = listen(address, 16).expect("SO_REUSEPORT");
+        let error = probe_bind(address).expect_err("somebody listens");
+        assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+        drop((first, second));
+        probe_bind(address).expect("nobody listens");
+    }
+}
