@@ -57,6 +57,7 @@ impl InFlight {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::thread;
 
     use super::*;
@@ -84,25 +85,33 @@ mod tests {
     #[test]
     fn exact_under_races() {
         const MAX: u32 = 3;
-        let (server, inside, refused) = (InFlight::new(), AtomicU32::new(0), AtomicU32::new(0));
+        const THREADS: usize = 8;
+        let (server, taken, start) = (InFlight::new(), AtomicU32::new(0), Barrier::new(THREADS));
+        let round = || {
+            start.wait();
+            let mine = server.try_acquire(MAX);
+            taken.fetch_add(mine.into(), Relaxed);
+            start.wait();
+            assert_eq!((taken.load(Relaxed), server.count()), (MAX, MAX));
+            start.wait();
+            if mine {
+                taken.fetch_sub(1, Relaxed);
+                server.release();
+            }
+            // And without the lock step.
+            for _ in 0..100 {
+                if server.try_acquire(MAX) {
+                    assert!(server.count() <= MAX);
+                    server.release();
+                }
+            }
+        };
         thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..5_000 {
-                        if server.try_acquire(MAX) {
-                            assert!(inside.fetch_add(1, Relaxed) < MAX);
-                            thread::yield_now();
-                            inside.fetch_sub(1, Relaxed);
-                            server.release();
-                        } else {
-                            refused.fetch_add(1, Relaxed);
-                        }
-                    }
-                });
+            for _ in 0..THREADS {
+                scope.spawn(|| (0..200).for_each(|_| round()));
             }
         });
         assert_eq!(server.count(), 0);
-        assert!(refused.load(Relaxed) > 0, "the limit was never reached: the test shows nothing");
     }
 
     #[test]

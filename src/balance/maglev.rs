@@ -169,7 +169,7 @@ mod tests {
         for (weights, expected) in table {
             assert_eq!(size(weights.iter().copied()), expected, "{} members", weights.len());
         }
-        let prime = |n: u32| (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+        let prime = |n: u32| (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
         assert!(PRIMES.into_iter().all(prime));
     }
 

@@ -231,6 +231,11 @@ proptest! {
             prop_assert!(picked.abs_diff(weight) <= 3, "{} for {}", picked, weight);
         }
     }
+}
+
+proptest! {
+    // Tables are built in each case.
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Every policy, tried to the end: each available member once, primaries before backups,
     /// nobody who is out, then `None`.
@@ -293,9 +298,9 @@ fn keyed_choices_follow_weights() {
     for policy in [Policy::IpHash, Policy::Maglev] {
         let mut scheduler = scheduler(policy, &members(&weights), 0);
         let mut view = Upstream::healthy(5);
-        for (lost, total) in [(None, 12), (Some(3), 8)] {
+        for (lost, total) in [(None, 12), (Some(3_usize), 8)] {
             view.up.fill(true);
-            lost.into_iter().for_each(|member| view.up[member as usize] = false);
+            lost.into_iter().for_each(|member| view.up[member] = false);
             let picked = counts(&mut scheduler, &view, 60_000);
             for (member, weight) in weights.iter().enumerate() {
                 let exact = if view.up[member] { 60_000 / total * weight } else { 0 };

@@ -266,7 +266,7 @@ mod tests {
             (header(0x20, 0x00, &[]), None),
             (header(0x20, 0x11, &V4_BLOCK), None),
             (header(0x20, 0xff, &[1, 2]), None),
-            (v4_with(&[noop.clone()]), v4),
+            (v4_with(std::slice::from_ref(&noop)), v4),
             (v4_with(&[tlv(0x04, &[]), tlv(0x01, b"h2"), tlv(0xee, &[7; 300])]), v4),
             (v4_with(&[tlv(TLV_UNIQUE_ID, &[1; 128])]), v4),
             (v4_with(&[tlv(0x04, &vec![0; HEADER_MAX - FIXED - 12 - 3])]), v4),
