@@ -310,3 +310,22 @@ fn keyed_choices_follow_weights() {
         }
     }
 }
+
+/// With nearly everybody out the draws fail; the choice is the same on every shard all the same.
+#[test]
+fn keyed_choices_agree_in_a_great_outage() {
+    let all = members(&[1; 200]);
+    let mut view = Upstream::healthy(200);
+    view.up.fill(false);
+    [17, 90, 143].into_iter().for_each(|member: usize| view.up[member] = true);
+    for policy in [Policy::IpHash, Policy::Maglev] {
+        let mut shards = [1, 2, 3, 4].map(|seed| scheduler(policy, &all, seed));
+        let mut picked = [0; 200];
+        for key in 0..300 {
+            let picks = shards.each_mut().map(|shard| shard.pick(&view, key, &Tried::new()));
+            assert!(picks.iter().all(|pick| *pick == picks[0]), "{policy:?}: {picks:?}");
+            picked[picks[0].unwrap()] += 1;
+        }
+        assert!([17, 90, 143].iter().all(|member| picked[*member] > 60), "{policy:?}");
+    }
+}
