@@ -6,12 +6,13 @@ contenders are started afresh each round and take turns within it, so that drift
 ratios are taken within a round.
 
 CPU time per request is the main figure: it holds whoever the bottleneck is. Requests/s and latency describe the
-contender only in slices where its CPU was saturated; other slices are marked and left out of those ratios. wrk is a
+contender only in slices where its CPU was saturated, by itself; others are marked and left out of the ratios. wrk is a
 closed loop, so its latency at saturation is little more than connections divided by requests/s.
 
 Sources of noise, and what is done about them:
 - Other work on the contender's CPU (a shared box, interrupts, kernel threads) adds cache misses and preemption. It
-  is measured (busy time of the CPU less the contender's own) and such slices are counted as disturbed.
+  is measured (busy time of the CPU less the contender's own) and such slices are counted as disturbed; they give no
+  throughput. Other work on the load's CPU shows as a contender that is not saturated.
 - Steal and frequency changes of a virtual machine are not visible in full: only ratios within a round are to be
   compared, never absolute figures of two runs.
 - Over loopback the receiver's half of TCP runs in the sender's context: the contender pays for the receive path of
@@ -96,13 +97,13 @@ def median_interval(values):
     return values[max(rank - 1, 0)], values[n - max(rank, 1)]
 
 
-def paired_ratios(slices, label, peer, figure, saturated_only):
-    """Ratios of a figure to a peer's, round by round."""
+def paired_ratios(slices, label, peer, figure, valid_only):
+    """Ratios of a figure to a peer's, round by round; `valid_only` leaves out slices with no valid throughput."""
     ratios = []
     peers = {one["round"]: one for one in slices if one["contender"] == peer}
     for one in (one for one in slices if one["contender"] == label and one["round"] in peers):
         other = peers[one["round"]]
-        if not saturated_only or (one["saturated"] and other["saturated"]):
+        if not valid_only or (one["throughput_valid"] and other["throughput_valid"]):
             ratios.append(one[figure] / other[figure])
     return ratios
 
@@ -116,7 +117,8 @@ def summarise(slices, contenders, peers):
             own = [one for one in level if one["contender"] == who.label]
             row = {"connections": connections, "contender": who.label,
                    "unsaturated": sum(not one["saturated"] for one in own),
-                   "disturbed": sum(one["disturbed"] for one in own)}
+                   "disturbed": sum(one["disturbed"] for one in own),
+                   "throughput_invalid": sum(not one["throughput_valid"] for one in own)}
             row |= {figure: spread([one[figure] for one in own]) for figure in FIGURES}
             for peer in peers:
                 for figure, strict in (("cpu_us_per_request", False), ("requests_per_second", True)):
@@ -146,7 +148,7 @@ def report(rows, peers, settings):
     lines += table(
         ["conns", "contender", "CPU µs/request", "requests/s", "p50 ms", "p99 ms", "switches/1000 req"],
         [[str(row["connections"]), row["contender"], cell(row["cpu_us_per_request"], 2),
-          cell(row["requests_per_second"], 0) + ("*" if row["unsaturated"] else ""),
+          cell(row["requests_per_second"], 0) + ("*" if row["throughput_invalid"] else ""),
           cell(row["p50_us"], 2, 1e-3), cell(row["p99_us"], 2, 1e-3), cell(row["switches_per_1000"], 1)]
          for row in rows])
     if peers:
@@ -180,16 +182,18 @@ def pair_report(rows, contenders, settings):
 
 def notes(rows, settings):
     """What the reader must know about the slices."""
+    total = settings.rounds * len(rows)
     lines = []
-    if any(row["unsaturated"] for row in rows):
-        which = ", ".join(f"{row['contender']} c={row['connections']}: {row['unsaturated']}"
-                          for row in rows if row["unsaturated"])
-        lines += ["", f"\\* Contender CPU not saturated (slices: {which}): wrk and the origin server were the "
-                  "bottleneck. Requests/s and latency of those slices are invalid and left out of the ratios; "
-                  "CPU µs/request, the main figure, is still valid."]
-    disturbed = sum(row["disturbed"] for row in rows)
-    if disturbed:
-        lines += ["", f"{disturbed} slices were disturbed by other work on CPU {settings.contender_cpu} or by steal."]
+    for key, what in (
+            ("unsaturated", f"CPU {settings.contender_cpu} was idle, so wrk and the origin server were the bottleneck"),
+            ("disturbed", f"other processes used CPU {settings.contender_cpu}, or the hypervisor stole time")):
+        which = ", ".join(f"{row['contender']} c={row['connections']}: {row[key]}" for row in rows if row[key])
+        if which:
+            lines += ["", f"{sum(row[key] for row in rows)} of {total} slices {key}: {what} ({which})."]
+    if lines:
+        lines += ["", "\\* Requests/s and latency of those slices are invalid; ratios of requests/s leave them out "
+                  "(– where none is left). CPU µs/request, the main figure, is still valid"
+                  + (", though dearer and less even where disturbed." if "disturbed" in lines[-1] else ".")]
     return lines
 
 

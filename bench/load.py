@@ -14,7 +14,7 @@ from contender import BENCH, HOST, BenchError, process_tree, spawn, stat_fields
 TICKS = os.sysconf("SC_CLK_TCK")
 # Idle share of the contender's CPU above which its throughput and latency were set by somebody else.
 IDLE_MAX = 0.05
-# Share of the contender's CPU used by others, or of either CPU stolen by the hypervisor, above which a slice counts as disturbed.
+# Share of the contender's CPU used by others, or of either CPU stolen, above which a slice counts as disturbed.
 FOREIGN_MAX = 0.05
 
 
@@ -90,9 +90,9 @@ def measure(server, connections, settings):
     cpus = settings.contender_cpu, settings.load_cpu
     ticks_before, used_before, began = [cpu_ticks(cpu) for cpu in cpus], Usage.of(pids), time.monotonic()
     wrk = run_wrk(server.port, connections, settings.seconds, settings.load_cpu)
-    used, ticks, wall = Usage.of(pids), [cpu_ticks(cpu) for cpu in cpus], time.monotonic() - began
     if process_tree(server.process.pid) != pids:
         raise BenchError(f"{server.label}: a process ended or was started during a slice:\n{server.tail()}")
+    used, ticks, wall = Usage.of(pids), [cpu_ticks(cpu) for cpu in cpus], time.monotonic() - began
     cpu_seconds = used.cpu_seconds_since(used_before)
     spent = [{key: (after[key] - before[key]) / TICKS for key in after} for before, after in zip(ticks_before, ticks)]
     loaded = wrk["duration_us"] / 1e6
@@ -100,6 +100,7 @@ def measure(server, connections, settings):
     idle = [max(0.0, cpu["idle"] - (wall - loaded)) / loaded for cpu in spent]
     foreign = max(0.0, spent[0]["busy"] - cpu_seconds) / wall
     steal = max(cpu["steal"] for cpu in spent) / wall
+    saturated, disturbed = idle[0] <= IDLE_MAX, foreign > FOREIGN_MAX or steal > FOREIGN_MAX
     return {
         "contender": server.label,
         "connections": connections,
@@ -113,7 +114,8 @@ def measure(server, connections, settings):
         "load_cpu_idle": idle[1],
         "foreign": foreign,
         "steal": steal,
-        "saturated": idle[0] <= IDLE_MAX,
-        "disturbed": foreign > FOREIGN_MAX or steal > FOREIGN_MAX,
+        "saturated": saturated,
+        "disturbed": disturbed,
+        "throughput_valid": saturated and not disturbed,
         "errors": {key: warm["errors"][key] + wrk["errors"][key] for key in wrk["errors"]},
     }
