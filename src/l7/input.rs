@@ -51,6 +51,12 @@ impl Input {
         self.consumed
     }
 
+    /// Puts back bytes that were taken off with [`Input::poll_chunk`] and belong to what follows.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        self.consumed -= bytes.len() as u64;
+        self.unread(Chunk::Shared(bytes.into()));
+    }
+
     /// Puts back what was not consumed.
     fn unread(&mut self, chunk: Chunk) {
         if !chunk.is_empty() {
@@ -204,8 +210,7 @@ impl BodyReader {
         Poll::Ready(Ok(None))
     }
 
-    /// True when the framing says that everything left is `limit` bytes at most and none of it is
-    /// over the wire yet to be decoded: the whole body is a plain length.
+    /// Body bytes still to come, when the framing tells.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {
         self.decoder.remaining_hint()

@@ -2,8 +2,21 @@
 
 pub mod access_log;
 pub mod config;
+pub mod connection;
+pub mod exchange;
+pub mod flow;
 pub mod forwarded;
+pub mod headers;
+pub mod input;
+pub mod log;
+pub mod metrics;
+pub mod output;
+pub mod pool;
+pub mod proxy;
+pub mod reply;
 pub mod request_id;
 pub mod router;
 pub mod template;
 pub mod time;
+pub mod upstream;
+pub mod worker;

@@ -103,7 +103,7 @@ impl View for Health<'_> {
     fn available(&self, member: usize) -> bool {
         self.set.members.get(member).is_some_and(|member| {
             let config = &member.config;
-            let full = config.max_conns > 0 && member.in_flight.count() >= config.max_conns;
+            let full = member.in_flight.is_full(config.max_conns);
             !config.down && !full && member.passive.available(self.now)
         })
     }
@@ -159,18 +159,22 @@ impl Pool {
 
     /// Chooses a member; `None` when nobody is available that was not tried.
     #[must_use]
-    pub fn lease(&self, key: u64, tried: &Tried, now: Millis) -> Option<Lease> {
+    pub fn lease(&self, key: u64, tried: &mut Tried, now: Millis) -> Option<Lease> {
         let local = Rc::clone(&self.local.borrow());
-        // Another shard may take the last place of a member between the look and the claim.
-        for _ in 0..local.set.members.len() {
+        loop {
             let view = Health { set: &local.set, now };
             let index = local.scheduler.borrow_mut().pick(&view, key, tried)?;
             let member = local.set.members.get(index)?;
+            let fail_timeout = millis(member.config.fail_timeout);
             if member.in_flight.try_acquire(member.config.max_conns) {
-                return Some(Lease { local, index, shard: self.shard });
+                let lease = Lease { local: Rc::clone(&local), index, shard: self.shard };
+                if lease.member().passive.admit(now, fail_timeout) {
+                    return Some(lease);
+                }
             }
+            // Another shard was faster: it took the last place, or the probe.
+            tried.insert(index);
         }
-        None
     }
 
     /// An idle connection to the leased member that is still good, and how many the server turned

@@ -4,7 +4,10 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::balance::{self, Budget, InFlight, MaglevTable, Member as Weight, Passive, Policy};
+use crate::balance::hash::hash;
+use crate::balance::{
+    InFlight, MaglevTable, Member as Weight, Passive, Policy, RetryBudget, Scheduler,
+};
 use crate::counter::Padded;
 use crate::l7::config::{Server, ServerAddress, Upstream};
 use crate::l7::metrics::ServerMetrics;
@@ -48,7 +51,7 @@ pub struct SharedUpstream {
     /// The configuration.
     pub config: Upstream,
     /// Retries allowed.
-    pub budget: Budget,
+    pub budget: RetryBudget,
     shards: usize,
 }
 
@@ -56,7 +59,7 @@ impl SharedUpstream {
     /// For as many shards.
     #[must_use]
     pub fn new(config: Upstream, shards: usize) -> Self {
-        Self { config, budget: Budget::new(), shards }
+        Self { config, budget: RetryBudget::new(), shards }
     }
 
     /// Builds the member set for these addresses of each server (ignored for address literals).
@@ -117,11 +120,11 @@ impl SharedUpstream {
 impl MemberSet {
     /// A scheduler over these members; `seed` keeps shards from marching in step.
     #[must_use]
-    pub fn scheduler(&self, policy: Policy, seed: u64) -> balance::Scheduler {
+    pub fn scheduler(&self, policy: Policy, seed: u64) -> Scheduler {
         let weights = weights(&self.members);
         match &self.table {
-            Some(table) => balance::Scheduler::with_table(policy, &weights, Arc::clone(table), seed),
-            None => balance::Scheduler::new(policy, &weights, &keys(&self.members), seed),
+            Some(table) => Scheduler::with_table(&weights, Arc::clone(table), seed),
+            None => Scheduler::new(policy, &weights, &keys(&self.members), seed),
         }
     }
 }
@@ -137,5 +140,5 @@ fn weights(members: &[Arc<Member>]) -> Vec<Weight> {
 /// What identifies a member in a consistent hash: its address, so that order and other members do
 /// not matter.
 fn keys(members: &[Arc<Member>]) -> Vec<u64> {
-    members.iter().map(|member| balance::hash(member.label.as_bytes())).collect()
+    members.iter().map(|member| hash(member.label.as_bytes())).collect()
 }

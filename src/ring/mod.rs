@@ -19,6 +19,7 @@
 pub mod accept;
 pub mod buffers;
 pub mod chunk;
+pub mod event;
 pub mod executor;
 pub mod op;
 pub mod probe;

@@ -1,0 +1,361 @@
+//! A client connection from the first byte to the last: one request after the other.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::task::Poll;
+
+use crate::l7::config::Action;
+use crate::l7::exchange::{Addresses, Exchange};
+use crate::l7::flow::flush;
+use crate::l7::input::{HeadReadError, Input};
+use crate::l7::metrics::ListenerMetrics;
+use crate::l7::pool::millis;
+use crate::l7::worker::{Worker, unix_ms};
+use crate::l7::{access_log, forwarded, proxy, reply};
+use crate::protocol::http1::{HeadScanner, Method, Version};
+use crate::protocol::proxy_protocol::{self, Parsed};
+use crate::ring::{Stream, Timer};
+use crate::sys::socket;
+
+/// After a refusal the client's bytes are read and thrown away for this long, since closing with
+/// unread data would reset the connection and take the response with it (RFC 9112 section 9.6).
+const LINGER_MS: u64 = 2_000;
+/// And this many.
+const LINGER_BYTES: u64 = 1024 * 1024;
+/// While draining, a connection that was active this recently may have a request on the way.
+const DRAIN_GRACE_MS: u64 = 1_000;
+/// Most bytes of a PROXY protocol header.
+const PROXY_HEADER_MAX: usize = 4096;
+
+/// What becomes of the connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// The next request.
+    Keep,
+    /// An orderly end.
+    Close,
+    /// At once, so that the client does not take what it has for whole.
+    Reset,
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub struct Client {
+    /// What the shard's connections share.
+    pub worker: Rc<Worker>,
+    /// The socket.
+    pub stream: Stream,
+    /// Received and not consumed.
+    pub input: Input,
+    /// Index of the listener.
+    pub listener: usize,
+    /// Both ends.
+    pub addresses: Addresses,
+    /// For what the client has to do: send a request, a body.
+    pub timer: Timer,
+    /// For what is done for it: the server's part, taking the response.
+    pub answer_timer: Timer,
+    requests: u32,
+    key: usize,
+    counted: Counted,
+    last_active: u64,
+}
+
+/// Bytes already added to the listener's figures.
+#[derive(Debug, Default)]
+struct Counted {
+    received: u64,
+    sent: u64,
+}
+
+/// Serves a connection that a listener accepted.
+pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize) {
+    let Some(addresses) = addresses_of(&stream) else { return };
+    let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
+    let key = worker.enter();
+    worker.metrics.listeners[listener].accepted.increment();
+    let last_active = worker.now();
+    let mut client = Client {
+        worker,
+        stream,
+        input: Input::default(),
+        listener,
+        addresses,
+        timer,
+        answer_timer,
+        requests: 0,
+        key,
+        counted: Counted::default(),
+        last_active,
+    };
+    if client.read_proxy_header().await {
+        match client.serve_requests().await {
+            After::Reset => client.stream.reset_on_close(),
+            _ => client.close().await,
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.count_bytes();
+        self.figures().closed.increment();
+        self.worker.leave(self.key);
+    }
+}
+
+fn addresses_of(stream: &Stream) -> Option<Addresses> {
+    let peer = socket::peer_address(stream.as_fd()).ok()?;
+    let local = socket::local_address(stream.as_fd()).ok()?;
+    Some(Addresses { peer, local })
+}
+
+impl Client {
+    fn figures(&self) -> &ListenerMetrics {
+        &self.worker.metrics.listeners[self.listener]
+    }
+
+    fn count_bytes(&mut self) {
+        let (received, sent) = (self.input.consumed(), self.stream.sent());
+        self.figures().bytes_received.add(received - self.counted.received);
+        self.figures().bytes_sent.add(sent - self.counted.sent);
+        self.counted = Counted { received, sent };
+    }
+
+    /// Reads the PROXY protocol header if this peer has to send one; false ends the connection.
+    async fn read_proxy_header(&mut self) -> bool {
+        let from = &self.worker.service.listeners[self.listener].proxy_protocol_from;
+        if from.is_empty() || !forwarded::is_trusted(self.addresses.peer.ip(), from) {
+            return true;
+        }
+        self.timer.set(millis(self.worker.service.http.client_header_timeout));
+        let mut bytes = Vec::new();
+        loop {
+            let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
+            let Ok(Ok(Some(chunk))) = self.timer.guard(next).await else { break };
+            bytes.extend_from_slice(chunk.as_slice());
+            match proxy_protocol::parse(&bytes) {
+                Ok(Parsed::Incomplete) if bytes.len() < PROXY_HEADER_MAX => {}
+                Ok(Parsed::Complete { header, consumed }) => {
+                    if let Some((peer, local)) = header.addresses {
+                        self.addresses = Addresses { peer, local };
+                    }
+                    self.input.put_back(bytes.split_off(consumed));
+                    return true;
+                }
+                _ => break,
+            }
+        }
+        self.worker.metrics.proxy_header_errors.increment();
+        false
+    }
+
+    async fn serve_requests(&mut self) -> After {
+        loop {
+            if !self.wait_for_request().await {
+                return After::Close;
+            }
+            let mut exchange = self.worker.exchange();
+            exchange.outcome.started = self.worker.now();
+            let after = self.serve_request(&mut exchange).await;
+            self.finish(&exchange);
+            self.worker.recycle(exchange);
+            if after != After::Keep {
+                return after;
+            }
+        }
+    }
+
+    /// Waits, holding next to nothing, until the client sends something; false when the connection
+    /// is to be closed.
+    async fn wait_for_request(&mut self) -> bool {
+        let http = &self.worker.service.http;
+        let idle = if self.requests == 0 { http.client_header_timeout } else { http.keepalive_timeout };
+        self.timer.set(millis(idle));
+        poll_fn(|cx| {
+            if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
+                return Poll::Ready(ready.unwrap_or(false));
+            }
+            if let Some(began) = self.worker.draining() {
+                let since = self.worker.now().saturating_sub(self.last_active);
+                if since >= DRAIN_GRACE_MS {
+                    return Poll::Ready(false);
+                }
+                if began != 0 {
+                    self.timer.set(DRAIN_GRACE_MS - since);
+                }
+            } else {
+                self.worker.wake_on_drain(self.key, cx);
+            }
+            self.timer.poll_fired(cx).map(|()| false)
+        })
+        .await
+    }
+
+    async fn serve_request(&mut self, exchange: &mut Exchange) -> After {
+        if let Err(after) = self.read_head(exchange).await {
+            return after;
+        }
+        self.requests += 1;
+        let worker = Rc::clone(&self.worker);
+        if let Err(refusal) = exchange.parse(&worker.limits) {
+            return self.refuse(exchange, refusal.status());
+        }
+        let trusted = &worker.service.http.trusted_proxies;
+        exchange.identify(&self.addresses, trusted, worker.request_id());
+        if exchange.request.method == Method::Connect {
+            return self.refuse(exchange, 405);
+        }
+        let routes = &worker.service.routes;
+        let Some(index) = worker.router.find(routes, self.listener, exchange) else {
+            return reply::status(self, exchange, None, 404).await;
+        };
+        let route = &routes[index];
+        match &route.action {
+            Action::Proxy(upstream) => {
+                let size_max =
+                    route.client_max_body_size.unwrap_or(worker.service.http.client_max_body_size);
+                proxy::serve(self, exchange, route, *upstream, size_max).await
+            }
+            Action::Respond(respond) => reply::respond(self, exchange, route, respond).await,
+            Action::Redirect(redirect) => reply::redirect(self, exchange, route, redirect).await,
+        }
+    }
+
+    /// Reads a head within the time a whole head may take.
+    async fn read_head(&mut self, exchange: &mut Exchange) -> Result<(), After> {
+        self.timer.set(millis(self.worker.service.http.client_header_timeout));
+        let mut scanner = HeadScanner::new();
+        let limits = self.worker.limits;
+        let read = {
+            let (input, stream, head) = (&mut self.input, &self.stream, &mut exchange.head);
+            let next = poll_fn(|cx| input.poll_head(stream, &mut scanner, &limits, head, cx));
+            self.timer.guard(next).await
+        };
+        self.timer.clear();
+        match read {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(HeadReadError::Malformed(error))) => Err(self.refuse(exchange, error.status())),
+            Ok(Err(HeadReadError::Truncated)) if scanner.has_begun() => {
+                exchange.outcome.error = Some("client closed inside the request head");
+                Err(self.refuse(exchange, 400))
+            }
+            Ok(Err(_)) => {
+                exchange.outcome.error = Some("client closed inside the request head");
+                Err(After::Close)
+            }
+            Err(_) => {
+                self.worker.metrics.client_timeouts.increment();
+                exchange.outcome.error = Some("client_header_timeout");
+                Err(self.refuse(exchange, 408))
+            }
+        }
+    }
+
+    /// Answers what cannot be served; the connection ends, since where the next request starts is
+    /// not known.
+    fn refuse(&mut self, exchange: &mut Exchange, status: u16) -> After {
+        self.worker.metrics.requests_refused.increment();
+        reply::write_status(self, exchange, None, status, false);
+        After::Close
+    }
+
+    /// Whether the connection may go on after this request.
+    #[must_use]
+    pub fn keeps(&self, exchange: &Exchange) -> bool {
+        exchange.request.persistent
+            && self.requests < self.worker.service.http.keepalive_requests
+            && self.worker.draining().is_none()
+    }
+
+    /// Counts and logs a request.
+    fn finish(&mut self, exchange: &Exchange) {
+        self.last_active = self.worker.now();
+        let outcome = &exchange.outcome;
+        if outcome.status == 0 {
+            return; // nothing was asked and nothing answered
+        }
+        self.count_bytes();
+        self.figures().requests.count(outcome.status);
+        if let Some(upstream) = outcome.upstream {
+            let figures = &self.worker.metrics.upstreams[upstream];
+            figures.requests.count(outcome.status);
+            figures.latency.record(self.last_active.saturating_sub(outcome.started));
+        }
+        if let Some(log) = &self.worker.log {
+            log.append(&self.log_entry(exchange));
+        }
+    }
+
+    fn log_entry<'a>(&'a self, exchange: &'a Exchange) -> access_log::Entry<'a> {
+        let (request, head, outcome) = (&exchange.request, &exchange.head, &exchange.outcome);
+        let parsed = !exchange.id.is_empty();
+        let micros = |from: u64, to: u64| to.saturating_sub(from) * 1000;
+        let client =
+            if parsed { exchange.identity().client } else { self.addresses.peer.ip() };
+        access_log::Entry {
+            unix_ms: unix_ms(),
+            client,
+            method: if parsed { request.method_span.of(head) } else { b"" },
+            uri: if parsed { request.target.of(head) } else { first_line(head) },
+            protocol: match request.version {
+                _ if !parsed => b"",
+                Version::Http10 => b"HTTP/1.0",
+                Version::Http11 => b"HTTP/1.1",
+            },
+            host: parsed.then_some(exchange.http_host.as_slice()),
+            status: outcome.status,
+            bytes_sent: outcome.body_bytes + outcome.head_bytes,
+            body_bytes_sent: outcome.body_bytes,
+            referer: if parsed { request.header(head, "referer") } else { None },
+            user_agent: if parsed { request.header(head, "user-agent") } else { None },
+            request_id: &exchange.id,
+            request_time_us: micros(outcome.started, self.last_active),
+            upstream: outcome.server,
+            upstream_time_us: outcome
+                .upstream_started
+                .map(|began| micros(began, outcome.upstream_ended.unwrap_or(self.last_active))),
+            upstream_status: outcome.upstream_status,
+            tries: outcome.tries,
+            listener: &self.worker.service.listeners[self.listener].name,
+            error: outcome.error,
+        }
+    }
+
+    /// Ends the connection so that the client gets everything that was written: flush, FIN, and
+    /// reading until the client has closed too.
+    async fn close(&mut self) {
+        let send_timeout = millis(self.worker.service.http.send_timeout);
+        if flush(&self.stream, 0, &self.answer_timer, send_timeout).await.is_err() {
+            return;
+        }
+        if self.stream.sent() == 0 {
+            return;
+        }
+        self.stream.shutdown_write();
+        self.timer.set(LINGER_MS);
+        let began = self.input.consumed();
+        while self.input.consumed() - began < LINGER_BYTES {
+            let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
+            match self.timer.guard(next).await {
+                Ok(Ok(Some(_))) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// The address of the client, for hashing.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.addresses.peer
+    }
+}
+
+/// As much of a request line as came.
+fn first_line(head: &[u8]) -> &[u8] {
+    const SHOWN_MAX: usize = 2048;
+    let end = memchr::memchr2(b'\r', b'\n', head).unwrap_or(head.len());
+    &head[..end.min(SHOWN_MAX)]
+}

@@ -1,0 +1,242 @@
+//! One request and its response: the parsed heads, the client's identity and how it went.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::l7::config::{HeaderEdits, Route};
+use crate::l7::forwarded::{self, Identity};
+use crate::l7::router;
+use crate::l7::template::{Values, Variable};
+use crate::protocol::http1::{
+    Field, FieldId, Limits, RequestError, RequestHead, ResponseHead, Target, TargetError, encode,
+    normalise_host,
+};
+use crate::ring::timer::Millis;
+
+/// Where a connection comes from and arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// The client's end: the TCP peer, or what its PROXY protocol header says.
+    pub peer: SocketAddr,
+    /// Our end, likewise.
+    pub local: SocketAddr,
+}
+
+/// Everything about one request; recycled, so that a request allocates nothing.
+#[derive(Debug, Default)]
+pub struct Exchange {
+    /// The request head as received.
+    pub head: Vec<u8>,
+    /// What it says.
+    pub request: RequestHead,
+    /// Its target, normalised.
+    pub target: Target,
+    /// Its host, normalised; empty when there is none.
+    pub host: Vec<u8>,
+    /// `Host` to forward: as received, or the authority of an absolute target.
+    pub http_host: Vec<u8>,
+    /// The request id.
+    pub id: Vec<u8>,
+    /// The request head as it goes upstream.
+    pub forward: Vec<u8>,
+    /// The response head as received.
+    pub answer: Vec<u8>,
+    /// What it says.
+    pub response: ResponseHead,
+    /// How it went.
+    pub outcome: Outcome,
+    identity: Option<Identity>,
+}
+
+/// How an exchange went, for the log and the metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// When the first byte came.
+    pub started: Millis,
+    /// Status sent; 0 when none was, 499 when the client left.
+    pub status: u16,
+    /// Bytes of the response head.
+    pub head_bytes: u64,
+    /// Body bytes sent.
+    pub body_bytes: u64,
+    /// Upstream, by index.
+    pub upstream: Option<usize>,
+    /// The server tried last.
+    pub server: Option<SocketAddr>,
+    /// When the first attempt began.
+    pub upstream_started: Option<Millis>,
+    /// When the last attempt ended.
+    pub upstream_ended: Option<Millis>,
+    /// Status of the last server's response.
+    pub upstream_status: Option<u16>,
+    /// Attempts made.
+    pub tries: u32,
+    /// What went wrong, in a few words.
+    pub error: Option<&'static str>,
+}
+
+/// Why a request cannot be served at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its head.
+    Head(RequestError),
+    /// Its target.
+    Target(TargetError),
+}
+
+impl Refusal {
+    /// The status it is answered with.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Head(error) => error.status(),
+            Self::Target(error) => error.status(),
+        }
+    }
+}
+
+impl Exchange {
+    /// Makes it as good as new, keeping the memory unless a request needed a lot.
+    pub fn clear(&mut self) {
+        const KEEP: usize = 16 * 1024;
+        let Self { head, host, http_host, id, forward, answer, outcome, identity, .. } = self;
+        for bytes in [head, host, http_host, id, forward, answer] {
+            bytes.clear();
+            if bytes.capacity() > KEEP {
+                *bytes = Vec::new();
+            }
+        }
+        *outcome = Outcome::default();
+        *identity = None;
+    }
+
+    /// Understands the received head.
+    ///
+    /// # Errors
+    /// Why it is refused; the connection cannot go on after that.
+    pub fn parse(&mut self, limits: &Limits) -> Result<(), Refusal> {
+        self.request.parse(&self.head, limits).map_err(Refusal::Head)?;
+        let raw = self.request.target.of(&self.head);
+        self.target.parse(self.request.method, raw).map_err(Refusal::Target)?;
+        let received = self.request.host.map(|host| host.of(&self.head));
+        let host = self.target.authority().or(received).unwrap_or_default();
+        self.http_host.extend_from_slice(host);
+        if !host.is_empty() {
+            let error = |error| Refusal::Head(RequestError::Host(error));
+            normalise_host(host, &mut self.host).map_err(error)?;
+        }
+        Ok(())
+    }
+
+    /// Finds out who the client is.
+    pub fn identify(&mut self, addresses: &Addresses, trusted: &[ipnet::IpNet], id: [u8; 32]) {
+        let identity =
+            forwarded::identify(addresses.peer.ip(), trusted, self.values(FieldId::XForwardedFor));
+        self.identity = Some(identity);
+        let mut own = std::mem::take(&mut self.id);
+        match self.claims().believed(&identity).request_id {
+            Some(theirs) => own.extend_from_slice(theirs),
+            None => own.extend_from_slice(&id),
+        }
+        self.id = own;
+    }
+
+    /// The client's identity; a placeholder before [`Exchange::identify`].
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        let nobody = Identity { client: IpAddr::V4(Ipv4Addr::UNSPECIFIED), trusted_peer: false };
+        self.identity.unwrap_or(nobody)
+    }
+
+    /// What the peer says about the request, each only when it is said exactly once.
+    #[must_use]
+    pub fn claims(&self) -> forwarded::Claims<'_> {
+        let once = |id| {
+            let mut values = self.values(id);
+            let first = values.next();
+            if values.next().is_some() { None } else { first }
+        };
+        forwarded::Claims {
+            proto: once(FieldId::XForwardedProto),
+            host: once(FieldId::XForwardedHost),
+            request_id: once(FieldId::XRequestId),
+        }
+    }
+
+    /// The values of the request's fields of this kind.
+    pub fn values(&self, id: FieldId) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
+        let of = move |field: &&Field| field.id == id;
+        self.request.fields.iter().filter(of).map(|field| field.value.of(&self.head))
+    }
+}
+
+impl router::Request for Exchange {
+    fn host(&self) -> &[u8] {
+        &self.host
+    }
+
+    fn path(&self) -> &[u8] {
+        self.target.path()
+    }
+
+    fn method(&self) -> &[u8] {
+        self.request.method_span.of(&self.head)
+    }
+
+    fn header_matches(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let named = |field: &&Field| field.name.of(&self.head).eq_ignore_ascii_case(name.as_bytes());
+        let mut fields = self.request.fields.iter().filter(named);
+        fields.any(|field| test(field.value.of(&self.head)))
+    }
+}
+
+/// The values of variables while a request is served.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The request.
+    pub exchange: &'a Exchange,
+    /// Its connection.
+    pub addresses: &'a Addresses,
+}
+
+impl Values for Context<'_> {
+    fn append(&self, variable: &Variable, out: &mut Vec<u8>) {
+        let x = self.exchange;
+        match variable {
+            Variable::RemoteAddr => forwarded::write_ip(out, x.identity().client),
+            Variable::RemotePort => {
+                encode::push_decimal(out, u64::from(self.addresses.peer.port()));
+            }
+            Variable::Host => out.extend_from_slice(&x.host),
+            Variable::HttpHost => out.extend_from_slice(&x.http_host),
+            Variable::Scheme => out.extend_from_slice(b"http"),
+            Variable::RequestId => out.extend_from_slice(&x.id),
+            Variable::RequestMethod => out.extend_from_slice(x.request.method_span.of(&x.head)),
+            Variable::RequestUri => out.extend_from_slice(x.target.path_and_query()),
+            Variable::Uri => out.extend_from_slice(x.target.path()),
+            Variable::QueryString => out.extend_from_slice(x.target.query().unwrap_or_default()),
+            Variable::ServerAddr => forwarded::write_ip(out, self.addresses.local.ip()),
+            Variable::ServerPort => {
+                encode::push_decimal(out, u64::from(self.addresses.local.port()));
+            }
+            Variable::UpstreamAddr => {
+                if let Some(server) = x.outcome.server {
+                    forwarded::write_ip(out, server.ip());
+                    out.push(b':');
+                    encode::push_decimal(out, u64::from(server.port()));
+                }
+            }
+            Variable::Header(name) => {
+                if let Some(value) = x.request.header(&x.head, name) {
+                    out.extend_from_slice(value);
+                }
+            }
+        }
+    }
+}
+
+/// The edits a route makes on responses, none without a route.
+#[must_use]
+pub fn response_edits(route: Option<&Route>) -> &HeaderEdits {
+    static NONE: HeaderEdits = HeaderEdits { remove: Vec::new(), set: Vec::new(), add: Vec::new() };
+    route.map_or(&NONE, |route| &route.response_headers)
+}

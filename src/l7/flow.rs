@@ -1,0 +1,174 @@
+//! Moving bytes with back-pressure: never more than a bounded amount waits for a slow reader.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use crate::l7::input::{BodyReadError, BodyReader, Input};
+use crate::l7::output::{BodyWriter, Coding};
+use crate::ring::{Stream, Timer};
+
+/// Bytes that may wait for a reader before its source is no longer read.
+const QUEUE_HIGH: usize = 128 * 1024;
+/// The same when receive buffers are scarce.
+const QUEUE_HIGH_TIGHT: usize = 16 * 1024;
+
+/// Why output did not get out.
+#[derive(Debug)]
+pub enum FlushError {
+    /// No progress for too long.
+    Timeout,
+    /// The connection broke.
+    Io(io::Error),
+}
+
+/// Waits until at most `low` bytes are queued, as long as there is progress within `timeout_ms`.
+///
+/// # Errors
+/// See [`FlushError`].
+pub async fn flush(
+    stream: &Stream,
+    low: usize,
+    timer: &Timer,
+    timeout_ms: u64,
+) -> Result<(), FlushError> {
+    loop {
+        let sent = stream.sent();
+        timer.set(timeout_ms);
+        match timer.guard(poll_fn(|cx| stream.poll_flushed(cx, low))).await {
+            Ok(result) => return result.map_err(FlushError::Io),
+            Err(_) if stream.sent() > sent => {}
+            Err(_) => return Err(FlushError::Timeout),
+        }
+    }
+}
+
+/// Waits only if more is queued than may be.
+///
+/// # Errors
+/// See [`FlushError`].
+pub async fn throttle(stream: &Stream, timer: &Timer, timeout_ms: u64) -> Result<(), FlushError> {
+    let high = if stream.ring().is_tight() { QUEUE_HIGH_TIGHT } else { QUEUE_HIGH };
+    if stream.queued() <= high {
+        return Ok(());
+    }
+    flush(stream, high / 4, timer, timeout_ms).await
+}
+
+/// Why a request body did not reach the server whole.
+#[derive(Debug)]
+pub enum PumpError {
+    /// The client's doing: its framing, its end, its connection.
+    Client(BodyReadError),
+    /// The client sent nothing for too long.
+    ClientTimeout,
+    /// The body is larger than allowed.
+    TooLarge,
+    /// The server does not take it.
+    Server(FlushError),
+}
+
+/// What a request body is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct PumpLimits {
+    /// Longest silence of the client.
+    pub client_timeout_ms: u64,
+    /// Longest time the server takes nothing.
+    pub server_timeout_ms: u64,
+    /// Most body bytes, 0 for no limit.
+    pub size_max: u64,
+}
+
+/// Forwards a request body from the client to the server.
+///
+/// # Errors
+/// See [`PumpError`].
+pub async fn pump_request(
+    client: (&Stream, &mut Input),
+    body: &mut BodyReader,
+    server: &Stream,
+    coding: Coding,
+    limits: PumpLimits,
+    timer: &Timer,
+) -> Result<(), PumpError> {
+    if body.is_over() {
+        if coding == Coding::Chunked {
+            BodyWriter::new(coding).finish(server, None, body.trailers());
+        }
+        return Ok(());
+    }
+    let (client, input) = client;
+    let mut writer = BodyWriter::new(coding);
+    loop {
+        timer.set(limits.client_timeout_ms);
+        let piece = timer.guard(poll_fn(|cx| body.poll_piece(input, client, cx))).await;
+        let piece = piece.map_err(|_| PumpError::ClientTimeout)?.map_err(PumpError::Client)?;
+        let Some(piece) = piece else { break };
+        if limits.size_max > 0 && body.received() > limits.size_max {
+            return Err(PumpError::TooLarge);
+        }
+        writer.write(server, None, piece);
+        throttle(server, timer, limits.server_timeout_ms).await.map_err(PumpError::Server)?;
+    }
+    timer.clear();
+    writer.finish(server, None, body.trailers());
+    Ok(())
+}
+
+/// Copies bytes one way until the source ends; then ends the sink.
+async fn copy(
+    from: (&Stream, &mut Input),
+    to: &Stream,
+    idle: &Timer,
+    timeout_ms: u64,
+) -> io::Result<()> {
+    let (stream, input) = from;
+    loop {
+        let Some(chunk) = poll_fn(|cx| input.poll_chunk(stream, cx)).await? else {
+            to.shutdown_write();
+            return Ok(());
+        };
+        idle.set(timeout_ms);
+        to.write(chunk);
+        while to.queued() > QUEUE_HIGH {
+            poll_fn(|cx| to.poll_flushed(cx, QUEUE_HIGH / 4)).await?;
+            idle.set(timeout_ms);
+        }
+    }
+}
+
+/// Joins two connections until both directions have ended, one breaks, or nothing moves for
+/// `timeout_ms`. What is still queued at an orderly end is flushed.
+pub async fn tunnel(
+    a: (&Stream, &mut Input),
+    b: (&Stream, &mut Input),
+    idle: &Timer,
+    timeout_ms: u64,
+) {
+    idle.set(timeout_ms);
+    let (a_stream, b_stream) = (a.0, b.0);
+    let mut there = std::pin::pin!(copy(a, b_stream, idle, timeout_ms));
+    let mut back = std::pin::pin!(copy(b, a_stream, idle, timeout_ms));
+    let (mut there_over, mut back_over) = (false, false);
+    let orderly = poll_fn(|cx| {
+        let ways = [(&mut there_over, there.as_mut()), (&mut back_over, back.as_mut())];
+        for (over, way) in ways {
+            if !*over {
+                match way.poll(cx) {
+                    Poll::Ready(Ok(())) => *over = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => {}
+                }
+            }
+        }
+        if there_over && back_over {
+            return Poll::Ready(true);
+        }
+        idle.poll_fired(cx).map(|()| false)
+    })
+    .await;
+    if orderly {
+        let _ = flush(a_stream, 0, idle, timeout_ms).await;
+        let _ = flush(b_stream, 0, idle, timeout_ms).await;
+    }
+}

@@ -1,0 +1,310 @@
+//! Heads on their way out: what is forwarded, replaced and added.
+
+use crate::l7::config::{HeaderEdits, Rewrite, Route};
+use crate::l7::exchange::{Addresses, Context, Exchange};
+use crate::l7::forwarded;
+use crate::l7::output::Coding;
+use crate::l7::template::Template;
+use crate::protocol::http1::{Field, FieldId, Framing, ResponseHead, Version, encode};
+
+/// Writes the request head that goes upstream into [`Exchange::forward`].
+pub fn write_request(
+    exchange: &mut Exchange,
+    addresses: &Addresses,
+    route: &Route,
+    underscores: bool,
+) {
+    let mut out = std::mem::take(&mut exchange.forward);
+    let context = Context { exchange, addresses };
+    out.extend_from_slice(exchange.request.method_span.of(&exchange.head));
+    out.push(b' ');
+    push_target(&mut out, exchange, route.rewrite.as_ref());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let edits = &route.request_headers;
+    if !replaces(edits, b"host") {
+        encode::push_field(&mut out, b"Host", &exchange.http_host);
+    }
+    for field in &exchange.request.fields {
+        if is_forwarded(exchange, field, underscores, edits) {
+            let (name, value) = (field.name.of(&exchange.head), field.value.of(&exchange.head));
+            encode::push_field(&mut out, name, value);
+        }
+    }
+    push_identity(&mut out, exchange, addresses, edits);
+    push_edits(&mut out, edits, &context);
+    push_request_framing(&mut out, exchange);
+    out.extend_from_slice(b"\r\n");
+    exchange.forward = out;
+}
+
+fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>) {
+    let target = &exchange.target;
+    let Some(rewrite) = rewrite else {
+        out.extend_from_slice(target.path_and_query());
+        return;
+    };
+    let path = target.path();
+    match rewrite {
+        Rewrite::StripPrefix(prefix) => {
+            let rest = path.strip_prefix(prefix.as_bytes()).unwrap_or(path);
+            if rest.first() != Some(&b'/') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(rest);
+        }
+        Rewrite::Regex { regex, to } => {
+            // A normalised path is ASCII.
+            let path = std::str::from_utf8(path).unwrap_or("/");
+            let mut groups = regex.create_captures();
+            regex.captures(path, &mut groups);
+            match groups.get_match() {
+                Some(found) => {
+                    let mut replaced = String::new();
+                    groups.interpolate_string_into(path, to, &mut replaced);
+                    out.extend_from_slice(path[..found.start()].as_bytes());
+                    out.extend_from_slice(replaced.as_bytes());
+                    out.extend_from_slice(path[found.end()..].as_bytes());
+                }
+                None => out.extend_from_slice(path.as_bytes()),
+            }
+        }
+    }
+    if let Some(query) = target.query() {
+        out.push(b'?');
+        out.extend_from_slice(query);
+    }
+}
+
+/// Whether a received field goes upstream as it is.
+fn is_forwarded(
+    exchange: &Exchange,
+    field: &Field,
+    underscores: bool,
+    edits: &HeaderEdits,
+) -> bool {
+    let ours = matches!(
+        field.id,
+        FieldId::Host
+            | FieldId::ContentLength
+            | FieldId::Expect
+            | FieldId::XForwardedFor
+            | FieldId::XForwardedProto
+            | FieldId::XForwardedHost
+            | FieldId::XRealIp
+            | FieldId::XRequestId
+    );
+    if ours || field.id.is_hop_by_hop() {
+        return false;
+    }
+    let name = field.name.of(&exchange.head);
+    if !underscores && memchr::memchr(b'_', name).is_some() {
+        return false;
+    }
+    if exchange.request.connection.others
+        && exchange.request.connection_lists(&exchange.head, name)
+    {
+        return false;
+    }
+    // A forged `Forwarded` would contradict what we say in X-Forwarded-For.
+    if field.id == FieldId::Forwarded && !exchange.identity().trusted_peer {
+        return false;
+    }
+    edits.is_empty() || !(removes(edits, name) || replaces(edits, name))
+}
+
+/// Who the client is, in the fields nginx users set by hand.
+fn push_identity(
+    out: &mut Vec<u8>,
+    exchange: &Exchange,
+    addresses: &Addresses,
+    edits: &HeaderEdits,
+) {
+    let identity = exchange.identity();
+    let claims = exchange.claims().believed(&identity);
+    let wanted = |name: &[u8]| edits.is_empty() || !(removes(edits, name) || replaces(edits, name));
+    if wanted(b"x-real-ip") {
+        out.extend_from_slice(b"X-Real-IP: ");
+        forwarded::write_ip(out, identity.client);
+        out.extend_from_slice(b"\r\n");
+    }
+    if wanted(b"x-forwarded-for") {
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        let lines = exchange.values(FieldId::XForwardedFor);
+        forwarded::write_forwarded_for(out, &identity, addresses.peer.ip(), lines);
+        out.extend_from_slice(b"\r\n");
+    }
+    if wanted(b"x-forwarded-proto") {
+        encode::push_field(out, b"X-Forwarded-Proto", claims.proto.unwrap_or(b"http"));
+    }
+    if wanted(b"x-forwarded-host") {
+        encode::push_field(out, b"X-Forwarded-Host", claims.host.unwrap_or(&exchange.http_host));
+    }
+    if wanted(b"x-request-id") {
+        encode::push_field(out, b"X-Request-Id", &exchange.id);
+    }
+}
+
+fn push_request_framing(out: &mut Vec<u8>, exchange: &Exchange) {
+    let request = &exchange.request;
+    if request.upgrade_websocket {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    }
+    match request.framing {
+        Framing::Length(length) => {
+            out.extend_from_slice(b"Content-Length: ");
+            encode::push_decimal(out, length);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        Framing::None | Framing::Close => {}
+    }
+    if request.expect_continue {
+        out.extend_from_slice(b"Expect: 100-continue\r\n");
+    }
+}
+
+fn push_edits(out: &mut Vec<u8>, edits: &HeaderEdits, context: &Context<'_>) {
+    for (name, value) in edits.set.iter().chain(&edits.add) {
+        push_template(out, name, value, context);
+    }
+}
+
+fn push_template(out: &mut Vec<u8>, name: &str, value: &Template, context: &Context<'_>) {
+    let start = out.len();
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    let value_start = out.len();
+    value.render(context, out);
+    if out.len() == value_start {
+        out.truncate(start); // as in nginx, an empty value means no field
+        return;
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn removes(edits: &HeaderEdits, name: &[u8]) -> bool {
+    edits.remove.iter().any(|removed| removed.as_bytes().eq_ignore_ascii_case(name))
+}
+
+fn replaces(edits: &HeaderEdits, name: &[u8]) -> bool {
+    edits.set.iter().any(|(set, _)| set.as_bytes().eq_ignore_ascii_case(name))
+}
+
+/// How the response's body reaches the client.
+#[must_use]
+pub fn response_coding(framing: Framing, client: Version) -> Coding {
+    match framing {
+        Framing::Chunked | Framing::Close if client == Version::Http11 => Coding::Chunked,
+        _ => Coding::Identity,
+    }
+}
+
+/// Whether the client can tell the end of the body without the connection being closed.
+#[must_use]
+pub fn is_delimited(framing: Framing, client: Version) -> bool {
+    client == Version::Http11 || !matches!(framing, Framing::Chunked | Framing::Close)
+}
+
+/// Writes the head of an upstream's response as it goes to the client.
+pub fn write_response(
+    out: &mut Vec<u8>,
+    exchange: &Exchange,
+    addresses: &Addresses,
+    edits: &HeaderEdits,
+    keep: bool,
+    date: &[u8; 29],
+) {
+    let (response, bytes) = (&exchange.response, &exchange.answer);
+    let context = Context { exchange, addresses };
+    encode::push_status_line(out, response.status, response.reason.of(bytes));
+    let mut dated = response.is_interim() || response.upgrade;
+    for field in &response.fields {
+        let name = field.name.of(bytes);
+        let skipped = field.id.is_hop_by_hop()
+            || field.id == FieldId::ContentLength
+            || (response.connection.others && response.connection_lists(bytes, name))
+            || (!edits.is_empty() && (removes(edits, name) || replaces(edits, name)));
+        dated |= field.id == FieldId::Date;
+        if !skipped {
+            encode::push_field(out, name, field.value.of(bytes));
+        }
+    }
+    if !dated {
+        encode::push_field(out, b"Date", date);
+    }
+    if !edits.is_empty() {
+        push_edits(out, edits, &context);
+    }
+    push_response_framing(out, response, bytes, exchange.request.version);
+    push_connection(out, response.upgrade, keep, exchange.request.version);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn push_response_framing(
+    out: &mut Vec<u8>,
+    response: &ResponseHead,
+    bytes: &[u8],
+    client: Version,
+) {
+    match response.framing {
+        Framing::Length(length) => {
+            out.extend_from_slice(b"Content-Length: ");
+            encode::push_decimal(out, length);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked | Framing::Close if client == Version::Http11 => {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        // An answer to HEAD, or a 304, tells the length of what is not sent.
+        Framing::None if response.status >= 200 && response.status != 204 => {
+            let length = response.fields.iter().find(|field| field.id == FieldId::ContentLength);
+            if let Some(field) = length {
+                encode::push_field(out, b"Content-Length", field.value.of(bytes));
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Tells the client whether the connection goes on.
+pub fn push_connection(out: &mut Vec<u8>, upgrade: bool, keep: bool, client: Version) {
+    if upgrade {
+        out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    } else if !keep {
+        out.extend_from_slice(b"Connection: close\r\n");
+    } else if client == Version::Http10 {
+        out.extend_from_slice(b"Connection: keep-alive\r\n");
+    }
+}
+
+/// Writes a response made here.
+pub fn write_own(
+    out: &mut Vec<u8>,
+    status: u16,
+    fields: &[(&[u8], &[u8])],
+    body_len: usize,
+    date: &[u8; 29],
+) {
+    encode::push_status_line(out, status, encode::reason(status).as_bytes());
+    encode::push_field(out, b"Date", date);
+    for (name, value) in fields {
+        encode::push_field(out, name, value);
+    }
+    if status >= 200 && status != 204 && status != 304 {
+        out.extend_from_slice(b"Content-Length: ");
+        encode::push_decimal(out, body_len as u64);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Appends the edits a route makes on a response made here.
+pub fn push_own_edits(
+    out: &mut Vec<u8>,
+    edits: &HeaderEdits,
+    exchange: &Exchange,
+    addresses: &Addresses,
+) {
+    if !edits.is_empty() {
+        push_edits(out, edits, &Context { exchange, addresses });
+    }
+}

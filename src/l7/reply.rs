@@ -1,0 +1,124 @@
+//! Responses made here: errors, fixed responses, redirects.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use crate::l7::config::{Redirect, Respond, Route};
+use crate::l7::connection::{After, Client};
+use crate::l7::exchange::{Context, Exchange, response_edits};
+use crate::l7::headers;
+use crate::l7::input::BodyReader;
+use crate::l7::pool::millis;
+use crate::protocol::http1::{Method, encode};
+use crate::ring::{Chunk, WriteBuf};
+
+/// An unwanted request body up to this size is read so that the connection can be kept.
+const DISCARD_MAX: u64 = 64 * 1024;
+
+/// Answers with a status and a line of text.
+pub async fn status(
+    client: &mut Client,
+    exchange: &mut Exchange,
+    route: Option<&Route>,
+    status: u16,
+) -> After {
+    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    write_status(client, exchange, route, status, keep);
+    if keep { After::Keep } else { After::Close }
+}
+
+/// Writes a status and a line of text; the request's body is not looked at.
+pub fn write_status(
+    client: &Client,
+    exchange: &mut Exchange,
+    route: Option<&Route>,
+    status: u16,
+    keep: bool,
+) {
+    let mut text = Vec::with_capacity(64);
+    encode::push_decimal(&mut text, u64::from(status));
+    text.push(b' ');
+    text.extend_from_slice(encode::reason(status).as_bytes());
+    text.push(b'\n');
+    let own = Own { status, fields: &[(b"Content-Type", b"text/plain")], body: text.into() };
+    write(client, exchange, route, own, keep);
+}
+
+/// Answers with a fixed response.
+pub async fn respond(
+    client: &mut Client,
+    exchange: &mut Exchange,
+    route: &Route,
+    respond: &Respond,
+) -> After {
+    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    let fields: [(&[u8], &[u8]); 1] = [(b"Content-Type", respond.content_type.as_bytes())];
+    let fields = if respond.body.is_empty() { &fields[..0] } else { &fields[..] };
+    let own = Own { status: respond.status, fields, body: respond.body.clone() };
+    write(client, exchange, Some(route), own, keep);
+    if keep { After::Keep } else { After::Close }
+}
+
+/// Sends the client elsewhere.
+pub async fn redirect(
+    client: &mut Client,
+    exchange: &mut Exchange,
+    route: &Route,
+    redirect: &Redirect,
+) -> After {
+    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    let mut location = Vec::with_capacity(128);
+    redirect.to.render(&Context { exchange, addresses: &client.addresses }, &mut location);
+    let fields: [(&[u8], &[u8]); 1] = [(b"Location", &location)];
+    let own = Own { status: redirect.status, fields: &fields, body: bytes::Bytes::new() };
+    write(client, exchange, Some(route), own, keep);
+    if keep { After::Keep } else { After::Close }
+}
+
+struct Own<'a> {
+    status: u16,
+    fields: &'a [(&'a [u8], &'a [u8])],
+    body: bytes::Bytes,
+}
+
+fn write(client: &Client, exchange: &mut Exchange, route: Option<&Route>, own: Own<'_>, keep: bool) {
+    let mut buffer = WriteBuf::new(&client.worker.ring);
+    let out = &mut buffer.bytes;
+    headers::write_own(out, own.status, own.fields, own.body.len(), &client.worker.date());
+    headers::push_own_edits(out, response_edits(route), exchange, &client.addresses);
+    headers::push_connection(out, false, keep, exchange.request.version);
+    out.extend_from_slice(b"\r\n");
+    exchange.outcome.status = own.status;
+    exchange.outcome.head_bytes = out.len() as u64;
+    client.stream.write(buffer);
+    if exchange.request.method != Method::Head && own.status != 204 && own.status != 304 {
+        exchange.outcome.body_bytes = own.body.len() as u64;
+        client.stream.write(Chunk::Shared(own.body));
+    }
+}
+
+/// Reads the rest of a request body that nobody wants; false when it is too long or does not come,
+/// so that the connection has to be closed instead.
+async fn discard_body(client: &mut Client, exchange: &Exchange) -> bool {
+    let mut body = BodyReader::new(exchange.request.framing);
+    if body.is_over() {
+        return true;
+    }
+    if exchange.request.expect_continue || body.remaining().is_some_and(|left| left > DISCARD_MAX) {
+        return false;
+    }
+    client.timer.set(millis(client.worker.service.http.client_body_timeout));
+    let (input, stream, timer) = (&mut client.input, &client.stream, &client.timer);
+    poll_fn(|cx| {
+        while body.received() <= DISCARD_MAX {
+            match body.poll_piece(input, stream, cx) {
+                Poll::Ready(Ok(Some(_))) => {}
+                Poll::Ready(Ok(None)) => return Poll::Ready(true),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return timer.poll_fired(cx).map(|()| false),
+            }
+        }
+        Poll::Ready(false)
+    })
+    .await
+}

@@ -1,0 +1,201 @@
+//! What one shard's connections share: configuration, pools, figures, log.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use slab::Slab;
+
+use crate::l7::config::Service;
+use crate::l7::exchange::Exchange;
+use crate::l7::log::AccessLog;
+use crate::l7::metrics::Metrics;
+use crate::l7::pool::Pool;
+use crate::l7::request_id::Generator;
+use crate::l7::router::Router;
+use crate::l7::time::http_date;
+use crate::protocol::http1::Limits;
+use crate::ring::event::Event;
+use crate::ring::timer::Millis;
+use crate::ring::{Ring, Timer};
+
+/// Exchanges kept for reuse.
+const EXCHANGES_KEPT: usize = 64;
+/// How often idle upstream connections are looked through.
+const SWEEP_MS: u64 = 1000;
+
+/// One shard's side of the layer-7 service.
+#[derive(Debug)]
+pub struct Worker {
+    /// The shard's ring.
+    pub ring: Rc<Ring>,
+    /// The configuration, this shard's own copy.
+    pub service: Service,
+    /// The index over its routes.
+    pub router: Router,
+    /// By upstream.
+    pub pools: Vec<Pool>,
+    /// This shard's figures.
+    pub metrics: Arc<Metrics>,
+    /// The access log, if there is one.
+    pub log: Option<AccessLog>,
+    /// Bounds on heads.
+    pub limits: Limits,
+    ids: RefCell<Generator>,
+    exchanges: RefCell<Vec<Box<Exchange>>>,
+    date: Cell<(u64, [u8; 29])>,
+    /// Open client connections; a waker while one is idle.
+    connections: RefCell<Slab<Option<Waker>>>,
+    /// When draining began.
+    draining: Cell<Option<Millis>>,
+    /// A connection was closed.
+    pub departed: Event,
+    /// A connection was put into a pool.
+    pooled: Event,
+}
+
+impl Worker {
+    /// Puts a shard's side together.
+    #[must_use]
+    pub fn new(
+        ring: Rc<Ring>,
+        service: Service,
+        pools: Vec<Pool>,
+        metrics: Arc<Metrics>,
+        log: Option<AccessLog>,
+        seed: u64,
+    ) -> Self {
+        let limits =
+            Limits { head_bytes: service.http.max_head_size, headers: service.http.max_headers };
+        let router = Router::new(&service.routes, service.listeners.len());
+        Self {
+            ring,
+            service,
+            router,
+            pools,
+            metrics,
+            log,
+            limits,
+            ids: RefCell::new(Generator::new(seed)),
+            exchanges: RefCell::default(),
+            date: Cell::new((0, http_date(0))),
+            connections: RefCell::default(),
+            draining: Cell::new(None),
+            departed: Event::default(),
+            pooled: Event::default(),
+        }
+    }
+
+    /// The time on the clock that all shards share.
+    #[must_use]
+    pub fn now(&self) -> Millis {
+        self.ring.now()
+    }
+
+    /// A fresh request id.
+    #[must_use]
+    pub fn request_id(&self) -> [u8; 32] {
+        self.ids.borrow_mut().next()
+    }
+
+    /// `Date` for responses made here, rendered once a second.
+    #[must_use]
+    pub fn date(&self) -> [u8; 29] {
+        let second = unix_ms() / 1000;
+        let (rendered_for, date) = self.date.get();
+        if rendered_for == second {
+            return date;
+        }
+        let date = http_date(second);
+        self.date.set((second, date));
+        date
+    }
+
+    /// An exchange to work in; give it back with [`Worker::recycle`].
+    #[must_use]
+    pub fn exchange(&self) -> Box<Exchange> {
+        self.exchanges.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps an exchange's memory for the next request.
+    pub fn recycle(&self, mut exchange: Box<Exchange>) {
+        let mut kept = self.exchanges.borrow_mut();
+        if kept.len() < EXCHANGES_KEPT {
+            exchange.clear();
+            kept.push(exchange);
+        }
+    }
+
+    /// Notes a client connection; the key is for [`Worker::leave`].
+    pub fn enter(&self) -> usize {
+        self.connections.borrow_mut().insert(None)
+    }
+
+    /// Forgets a client connection.
+    pub fn leave(&self, key: usize) {
+        self.connections.borrow_mut().try_remove(key);
+        self.departed.set();
+    }
+
+    /// Open client connections.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Has the connection woken when draining begins.
+    pub fn wake_on_drain(&self, key: usize, cx: &Context<'_>) {
+        if let Some(slot) = self.connections.borrow_mut().get_mut(key) {
+            match slot {
+                Some(waker) if waker.will_wake(cx.waker()) => {}
+                _ => *slot = Some(cx.waker().clone()),
+            }
+        }
+    }
+
+    /// When draining began; `None` while serving.
+    #[must_use]
+    pub fn draining(&self) -> Option<Millis> {
+        self.draining.get()
+    }
+
+    /// From now on connections are closed after the request they are serving, idle ones soon.
+    pub fn drain(&self) {
+        self.draining.set(Some(self.now()));
+        for (_, waker) in self.connections.borrow_mut().iter_mut() {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+        self.departed.set();
+    }
+
+    /// Tells the sweeper that there are idle connections.
+    pub fn note_pooled(&self) {
+        self.pooled.set();
+    }
+
+    /// Looks through the pools once a second, as long as there is something in them.
+    pub async fn sweep(&self) {
+        let timer = Timer::new(&self.ring);
+        loop {
+            if self.pools.iter().all(|pool| pool.idle() == 0) {
+                self.pooled.take().await;
+            }
+            timer.set(SWEEP_MS);
+            timer.fired().await;
+            for (pool, metrics) in self.pools.iter().zip(&self.metrics.upstreams) {
+                metrics.stale.add(pool.sweep(self.now()) as u64);
+            }
+        }
+    }
+}
+
+/// Milliseconds since 1970; 0 for a clock before that.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
