@@ -2,7 +2,7 @@
 //!
 //! A message is read in three steps. [`HeadScanner`] finds the end of the head while bytes arrive;
 //! [`RequestHead`] or [`ResponseHead`] parses the collected head and settles the [`Framing`];
-//! `BodyDecoder` then tells body bytes from framing bytes. `Target` and [`normalise_host`] bring
+//! [`BodyDecoder`] then tells body bytes from framing bytes. [`Target`] and [`normalise_host`] bring
 //! a request's target and host into the one form that is both routed and forwarded. [`encode`]
 //! writes messages from the parsed form; received bytes are never passed on as framing.
 //!
@@ -11,6 +11,7 @@
 
 pub mod encode;
 
+mod body;
 mod connection;
 mod error;
 mod fields;
@@ -20,7 +21,10 @@ mod message;
 mod request;
 mod response;
 mod scan;
+mod target;
+mod trailers;
 
+pub use body::{BodyDecoder, BodyError, Step};
 pub use connection::ConnectionOptions;
 pub use error::{Fault, HeadError};
 pub use fields::{FIELDS_MAX, Field, FieldId, Span};
@@ -30,3 +34,4 @@ pub use message::{Method, Version};
 pub use request::{RequestError, RequestHead};
 pub use response::{ResponseError, ResponseHead};
 pub use scan::{HEAD_BYTES_MAX, HeadScanner, Limits, Scan};
+pub use target::{Target, TargetError};
