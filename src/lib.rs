@@ -1,6 +1,8 @@
 //! Ringgate's library half; see `ARCHITECTURE.md`.
 
 pub mod balance;
+pub mod cli;
+pub mod control;
 pub mod counter;
 pub mod l7;
 pub mod protocol;

@@ -188,6 +188,8 @@ impl BodyReader {
                 Step::Data { start, end } => {
                     input.consumed += end as u64;
                     self.received += (end - start) as u64;
+                    // The end of a known length is known without further input.
+                    self.over = matches!(self.decoder.step(&[]), Ok(Step::End(_)));
                     chunk.advance(start);
                     let piece = if chunk.len() == end - start {
                         chunk

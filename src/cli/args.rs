@@ -1,0 +1,60 @@
+//! The commands and what they take.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringgate check /etc/ringgate/ringgate.toml   say what is wrong with a file
+  ringgate run /etc/ringgate/ringgate.toml     serve it
+  ringgate run --demo                          answer on http://127.0.0.1:8080/";
+
+const RUN_EXAMPLES: &str = "\
+Signals:
+  SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
+  SIGUSR1           reopen the access log file
+
+Examples:
+  ringgate run /etc/ringgate/ringgate.toml
+  ringgate run --demo & curl http://127.0.0.1:8080/";
+
+const CHECK_EXAMPLES: &str = "\
+Exit code 0: the file is good; warnings may be printed. 2: it is not; every problem is printed with
+file, line, column and what to write instead.
+
+Examples:
+  ringgate check ringgate.toml
+  ringgate check ringgate.toml && systemctl restart ringgate";
+
+/// One binary in place of LVS, nginx and keepalived.
+#[derive(Debug, Parser)]
+#[command(name = "ringgate", version, about, after_help = EXAMPLES)]
+#[command(propagate_version = false, disable_help_subcommand = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a configuration until told to stop
+    #[command(after_help = RUN_EXAMPLES)]
+    Run {
+        /// The configuration file
+        #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]
+        file: Option<PathBuf>,
+        /// Serve a built-in configuration that answers on 127.0.0.1:8080
+        #[arg(long)]
+        demo: bool,
+    },
+    /// Validate a configuration file and change nothing
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check {
+        /// The configuration file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}

@@ -1,0 +1,124 @@
+//! The command line: arguments, messages and exit codes.
+//!
+//! Exit codes: 0 for success, 1 when standard output cannot be written, 2 for wrong usage or a wrong
+//! configuration. What `run` returns is its own.
+
+pub mod args;
+pub mod run;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::args::{Args, Command};
+use crate::control::config::{self, Config, ConfigErrors};
+
+/// Wrong usage or a wrong configuration; clap has the same code for usage.
+const EXIT_USAGE: u8 = 2;
+/// Standard output could not be written.
+const EXIT_OUTPUT: u8 = 1;
+
+/// What `run --demo` serves: no file, no other server, one answer.
+pub const DEMO: &str = r#"
+[[listener]]
+name = "demo"
+bind = "127.0.0.1:8080"
+
+[[route]]
+respond = { body = "Ringgate works.\n" }
+"#;
+
+/// Runs the program with the arguments it was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    match prepare(std::env::args_os(), &mut io::stdout(), &mut io::stderr()) {
+        Step::Exit(code) => ExitCode::from(code),
+        Step::Run(config) => run::run(*config),
+    }
+}
+
+/// What is left to do after the arguments are understood.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing: everything was printed; exit with this code.
+    Exit(u8),
+    /// Serve this configuration.
+    Run(Box<Config>),
+}
+
+/// Does everything but serve: reads the arguments and the file, prints to `out` and `err`.
+pub fn prepare<I>(args: I, out: &mut dyn Write, err: &mut dyn Write) -> Step
+where
+    I: IntoIterator,
+    I::Item: Into<OsString> + Clone,
+{
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(usage) if usage.use_stderr() => {
+            print(err, &usage.to_string());
+            return Step::Exit(EXIT_USAGE);
+        }
+        // Help and version come as errors too.
+        Err(help) => return Step::Exit(print_result(out, &help.to_string())),
+    };
+    match args.command {
+        Command::Check { file } => match loaded(config::load(&file), err) {
+            Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
+            None => Step::Exit(EXIT_USAGE),
+        },
+        Command::Run { file: Some(file), .. } => run_step(config::load(&file), err),
+        Command::Run { file: None, .. } => run_step(config::parse("demo", DEMO), err),
+    }
+}
+
+fn run_step(result: Result<Config, ConfigErrors>, err: &mut dyn Write) -> Step {
+    loaded(result, err).map_or(Step::Exit(EXIT_USAGE), |config| Step::Run(Box::new(config)))
+}
+
+/// The configuration, with its warnings printed; or its errors printed.
+fn loaded(result: Result<Config, ConfigErrors>, err: &mut dyn Write) -> Option<Config> {
+    match result {
+        Ok(config) => {
+            config.warnings.iter().for_each(|warning| print(err, &format!("{warning}\n")));
+            Some(config)
+        }
+        Err(errors) => {
+            print(err, &errors.to_string());
+            None
+        }
+    }
+}
+
+fn verdict(file: &Path, config: &Config) -> String {
+    let counted = |count: usize, what: &str| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {what}{plural}")
+    };
+    format!(
+        "{}: ok ({}, {}, {})\n",
+        file.display(),
+        counted(config.service.listeners.len(), "listener"),
+        counted(config.service.routes.len(), "route"),
+        counted(config.service.upstreams.len(), "upstream"),
+    )
+}
+
+/// Writes to standard error, where nothing can be said about a failure.
+fn print(to: &mut dyn Write, text: &str) {
+    let _ = to.write_all(text.as_bytes()).and_then(|()| to.flush());
+}
+
+/// Writes what was asked for; a reader that has left (`| head`) is no failure.
+fn print_result(to: &mut dyn Write, text: &str) -> u8 {
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Ok(()) => 0,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(_) => EXIT_OUTPUT,
+    }
+}
+
+#[cfg(test)]
+mod tests;

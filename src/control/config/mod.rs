@@ -1,0 +1,169 @@
+//! The configuration file: TOML text in, validated types out.
+//!
+//! The file's keys and defaults stand in `deploy/ringgate.toml`. Reading has three steps: `toml` parses
+//! the text into a tree with places, `raw` knows the keys, `validate` judges the values. All problems
+//! that can be found independently of each other are reported at once ([`ConfigErrors`]).
+
+mod error;
+mod place;
+mod raw;
+pub mod units;
+mod unknown;
+mod validate;
+
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::error::{ConfigError, ConfigErrors, Position};
+use self::error::Source;
+use self::place::Report;
+use crate::l7::config::{AccessLogFormat, Service};
+
+/// Largest file that is read, in bytes.
+pub const FILE_SIZE_MAX: u64 = 4 << 20;
+
+/// A valid configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The process: shards, buffers, draining.
+    pub node: Node,
+    /// Logs.
+    pub log: Log,
+    /// Where metrics and status are served; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
+    /// The layer-7 proxy.
+    pub service: Service,
+    /// What is allowed but probably not meant, each line with its place in the file.
+    pub warnings: Vec<String>,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// How many shards run, and where.
+    pub shards: Shards,
+    /// Pin each shard to its CPU.
+    pub pin: bool,
+    /// Client connections over all shards, 0 for as many as the file limit allows.
+    pub max_connections: u32,
+    /// How long requests in flight get at shutdown; may be zero.
+    pub drain_timeout: Duration,
+    /// Receive buffers of 16 KiB a shard, a power of two from 16 to 32768.
+    pub receive_buffers: u16,
+    /// A shard's bound, in bytes, for data held for slow readers.
+    pub buffer_memory: u64,
+    /// How often server names are looked up again.
+    pub resolve_interval: Duration,
+}
+
+/// How many shards run, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shards {
+    /// One for each CPU the process may use.
+    Auto,
+    /// This many, at least 1.
+    Count(u32),
+    /// One on each of these CPUs, in this order; none twice.
+    Cpus(Vec<usize>),
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// What is logged.
+    pub level: Level,
+    /// The form of log lines.
+    pub format: LogFormat,
+    /// The form of the access log; `None`: there is none.
+    pub access: Option<AccessLogFormat>,
+    /// Where the access log goes.
+    pub access_file: LogTarget,
+    /// A shard's buffer for access log lines, in bytes.
+    pub access_buffer: usize,
+}
+
+/// How much is logged; each level includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What stops a service or loses requests.
+    Error,
+    /// What may.
+    Warn,
+    /// What an operator wants to know of normal work.
+    Info,
+    /// What helps to find a fault.
+    Debug,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard output.
+    Stdout,
+    /// This file, reopened on SIGUSR1.
+    File(PathBuf),
+}
+
+/// Reads and validates the file at `path`.
+///
+/// # Errors
+///
+/// Everything that is wrong with it: unreadable, over [`FILE_SIZE_MAX`], not UTF-8, or as in [`parse`].
+pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
+    let name = path.to_string_lossy();
+    let failed = |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(&name, &text),
+        Err(error) => Err(not_utf8(&name, error.as_bytes(), error.utf8_error().valid_up_to())),
+    }
+}
+
+fn not_utf8(name: &str, bytes: &[u8], valid: usize) -> ConfigErrors {
+    let text = String::from_utf8_lossy(bytes);
+    let source = Source { name, text: &text };
+    let message = "the file is not UTF-8 from here on: save it as UTF-8".to_owned();
+    ConfigErrors::at(&source, vec![(valid..valid, message)])
+}
+
+/// Validates `text`; messages call it `name`.
+///
+/// # Errors
+///
+/// Everything that is wrong: all syntax errors if there are any, else every unknown key and every value
+/// that cannot stand.
+pub fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
+    if text.len() as u64 > FILE_SIZE_MAX {
+        let message = format!("the file is larger than {}", units::show_size(FILE_SIZE_MAX));
+        return Err(ConfigErrors::file(name, &message));
+    }
+    let source = Source { name, text };
+    let report = Report::new(source);
+    let built = unknown::read(&report, text).and_then(|file| validate::config(&report, &file));
+    let (problems, mut warnings) = report.into_parts();
+    match built {
+        Ok(config) if problems.is_empty() => {
+            warnings.sort_by_key(|(span, _)| span.start);
+            let show = |(span, message)| ConfigErrors::warning(&source, &span, message);
+            let warnings = warnings.into_iter().map(show).collect();
+            Ok(Config { warnings, ..config })
+        }
+        _ => Err(ConfigErrors::at(&source, problems)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

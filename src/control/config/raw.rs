@@ -1,0 +1,315 @@
+//! The file as written: every key known, every value with its place, nothing judged yet.
+//!
+//! A value of the wrong type is kept ([`Scalar`], [`Content::Other`]) instead of ending the parse, so
+//! that one run reports every problem. Only unknown keys stop serde; `parse` removes them one by one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use toml::Spanned;
+
+/// A value that should be a scalar or a list of scalars.
+pub(super) type Leaf = Spanned<Scalar>;
+
+/// A value that should be a table of `T`'s keys.
+pub(super) type Node<T> = Spanned<Content<T>>;
+
+/// A value that should be a list of tables.
+pub(super) type Nodes<T> = Spanned<Content<Vec<Node<T>>>>;
+
+/// A table with names of the user's choice as keys.
+pub(super) type Named<T> = BTreeMap<Spanned<String>, T>;
+
+/// What a TOML value is, tables without their content.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Scalar {
+    Text(String),
+    Integer(i128),
+    Float(f64),
+    Boolean(bool),
+    List(Vec<Leaf>),
+    Table,
+}
+
+/// What was wanted, or something else.
+#[derive(Debug, Clone)]
+pub(super) enum Content<T> {
+    Wanted(T),
+    Other(Scalar),
+}
+
+/// Declares a table: each key optional, none besides them.
+macro_rules! tables {
+    ($($(#[$doc:meta])* $name:ident { $($key:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub(super) struct $name {
+            $(pub(super) $key: Option<$type>,)*
+        }
+    )*};
+}
+
+tables! {
+    /// The whole file.
+    File {
+        node: Node<NodeKeys>,
+        log: Node<Log>,
+        admin: Node<Admin>,
+        http: Node<Http>,
+        listener: Nodes<Listener>,
+        route: Nodes<Route>,
+        upstream: Node<Named<Node<Upstream>>>,
+    }
+    /// `[node]`
+    NodeKeys {
+        shards: Leaf,
+        pin: Leaf,
+        max_connections: Leaf,
+        drain_timeout: Leaf,
+        receive_buffers: Leaf,
+        buffer_memory: Leaf,
+        resolve_interval: Leaf,
+    }
+    /// `[log]`
+    Log {
+        level: Leaf,
+        format: Leaf,
+        access: Leaf,
+        access_file: Leaf,
+        access_buffer: Leaf,
+    }
+    /// `[admin]`
+    Admin {
+        bind: Leaf,
+    }
+    /// `[http]`
+    Http {
+        client_header_timeout: Leaf,
+        client_body_timeout: Leaf,
+        send_timeout: Leaf,
+        keepalive_timeout: Leaf,
+        keepalive_requests: Leaf,
+        tunnel_timeout: Leaf,
+        client_max_body_size: Leaf,
+        max_head_size: Leaf,
+        max_headers: Leaf,
+        underscores_in_headers: Leaf,
+        trusted_proxies: Leaf,
+    }
+    /// `[[listener]]`
+    Listener {
+        name: Leaf,
+        bind: Leaf,
+        backlog: Leaf,
+        proxy_protocol_from: Leaf,
+    }
+    /// `[[route]]`
+    Route {
+        listeners: Leaf,
+        host: Leaf,
+        path: Node<Path>,
+        methods: Leaf,
+        headers: Node<Named<Node<Header>>>,
+        upstream: Leaf,
+        respond: Node<Respond>,
+        redirect: Node<Redirect>,
+        strip_prefix: Leaf,
+        rewrite: Node<Rewrite>,
+        client_max_body_size: Leaf,
+        request_headers: Node<Edits>,
+        response_headers: Node<Edits>,
+    }
+    /// `path = { … }`
+    Path {
+        exact: Leaf,
+        regex: Leaf,
+    }
+    /// `headers = { NAME = { … } }`
+    Header {
+        present: Leaf,
+        regex: Leaf,
+    }
+    /// `respond = { … }`
+    Respond {
+        status: Leaf,
+        body: Leaf,
+        content_type: Leaf,
+    }
+    /// `redirect = { … }`
+    Redirect {
+        status: Leaf,
+        to: Leaf,
+    }
+    /// `rewrite = { … }`
+    Rewrite {
+        regex: Leaf,
+        to: Leaf,
+    }
+    /// `[route.request_headers]` and `[route.response_headers]`
+    Edits {
+        set: Node<Named<Leaf>>,
+        add: Node<Named<Leaf>>,
+        remove: Leaf,
+    }
+    /// `[upstream.NAME]`
+    Upstream {
+        balance: Leaf,
+        hash_key: Leaf,
+        keepalive: Leaf,
+        keepalive_timeout: Leaf,
+        keepalive_requests: Leaf,
+        keepalive_time: Leaf,
+        connect_timeout: Leaf,
+        send_timeout: Leaf,
+        read_timeout: Leaf,
+        proxy_protocol: Leaf,
+        retry: Node<Retry>,
+        servers: Nodes<Server>,
+    }
+    /// `retry = { … }`
+    Retry {
+        tries: Leaf,
+        timeout: Leaf,
+        budget_percent: Leaf,
+        on_timeout: Leaf,
+        on_status: Leaf,
+        non_idempotent: Leaf,
+    }
+    /// An element of `servers`
+    Server {
+        address: Leaf,
+        weight: Leaf,
+        max_fails: Leaf,
+        fail_timeout: Leaf,
+        backup: Leaf,
+        max_conns: Leaf,
+        down: Leaf,
+    }
+}
+
+/// Visits whatever stands there; `T` gets the tables or lists it wants.
+struct Any<T>(PhantomData<T>);
+
+/// The visits that every kind of value shares; `$wrap` makes the visitor's value of a [`Scalar`].
+macro_rules! visit_scalars {
+    ($wrap:expr) => {
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a value")
+        }
+
+        fn visit_bool<E>(self, v: bool) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Boolean(v)))
+        }
+
+        fn visit_i64<E>(self, v: i64) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Integer(v.into())))
+        }
+
+        fn visit_u64<E>(self, v: u64) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Integer(v.into())))
+        }
+
+        fn visit_i128<E>(self, v: i128) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Integer(v)))
+        }
+
+        fn visit_u128<E>(self, v: u128) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Integer(i128::try_from(v).unwrap_or(i128::MAX))))
+        }
+
+        fn visit_f64<E>(self, v: f64) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Float(v)))
+        }
+
+        fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Text(v.to_owned())))
+        }
+
+        fn visit_string<E>(self, v: String) -> Result<Self::Value, E> {
+            Ok($wrap(Scalar::Text(v)))
+        }
+    };
+}
+
+fn list<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(mut seq: A) -> Result<Vec<T>, A::Error> {
+    let mut list = Vec::new();
+    while let Some(item) = seq.next_element()? {
+        list.push(item);
+    }
+    Ok(list)
+}
+
+fn skip<'de, A: MapAccess<'de>>(mut map: A) -> Result<Scalar, A::Error> {
+    while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+    Ok(Scalar::Table)
+}
+
+impl<'de> Visitor<'de> for Any<Scalar> {
+    type Value = Scalar;
+
+    visit_scalars!(std::convert::identity);
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Scalar, A::Error> {
+        list(seq).map(Scalar::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scalar, A::Error> {
+        skip(map)
+    }
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Any::<Self>(PhantomData))
+    }
+}
+
+/// Which of TOML's two containers a type is read from.
+pub(super) trait Wanted<'de>: Deserialize<'de> {
+    /// A list when true, else a table.
+    const LIST: bool = false;
+}
+
+macro_rules! wanted {
+    ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
+}
+
+wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect Rewrite Edits Upstream Retry Server);
+
+impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
+
+impl<'de, T: Deserialize<'de>> Wanted<'de> for Vec<T> {
+    const LIST: bool = true;
+}
+
+impl<'de, T: Wanted<'de>> Visitor<'de> for Any<Content<T>> {
+    type Value = Content<T>;
+
+    visit_scalars!(Content::Other);
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Content<T>, A::Error> {
+        if T::LIST {
+            let deserializer = serde::de::value::SeqAccessDeserializer::new(seq);
+            return T::deserialize(deserializer).map(Content::Wanted);
+        }
+        list(seq).map(|list| Content::Other(Scalar::List(list)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Content<T>, A::Error> {
+        if T::LIST {
+            return skip(map).map(Content::Other);
+        }
+        T::deserialize(MapAccessDeserializer::new(map)).map(Content::Wanted)
+    }
+}
+
+impl<'de, T: Wanted<'de>> Deserialize<'de> for Content<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Any::<Self>(PhantomData))
+    }
+}

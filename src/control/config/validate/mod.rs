@@ -1,0 +1,33 @@
+//! Raw values into validated ones, a file of this directory for each subject.
+
+mod address;
+mod conditions;
+mod headers;
+mod host;
+mod http;
+mod listeners;
+mod node;
+mod routes;
+mod upstreams;
+
+use super::place::{Place, Report, Reported};
+use super::{Config, raw};
+use crate::l7::config::Service;
+
+/// Builds the configuration; `Err` says that `report` holds at least one problem.
+pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Reported> {
+    let root = Place::root(report);
+    let node = node::node(&root, file);
+    let log = node::log(&root, file);
+    let admin = node::admin(&root, file);
+    let http = http::http(&root, file);
+    let listeners = listeners::listeners(&root, file, admin.as_ref().ok().copied().flatten());
+    let upstreams = upstreams::upstreams(&root, file);
+    let names = routes::Names {
+        listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
+        upstreams: upstreams::names(file),
+    };
+    let routes = routes::routes(&root, file, &names);
+    let service = Service { http, listeners, routes: routes?, upstreams: upstreams? };
+    Ok(Config { node: node?, log: log?, admin: admin?, service, warnings: Vec::new() })
+}
