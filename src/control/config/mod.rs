@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::error::Source;
+pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::l7::config::{AccessLogFormat, Service};
 
@@ -122,7 +122,8 @@ pub enum LogTarget {
 /// Everything that is wrong with it: unreadable, over [`FILE_SIZE_MAX`], not UTF-8, or as in [`parse`].
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.to_string_lossy();
-    let failed = |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
+    let failed =
+        |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -131,33 +131,37 @@ impl<'r> Place<'r> {
         node.and_then(|node| self.wanted(key, node, write).ok())
     }
 
-    /// The tables in the list under `key`; none when there is no list.
+    /// The tables in the list under `key`, of which some may be something else.
     pub(super) fn tables<'a, T>(
+        &self,
+        key: &str,
+        nodes: &'a Node<Vec<Node<T>>>,
+        write: &str,
+    ) -> Result<Vec<Result<(Self, &'a T), Reported>>, Reported> {
+        let (list, nodes) = self.wanted(key, nodes, write)?;
+        let read = |(index, node): (usize, &'a Node<T>)| {
+            let place = list.item(index, node.span());
+            match node.get_ref() {
+                Content::Wanted(table) => Ok((place, table)),
+                Content::Other(other) => Err(place.wrong(other, write)),
+            }
+        };
+        Ok(nodes.iter().enumerate().map(read).collect())
+    }
+
+    /// The tables in the list under `key`, without those that are something else.
+    pub(super) fn good_tables<'a, T>(
         &self,
         key: &str,
         nodes: Option<&'a Node<Vec<Node<T>>>>,
         write: &str,
     ) -> Vec<(Self, &'a T)> {
-        let Some((list, nodes)) = self.table(key, nodes, write) else { return Vec::new() };
-        let read = |(index, node): (usize, &'a Node<T>)| {
-            let place = list.item(index, node.span());
-            match node.get_ref() {
-                Content::Wanted(table) => Some((place, table)),
-                Content::Other(other) => {
-                    place.wrong(other, write);
-                    None
-                }
-            }
-        };
-        nodes.iter().enumerate().filter_map(read).collect()
+        let tables = nodes.map(|nodes| self.tables(key, nodes, write));
+        tables.and_then(Result::ok).unwrap_or_default().into_iter().filter_map(Result::ok).collect()
     }
 
     /// A scalar with its place.
-    pub(super) fn leaf<'a>(
-        &self,
-        key: &str,
-        leaf: &'a Option<Leaf>,
-    ) -> Option<(Self, &'a Scalar)> {
+    pub(super) fn leaf<'a>(&self, key: &str, leaf: &'a Option<Leaf>) -> Option<(Self, &'a Scalar)> {
         leaf.as_ref().map(|leaf| (self.child(key, leaf.span()), leaf.get_ref()))
     }
 

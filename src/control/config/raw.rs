@@ -51,6 +51,11 @@ macro_rules! tables {
         pub(super) struct $name {
             $(pub(super) $key: Option<$type>,)*
         }
+
+        impl $name {
+            /// The keys, as the file spells them.
+            pub(super) const KEYS: &[&str] = &[$(stringify!($key)),*];
+        }
     )*};
 }
 
@@ -191,6 +196,26 @@ tables! {
         down: Leaf,
     }
 }
+
+/// Every table of fixed keys: how it is written, and its keys.
+pub(super) const TABLES: [(&str, &[&str]); 16] = [
+    ("the top of the file", File::KEYS),
+    ("[node]", NodeKeys::KEYS),
+    ("[log]", Log::KEYS),
+    ("[admin]", Admin::KEYS),
+    ("[http]", Http::KEYS),
+    ("[[listener]]", Listener::KEYS),
+    ("[[route]]", Route::KEYS),
+    ("path", Path::KEYS),
+    ("headers", Header::KEYS),
+    ("respond", Respond::KEYS),
+    ("redirect", Redirect::KEYS),
+    ("rewrite", Rewrite::KEYS),
+    ("[route.request_headers]", Edits::KEYS),
+    ("[upstream.NAME]", Upstream::KEYS),
+    ("retry", Retry::KEYS),
+    ("servers", Server::KEYS),
+];
 
 /// Visits whatever stands there; `T` gets the tables or lists it wants.
 struct Any<T>(PhantomData<T>);

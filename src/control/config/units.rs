@@ -155,7 +155,9 @@ mod tests {
         {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "k", "1kb", "1.5m", "-1", "1 m", "1t", "9223372036854775808", "99999999999g"] {
+        for text in
+            ["", "k", "1kb", "1.5m", "-1", "1 m", "1t", "9223372036854775808", "99999999999g"]
+        {
             assert!(size(text).unwrap_err().contains("\"16k\""), "{text}");
         }
     }

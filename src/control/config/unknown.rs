@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::suggest;
 use super::place::{Report, Reported};
-use super::raw::File;
+use super::raw::{File, TABLES};
 
 /// Unknown keys reported at most; each costs a pass over the file.
 const UNKNOWN_MAX: usize = 20;
@@ -56,7 +56,14 @@ fn first_of_each_line<'e>(
 fn unknown(key: &str, message: &str) -> String {
     let list = message.rsplit_once("`, expected ").map_or("", |(_, list)| list);
     let known = list.split('`').skip(1).step_by(2);
-    format!("unknown key `{}`: {}", key.escape_debug(), suggest(key, known))
+    let mut write = suggest(key, known);
+    // A key below `[route.request_headers]` belongs to that table, which is easily overlooked.
+    let homes = TABLES.iter().filter(|(table, keys)| table.starts_with('[') && keys.contains(&key));
+    let homes: Vec<String> = homes.map(|(table, _)| format!("`{table}`")).collect();
+    if !homes.is_empty() && !write.starts_with("did you mean") {
+        write = format!("it belongs in {}: move it there, or {write}", homes.join(" or "));
+    }
+    format!("unknown key `{}`: {write}", key.escape_debug())
 }
 
 /// Takes the key at `span` out of the tree.
@@ -94,5 +101,162 @@ fn dates_within(report: &Report<'_>, value: &mut Spanned<DeValue<'_>>) {
             *value.get_mut() = DeValue::String(text.into());
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::control::config::parse;
+    use crate::control::config::raw::TABLES;
+    use crate::control::config::tests::{bad, bad_exactly};
+
+    #[test]
+    fn unknown_keys_at_every_level() {
+        let route = "[[listener]]\nbind = \"0.0.0.0:80\"\n[upstream.a]\nservers = [{ address = \"b:1\" }]\n[[route]]";
+        bad_exactly(&[
+            (
+                "lisener = 1\n[[listener]]\nbind = \"0.0.0.0:80\"",
+                "1:1",
+                "unknown key `lisener`: did you mean `listener`?",
+            ),
+            (
+                "[[listener]]\nbind = \"0.0.0.0:80\"\n[upsteam.api]",
+                "3:2",
+                "unknown key `upsteam`: did you mean `upstream`?",
+            ),
+            (
+                "[[listener]]\nbnid = 1\nbind = \"0.0.0.0:80\"",
+                "2:1",
+                "unknown key `bnid`: did you mean `bind`?",
+            ),
+            (
+                "bind = 1\n[[listener]]\nbind = \"0.0.0.0:80\"",
+                "1:1",
+                "unknown key `bind`: it belongs in `[admin]` or `[[listener]]`: move it there",
+            ),
+            (
+                "[[listener]]\nbind = \"0.0.0.0:80\"\n\"a\\nb`, expected `c\" = 1",
+                "3:1",
+                "unknown key `a\\nb`, expected `c`: write one of `name`, `bind`",
+            ),
+        ]);
+        bad(&[
+            ("[node]\nshard = 1", "2:1", "did you mean `shards`?"),
+            ("[log]\nacces = 1", "2:1", "did you mean `access`?"),
+            ("[admin]\nbinds = 1", "2:1", "did you mean `bind`?"),
+            (
+                "[http]\nx = 1",
+                "2:1",
+                "unknown key `x`: write one of `client_header_timeout`, `client_body_timeout`",
+            ),
+            ("admin = { bind = \"off\", x = 1 }", "1:25", "unknown key `x`: write `bind`"),
+            ("http.send_timout = \"1s\"", "1:6", "did you mean `send_timeout`?"),
+        ]);
+        let route = |line: &str| format!("{route}\n{line}");
+        bad_exactly(&[
+            (route("upstraem = \"a\"\nupstream = \"a\""), "6:1", "did you mean `upstream`?"),
+            (
+                route("upstream = \"a\"\npath = { exakt = \"/\", exact = \"/\" }"),
+                "7:10",
+                "did you mean `exact`?",
+            ),
+            (
+                route("upstream = \"a\"\nheaders = { X = { presnt = true, present = true } }"),
+                "7:19",
+                "did you mean `present`?",
+            ),
+            (route("respond = { stauts = 200 }"), "6:13", "did you mean `status`?"),
+            (route("redirect = { too = \"/\", to = \"/\" }"), "6:14", "did you mean `to`?"),
+            (
+                route("upstream = \"a\"\nrewrite = { regexp = \"a\", regex = \"a\", to = \"b\" }"),
+                "7:13",
+                "did you mean `regex`?",
+            ),
+            (
+                route("upstream = \"a\"\n[route.request_headers]\nsets = {}"),
+                "8:1",
+                "did you mean `set`?",
+            ),
+            (
+                route("upstream = \"a\"\n[route.response_headers]\nmethods = {}"),
+                "8:1",
+                "unknown key `methods`: it belongs in `[[route]]`: move it there, or write one of `set`",
+            ),
+            (
+                route(
+                    "upstream = \"a\"\n[upstream.b]\nbalanse = 1\nservers = [{ address = \"b:1\" }]",
+                ),
+                "8:1",
+                "did you mean `balance`?",
+            ),
+            (
+                route(
+                    "upstream = \"a\"\n[upstream.b]\nretry = { trys = 1 }\nservers = [{ address = \"b:1\" }]",
+                ),
+                "8:11",
+                "unknown key `trys`: did you mean `tries`?",
+            ),
+            (
+                route(
+                    "upstream = \"a\"\n[upstream.b]\nservers = [\n  { address = \"b:1\", wieght = 1 }]",
+                ),
+                "9:22",
+                "unknown key `wieght`: did you mean `weight`?",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn every_unknown_key_and_every_wrong_value_is_reported_at_once() {
+        let text =
+            "[nodes]\n[[listener]]\nbinds = 1\nbacklog = 0\n[http]\nx = 1\ny = 2\nmax_headers = 0";
+        let errors = parse("t", text).unwrap_err();
+        let places: Vec<_> = errors.errors().iter().filter_map(|e| e.position).collect();
+        let lines: Vec<_> = places.iter().map(|at| at.line).collect();
+        assert_eq!(lines, [1, 2, 3, 4, 6, 7, 8], "{errors}");
+        let many: String = (0..100).map(|i| format!("k{i} = 1\n")).collect();
+        assert_eq!(parse("t", &many).unwrap_err().errors().len(), super::UNKNOWN_MAX);
+    }
+
+    #[test]
+    fn syntax_errors_and_dates() {
+        bad_exactly(&[
+            ("[node\n", "1:6", "not TOML: "),
+            ("a = \n", "1:5", "not TOML: "),
+            ("[node]\npin = true\npin = true", "3:1", "not TOML: duplicate key"),
+            ("[node]\ndrain_timeout = 30s", "2:17", "not TOML: "),
+        ]);
+        bad(&[(
+            "[log]\naccess_file = 2020-01-01",
+            "2:15",
+            "a date stands here: write \"2020-01-01\" for text",
+        )]);
+        let two = parse("t", "[log\nformat = \"\n[node]\npin = = 1").unwrap_err();
+        let lines: Vec<_> =
+            two.errors().iter().filter_map(|e| e.position).map(|at| at.line).collect();
+        assert_eq!(lines, [1, 4], "{two}");
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        for text in ["a.".repeat(50_000) + "a = 1", "a = ".to_owned() + &"[".repeat(50_000)] {
+            assert!(parse("t", &text).is_err());
+        }
+    }
+
+    #[test]
+    fn the_reference_file_documents_every_key() {
+        let text = include_str!("../../../deploy/ringgate.toml");
+        for (table, keys) in TABLES {
+            for key in keys {
+                let forms = [
+                    format!("{key} = "),
+                    format!("[{key}]"),
+                    format!("[{key}."),
+                    format!(".{key}]"),
+                ];
+                assert!(forms.iter().any(|form| text.contains(form)), "{table}: {key}");
+            }
+        }
     }
 }
