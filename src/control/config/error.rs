@@ -200,7 +200,7 @@ pub(super) fn suggest<'k>(word: &str, known: impl Iterator<Item = &'k str> + Clo
 
 /// The known name with the fewest edits from `word`, if they are few enough to be a slip or one
 /// begins like the other.
-fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+pub(super) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let length = word.chars().count();
     if length > NEAREST_MAX {
         return None;

@@ -1,7 +1,7 @@
 //! The file as written: every key known, every value with its place, nothing judged yet.
 //!
-//! A value of the wrong type is kept ([`Scalar`], [`Content::Other`]) instead of ending the parse, so
-//! that one run reports every problem. Only unknown keys stop serde; `parse` removes them one by one.
+//! A value of the wrong type is kept ([`Scalar`], [`Content::Other`]) instead of ending the parse,
+//! so that one run reports every problem. Only unknown keys stop serde; `unknown` mends them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -304,7 +304,8 @@ macro_rules! wanted {
     ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
 }
 
-wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect Rewrite Edits Upstream Retry Server);
+wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect);
+wanted!(Rewrite Edits Upstream Retry Server);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -18,7 +18,7 @@ pub(super) fn good(text: &str) -> Config {
     }
 }
 
-/// Each text, with a listener and a route behind it, has one problem: `line:column` and a part of it.
+/// As [`bad_exactly`], with a listener and a route behind each text.
 pub(super) fn bad<T: AsRef<str>>(cases: &[(T, &str, &str)]) {
     let full: Vec<_> = cases
         .iter()
@@ -192,7 +192,9 @@ proptest! {
         let lines: Vec<&str> = REFERENCE.lines().collect();
         let line = line % lines.len();
         let changed = |(index, text): (usize, &&str)| match text.split_once(" = ") {
-            Some((key, _)) if index == line => format!("{} = {value}", key.trim_start_matches("# ")),
+            Some((key, _)) if index == line => {
+                format!("{} = {value}", key.trim_start_matches("# "))
+            }
             _ => (*text).to_owned(),
         };
         judge(&lines.iter().enumerate().map(changed).collect::<Vec<_>>().join("\n"));

@@ -171,80 +171,82 @@ mod tests {
     use crate::control::config::parse;
     use crate::control::config::tests::{bad_routes, routes, with_route};
 
+    const PROBLEMS: &[(&str, &str, &str)] = &[
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { \"X Y\" = \"1\" } }",
+            "8:29",
+            "`route[0].request_headers.set.X Y` names no header field",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { \"\" = \"1\" } }",
+            "8:29",
+            "names no header field",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { remove = [\"Größe\"] }",
+            "8:32",
+            "names no header field",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { remove = \"X\" }",
+            "8:30",
+            "`route[0].request_headers.remove` is \"X\": write a list of names",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = [\"X\"] }",
+            "8:27",
+            "write a table like { \"X-Scheme\" = \"$scheme\" }",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { X = 1 } }",
+            "8:33",
+            "`route[0].request_headers.set.X` is 1: write text",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { add = { X = \"a\\r\\nB: c\" } }",
+            "8:33",
+            "is \"a\\r\\nB: c\" with a line break, which would end the field",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u0000\" } }",
+            "8:34",
+            "with a NUL",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u001b\" } }",
+            "8:34",
+            "with a control character",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { set = { X = \"$nonsense\" } }",
+            "8:34",
+            "`route[0].response_headers.set.X` is \"$nonsense\": ",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { set = { X = \"1\", x = \"1\" } }",
+            "8:39",
+            "stands here twice",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { add = { Host = \"a\" } }",
+            "8:29",
+            "adds a second \"Host\"",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { remove = [\"host\"] }",
+            "8:31",
+            "removes \"Host\"",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = 1",
+            "8:19",
+            "write a table with `set`, `add` and `remove`",
+        ),
+    ];
+
     #[test]
     fn problems() {
-        bad_routes(&[
-            (
-                "upstream = \"api\"\nrequest_headers = { set = { \"X Y\" = \"1\" } }",
-                "8:29",
-                "`route[0].request_headers.set.X Y` names no header field",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { set = { \"\" = \"1\" } }",
-                "8:29",
-                "names no header field",
-            ),
-            (
-                "upstream = \"api\"\nresponse_headers = { remove = [\"Größe\"] }",
-                "8:32",
-                "names no header field",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { remove = \"X\" }",
-                "8:30",
-                "`route[0].request_headers.remove` is \"X\": write a list of names",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { set = [\"X\"] }",
-                "8:27",
-                "write a table like { \"X-Scheme\" = \"$scheme\" }",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { set = { X = 1 } }",
-                "8:33",
-                "`route[0].request_headers.set.X` is 1: write text",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { add = { X = \"a\\r\\nB: c\" } }",
-                "8:33",
-                "is \"a\\r\\nB: c\" with a line break, which would end the field",
-            ),
-            (
-                "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u0000\" } }",
-                "8:34",
-                "with a NUL",
-            ),
-            (
-                "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u001b\" } }",
-                "8:34",
-                "with a control character",
-            ),
-            (
-                "upstream = \"api\"\nresponse_headers = { set = { X = \"$nonsense\" } }",
-                "8:34",
-                "`route[0].response_headers.set.X` is \"$nonsense\": ",
-            ),
-            (
-                "upstream = \"api\"\nresponse_headers = { set = { X = \"1\", x = \"1\" } }",
-                "8:39",
-                "stands here twice",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { add = { Host = \"a\" } }",
-                "8:29",
-                "adds a second \"Host\"",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = { remove = [\"host\"] }",
-                "8:31",
-                "removes \"Host\"",
-            ),
-            (
-                "upstream = \"api\"\nrequest_headers = 1",
-                "8:19",
-                "write a table with `set`, `add` and `remove`",
-            ),
-        ]);
+        bad_routes(PROBLEMS);
     }
 
     #[test]

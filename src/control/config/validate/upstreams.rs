@@ -180,84 +180,82 @@ mod tests {
     use super::*;
     use crate::control::config::tests::{bad, good};
 
+    const UPSTREAM_PROBLEMS: [(&str, &str, &str); 24] = [
+        (
+            "balance = \"round-robin\"",
+            "3:11",
+            "`upstream.a.balance` is \"round-robin\": did you mean \"round_robin\"?",
+        ),
+        ("balance = \"sticky\"", "3:11", "write one of \"round_robin\", \"least_conn\""),
+        ("balance = 1", "3:11", "`upstream.a.balance` is 1: write one of"),
+        (
+            "hash_key = \"$uri\"",
+            "3:12",
+            "`upstream.a.hash_key` is used by `balance = \"maglev\"` only",
+        ),
+        (
+            "balance = \"maglev\"\nhash_key = \"\"",
+            "4:12",
+            "`upstream.a.hash_key` is empty: write what to hash",
+        ),
+        (
+            "balance = \"maglev\"\nhash_key = \"$nonsense\"",
+            "4:12",
+            "`upstream.a.hash_key` is \"$nonsense\": ",
+        ),
+        (
+            "balance = \"maglev\"\nhash_key = 1",
+            "4:12",
+            "`upstream.a.hash_key` is 1: write what to hash",
+        ),
+        (
+            "keepalive = -1",
+            "3:13",
+            "`upstream.a.keepalive` is -1: write a whole number from 0 to 1048576",
+        ),
+        ("keepalive_timeout = \"0s\"", "3:21", "write a time above zero (the default is \"1m\")"),
+        ("keepalive_requests = 0", "3:22", "write a whole number from 1 to"),
+        ("keepalive_time = \"0s\"", "3:18", "write a time above zero (the default is \"1h\")"),
+        ("connect_timeout = \"0s\"", "3:19", "write a time above zero"),
+        ("send_timeout = \"0s\"", "3:16", "write a time above zero"),
+        ("read_timeout = \"0s\"", "3:16", "write a time above zero"),
+        (
+            "proxy_protocol = \"v3\"",
+            "3:18",
+            "`upstream.a.proxy_protocol` is \"v3\": did you mean \"v1\"?",
+        ),
+        ("proxy_protocol = true", "3:18", "write one of \"v1\", \"v2\""),
+        ("retry = 3", "3:9", "`upstream.a.retry` is 3: write a table like { tries = 3 }"),
+        (
+            "retry = { tries = 0 }",
+            "3:19",
+            "`upstream.a.retry.tries` is 0: write a whole number from 1 to 100",
+        ),
+        ("retry = { timeout = 5 }", "3:21", "write \"5s\" for seconds"),
+        (
+            "retry = { budget_percent = 1001 }",
+            "3:28",
+            "`upstream.a.retry.budget_percent` is 1001: write a whole number from 0 to 1000",
+        ),
+        ("retry = { on_timeout = 1 }", "3:24", "write true or false"),
+        (
+            "retry = { on_status = 502 }",
+            "3:23",
+            "`upstream.a.retry.on_status` is 502: write a list like [502, 503]",
+        ),
+        (
+            "retry = { on_status = [502, 200] }",
+            "3:29",
+            "`upstream.a.retry.on_status[1]` is 200: write a whole number from 400 to 599",
+        ),
+        ("retry = { non_idempotent = \"no\" }", "3:28", "write true or false"),
+    ];
+
     #[test]
     fn problems_of_upstreams() {
         let server = "servers = [{ address = \"b:1\" }]";
-        let cases = [
-            (
-                "balance = \"round-robin\"",
-                "3:11",
-                "`upstream.a.balance` is \"round-robin\": did you mean \"round_robin\"?",
-            ),
-            ("balance = \"sticky\"", "3:11", "write one of \"round_robin\", \"least_conn\""),
-            ("balance = 1", "3:11", "`upstream.a.balance` is 1: write one of"),
-            (
-                "hash_key = \"$uri\"",
-                "3:12",
-                "`upstream.a.hash_key` is used by `balance = \"maglev\"` only",
-            ),
-            (
-                "balance = \"maglev\"\nhash_key = \"\"",
-                "4:12",
-                "`upstream.a.hash_key` is empty: write what to hash",
-            ),
-            (
-                "balance = \"maglev\"\nhash_key = \"$nonsense\"",
-                "4:12",
-                "`upstream.a.hash_key` is \"$nonsense\": ",
-            ),
-            (
-                "balance = \"maglev\"\nhash_key = 1",
-                "4:12",
-                "`upstream.a.hash_key` is 1: write what to hash",
-            ),
-            (
-                "keepalive = -1",
-                "3:13",
-                "`upstream.a.keepalive` is -1: write a whole number from 0 to 1048576",
-            ),
-            (
-                "keepalive_timeout = \"0s\"",
-                "3:21",
-                "write a time above zero (the default is \"1m\")",
-            ),
-            ("keepalive_requests = 0", "3:22", "write a whole number from 1 to"),
-            ("keepalive_time = \"0s\"", "3:18", "write a time above zero (the default is \"1h\")"),
-            ("connect_timeout = \"0s\"", "3:19", "write a time above zero"),
-            ("send_timeout = \"0s\"", "3:16", "write a time above zero"),
-            ("read_timeout = \"0s\"", "3:16", "write a time above zero"),
-            (
-                "proxy_protocol = \"v3\"",
-                "3:18",
-                "`upstream.a.proxy_protocol` is \"v3\": did you mean \"v1\"?",
-            ),
-            ("proxy_protocol = true", "3:18", "write one of \"v1\", \"v2\""),
-            ("retry = 3", "3:9", "`upstream.a.retry` is 3: write a table like { tries = 3 }"),
-            (
-                "retry = { tries = 0 }",
-                "3:19",
-                "`upstream.a.retry.tries` is 0: write a whole number from 1 to 100",
-            ),
-            ("retry = { timeout = 5 }", "3:21", "write \"5s\" for seconds"),
-            (
-                "retry = { budget_percent = 1001 }",
-                "3:28",
-                "`upstream.a.retry.budget_percent` is 1001: write a whole number from 0 to 1000",
-            ),
-            ("retry = { on_timeout = 1 }", "3:24", "write true or false"),
-            (
-                "retry = { on_status = 502 }",
-                "3:23",
-                "`upstream.a.retry.on_status` is 502: write a list like [502, 503]",
-            ),
-            (
-                "retry = { on_status = [502, 200] }",
-                "3:29",
-                "`upstream.a.retry.on_status[1]` is 200: write a whole number from 400 to 599",
-            ),
-            ("retry = { non_idempotent = \"no\" }", "3:28", "write true or false"),
-        ];
-        bad(&cases.map(|(keys, at, says)| (format!("[upstream.a]\n{server}\n{keys}"), at, says)));
+        bad(&UPSTREAM_PROBLEMS
+            .map(|(keys, at, says)| (format!("[upstream.a]\n{server}\n{keys}"), at, says)));
         bad(&[
             ("upstream = 1", "1:12", "`upstream` is 1: write it as `[upstream.NAME]`"),
             ("upstream.a = 1", "1:14", "`upstream.a` is 1: write it as `[upstream.NAME]`"),
@@ -269,6 +267,59 @@ mod tests {
             ),
         ]);
     }
+
+    const SERVER_PROBLEMS: [(&str, &str, &str); 22] = [
+        ("{}", "3:3", "`upstream.a.servers[1].address` is missing: write one like"),
+        (
+            "{ address = 1 }",
+            "3:15",
+            "`upstream.a.servers[1].address` is 1: write one like \"10.0.1.11:8080\"",
+        ),
+        (
+            "{ address = \"10.0.0.1\" }",
+            "3:15",
+            "the port is missing: write for example \"10.0.0.1:8080\"",
+        ),
+        ("{ address = \"::1\" }", "3:15", "the port is missing: write for example \"[::1]:8080\""),
+        (
+            "{ address = \"App.internal\" }",
+            "3:15",
+            "the port is missing: write for example \"app.internal:8080\"",
+        ),
+        ("{ address = \"app:0\" }", "3:15", "write a port from 1 to 65535"),
+        ("{ address = \"10.0.0.1:0\" }", "3:15", "no server listens on port 0"),
+        ("{ address = \"app:+80\" }", "3:15", "write a port from 1 to 65535"),
+        ("{ address = \"app:http\" }", "3:15", "write a port from 1 to 65535"),
+        ("{ address = \"app:65536\" }", "3:15", "write a port from 1 to 65535"),
+        (
+            "{ address = \"http://app:80/x\" }",
+            "3:15",
+            "leave out \"http://\" and any path: write \"app:80\"",
+        ),
+        ("{ address = \"10.0.0.256:80\" }", "3:15", "neither an IPv4 address nor a host name"),
+        ("{ address = \"a b:80\" }", "3:15", "a host name is letters"),
+        (
+            "{ address = \"/run/app.sock\" }",
+            "3:15",
+            "write an address and port like \"10.0.1.11:8080\"",
+        ),
+        ("{ address = \":80\" }", "3:15", "a host name is letters"),
+        (
+            "{ address = \"c:1\", weight = 0 }",
+            "3:31",
+            "`upstream.a.servers[1].weight` is 0: write a whole number from 1 to 65535",
+        ),
+        ("{ address = \"c:1\", weight = 65536 }", "3:31", "write a whole number from 1 to 65535"),
+        ("{ address = \"c:1\", max_fails = -1 }", "3:34", "write a whole number from 0 to"),
+        ("{ address = \"c:1\", fail_timeout = \"0s\" }", "3:37", "write a time above zero"),
+        ("{ address = \"c:1\", backup = 1 }", "3:31", "write true or false"),
+        (
+            "{ address = \"c:1\", max_conns = \"5\" }",
+            "3:34",
+            "`upstream.a.servers[1].max_conns` is \"5\": write a whole number",
+        ),
+        ("{ address = \"c:1\", down = 0 }", "3:29", "write true or false"),
+    ];
 
     #[test]
     fn problems_of_servers() {
@@ -295,69 +346,9 @@ mod tests {
                 "`upstream.a.servers` has backups only",
             ),
         ]);
-        let cases = [
-            ("{}", "3:3", "`upstream.a.servers[1].address` is missing: write one like"),
-            (
-                "{ address = 1 }",
-                "3:15",
-                "`upstream.a.servers[1].address` is 1: write one like \"10.0.1.11:8080\"",
-            ),
-            (
-                "{ address = \"10.0.0.1\" }",
-                "3:15",
-                "the port is missing: write for example \"10.0.0.1:8080\"",
-            ),
-            (
-                "{ address = \"::1\" }",
-                "3:15",
-                "the port is missing: write for example \"[::1]:8080\"",
-            ),
-            (
-                "{ address = \"App.internal\" }",
-                "3:15",
-                "the port is missing: write for example \"app.internal:8080\"",
-            ),
-            ("{ address = \"app:0\" }", "3:15", "write a port from 1 to 65535"),
-            ("{ address = \"10.0.0.1:0\" }", "3:15", "no server listens on port 0"),
-            ("{ address = \"app:+80\" }", "3:15", "write a port from 1 to 65535"),
-            ("{ address = \"app:http\" }", "3:15", "write a port from 1 to 65535"),
-            ("{ address = \"app:65536\" }", "3:15", "write a port from 1 to 65535"),
-            (
-                "{ address = \"http://app:80/x\" }",
-                "3:15",
-                "leave out \"http://\" and any path: write \"app:80\"",
-            ),
-            ("{ address = \"10.0.0.256:80\" }", "3:15", "neither an IPv4 address nor a host name"),
-            ("{ address = \"a b:80\" }", "3:15", "a host name is letters"),
-            (
-                "{ address = \"/run/app.sock\" }",
-                "3:15",
-                "write an address and port like \"10.0.1.11:8080\"",
-            ),
-            ("{ address = \":80\" }", "3:15", "a host name is letters"),
-            (
-                "{ address = \"c:1\", weight = 0 }",
-                "3:31",
-                "`upstream.a.servers[1].weight` is 0: write a whole number from 1 to 65535",
-            ),
-            (
-                "{ address = \"c:1\", weight = 65536 }",
-                "3:31",
-                "write a whole number from 1 to 65535",
-            ),
-            ("{ address = \"c:1\", max_fails = -1 }", "3:34", "write a whole number from 0 to"),
-            ("{ address = \"c:1\", fail_timeout = \"0s\" }", "3:37", "write a time above zero"),
-            ("{ address = \"c:1\", backup = 1 }", "3:31", "write true or false"),
-            (
-                "{ address = \"c:1\", max_conns = \"5\" }",
-                "3:34",
-                "`upstream.a.servers[1].max_conns` is \"5\": write a whole number",
-            ),
-            ("{ address = \"c:1\", down = 0 }", "3:29", "write true or false"),
-        ];
         let text =
             |server| format!("[upstream.a]\nservers = [{{ address = \"b:1\" }},\n  {server}]");
-        bad(&cases.map(|(server, at, says)| (text(server), at, says)));
+        bad(&SERVER_PROBLEMS.map(|(server, at, says)| (text(server), at, says)));
     }
 
     #[test]
