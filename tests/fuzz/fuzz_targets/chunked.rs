@@ -12,7 +12,9 @@ use ringgate::protocol::http1::{
 type Trailer = (Vec<u8>, Vec<u8>);
 
 /// Data, bytes consumed if the body ended, trailers.
-fn decode(input: &[u8], size: usize) -> Result<(Vec<u8>, Option<usize>, Vec<Trailer>), BodyError> {
+type Decoded = (Vec<u8>, Option<usize>, Vec<Trailer>);
+
+fn decode(input: &[u8], size: usize) -> Result<Decoded, BodyError> {
     let mut decoder = BodyDecoder::new(Framing::Chunked);
     let (mut data, mut consumed) = (Vec::new(), 0);
     for mut piece in input.chunks(size) {
