@@ -42,6 +42,7 @@ pub struct Args {
 pub enum Command {
     /// Serve a configuration until told to stop
     #[command(after_help = RUN_EXAMPLES)]
+    #[command(override_usage = "ringgate run FILE\n       ringgate run --demo")]
     Run {
         /// The configuration file
         #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]

@@ -1,7 +1,7 @@
 //! The command line: arguments, messages and exit codes.
 //!
-//! Exit codes: 0 for success, 1 when standard output cannot be written, 2 for wrong usage or a wrong
-//! configuration. What `run` returns is its own.
+//! Exit codes: 0 for success, 1 when standard output cannot be written, 2 for wrong usage or a
+//! wrong configuration. What `run` returns is its own.
 
 pub mod args;
 pub mod run;

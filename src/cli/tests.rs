@@ -37,14 +37,12 @@ impl Drop for File {
 
 #[test]
 fn check_counts() {
-    let file = File::new("good", &format!("{DEMO}[upstream.a]\nservers = [{{ address = \"a:1\" }}]"));
+    let file =
+        File::new("good", &format!("{DEMO}[upstream.a]\nservers = [{{ address = \"a:1\" }}]"));
     let (code, out, err) = ringgate(&["check", file.path()]);
     assert_eq!(code, Some(0));
     assert_eq!(out, format!("{}: ok (1 listener, 1 route, 1 upstream)\n", file.path()));
-    assert_eq!(
-        err,
-        format!("{}:9:11: warning: `upstream.a` is used by no route\n", file.path())
-    );
+    assert_eq!(err, format!("{}:8:11: warning: `upstream.a` is used by no route\n", file.path()));
 }
 
 #[test]
@@ -53,7 +51,8 @@ fn bad_files_are_explained_on_standard_error() {
     for command in ["check", "run"] {
         let (code, out, err) = ringgate(&[command, file.path()]);
         assert_eq!((code, out.as_str()), (Some(2), ""));
-        let says = format!("{}:1:3: unknown key `lisener`: did you mean `listener`?\n", file.path());
+        let says =
+            format!("{}:1:3: unknown key `lisener`: did you mean `listener`?\n", file.path());
         assert!(err.contains(&says), "{err}");
         assert!(err.contains("\n 1 | [[lisener]]\n   |   ^^^^^^^\n"), "{err}");
     }
@@ -108,6 +107,7 @@ fn a_closed_pipe_is_no_failure_but_a_full_disk_is() {
         let step = prepare(args, &mut Broken(kind), &mut Broken(kind));
         assert!(matches!(step, Step::Exit(got) if got == code), "{kind:?}");
     }
-    let step = prepare(["ringgate", "nothing"], &mut io::sink(), &mut Broken(io::ErrorKind::BrokenPipe));
+    let step =
+        prepare(["ringgate", "nothing"], &mut io::sink(), &mut Broken(io::ErrorKind::BrokenPipe));
     assert!(matches!(step, Step::Exit(2)));
 }

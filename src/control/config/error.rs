@@ -146,11 +146,8 @@ impl<'a> Source<'a> {
         let Position { line: number, column } = self.position(span.start);
         let line = self.line(span.start);
         let lead = column - 1;
-        let skip = if line.chars().count() > EXCERPT_MAX {
-            lead.saturating_sub(EXCERPT_LEAD)
-        } else {
-            0
-        };
+        let skip =
+            if line.chars().count() > EXCERPT_MAX { lead.saturating_sub(EXCERPT_LEAD) } else { 0 };
         let spanned = self.text.get(self.floor(span.start)..self.floor(span.end));
         let spanned = spanned.unwrap_or_default().lines().next().unwrap_or_default();
         let shown: String = line.chars().skip(skip).take(EXCERPT_MAX).map(printable).collect();
@@ -201,17 +198,19 @@ pub(super) fn suggest<'k>(word: &str, known: impl Iterator<Item = &'k str> + Clo
     }
 }
 
-/// The known name with the fewest edits from `word`, if that is few enough to be a slip.
-fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+/// The known name with the fewest edits from `word`, if they are few enough to be a slip or one
+/// begins like the other.
+pub(super) fn nearest<'k>(word: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     let length = word.chars().count();
     if length > NEAREST_MAX {
         return None;
     }
-    let bound = (length / 3).max(1);
+    let bound = length.div_ceil(3);
+    let begins = |long: &str, short: &str| short.len() > 2 && long.starts_with(short);
     known
         .filter(|name| name.chars().count() <= NEAREST_MAX)
         .map(|name| (edits(word, name), name))
-        .filter(|(edits, _)| *edits <= bound)
+        .filter(|(edits, name)| *edits <= bound || begins(word, name) || begins(name, word))
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, name)| name)
 }
@@ -308,6 +307,8 @@ mod tests {
             ("Bind", "did you mean `bind`?"),
             ("bnid", "did you mean `bind`?"),
             ("least-conn", "did you mean `least_conn`?"),
+            ("listeners_at", "did you mean `listener`?"),
+            ("least", "did you mean `least_conn`?"),
             ("weight", "write one of `listener`, `bind`, `backlog`, `least_conn`"),
         ] {
             assert_eq!(suggest(word, known.into_iter()), says, "{word}");

@@ -1,8 +1,8 @@
 //! The configuration file: TOML text in, validated types out.
 //!
-//! The file's keys and defaults stand in `deploy/ringgate.toml`. Reading has three steps: `toml` parses
-//! the text into a tree with places, `raw` knows the keys, `validate` judges the values. All problems
-//! that can be found independently of each other are reported at once ([`ConfigErrors`]).
+//! The file's keys and defaults stand in `deploy/ringgate.toml`. Reading has three steps: `toml`
+//! parses the text into a tree with places, `raw` knows the keys, `validate` judges the values. All
+//! problems that can be found independently of each other are reported at once ([`ConfigErrors`]).
 
 mod error;
 mod place;
@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::error::Source;
+pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::l7::config::{AccessLogFormat, Service};
 
@@ -119,10 +119,12 @@ pub enum LogTarget {
 ///
 /// # Errors
 ///
-/// Everything that is wrong with it: unreadable, over [`FILE_SIZE_MAX`], not UTF-8, or as in [`parse`].
+/// Everything that is wrong with it: unreadable, over [`FILE_SIZE_MAX`], not UTF-8, or as in
+/// [`parse`].
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.to_string_lossy();
-    let failed = |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
+    let failed =
+        |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -143,8 +145,8 @@ fn not_utf8(name: &str, bytes: &[u8], valid: usize) -> ConfigErrors {
 ///
 /// # Errors
 ///
-/// Everything that is wrong: all syntax errors if there are any, else every unknown key and every value
-/// that cannot stand.
+/// Everything that is wrong: all syntax errors if there are any, else every unknown key and every
+/// value that cannot stand.
 pub fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
     if text.len() as u64 > FILE_SIZE_MAX {
         let message = format!("the file is larger than {}", units::show_size(FILE_SIZE_MAX));

@@ -13,8 +13,8 @@ use super::units;
 #[derive(Debug)]
 pub(super) struct Report<'s> {
     source: Source<'s>,
-    problems: RefCell<Vec<(Range<usize>, String)>>,
-    warnings: RefCell<Vec<(Range<usize>, String)>>,
+    problems: RefCell<Vec<Note>>,
+    warnings: RefCell<Vec<Note>>,
 }
 
 /// Proof that a problem was noted: only [`Place`] makes one.
@@ -28,8 +28,7 @@ impl<'s> Report<'s> {
     }
 
     /// Problems and warnings, as noted.
-    #[expect(clippy::type_complexity, reason = "two lists of the same kind")]
-    pub(super) fn into_parts(self) -> (Vec<(Range<usize>, String)>, Vec<(Range<usize>, String)>) {
+    pub(super) fn into_parts(self) -> (Vec<Note>, Vec<Note>) {
         (self.problems.into_inner(), self.warnings.into_inner())
     }
 
@@ -39,6 +38,12 @@ impl<'s> Report<'s> {
         Reported(())
     }
 }
+
+/// A table of a list, if it is one.
+pub(super) type Table<'r, 'a, T> = Result<(Place<'r>, &'a T), Reported>;
+
+/// A byte range and what there is to say about it.
+type Note = (Range<usize>, String);
 
 /// A key or table in the file: its dotted path and its span.
 #[derive(Clone)]
@@ -131,33 +136,37 @@ impl<'r> Place<'r> {
         node.and_then(|node| self.wanted(key, node, write).ok())
     }
 
-    /// The tables in the list under `key`; none when there is no list.
+    /// The tables in the list under `key`, of which some may be something else.
     pub(super) fn tables<'a, T>(
+        &self,
+        key: &str,
+        nodes: &'a Node<Vec<Node<T>>>,
+        write: &str,
+    ) -> Result<Vec<Table<'r, 'a, T>>, Reported> {
+        let (list, nodes) = self.wanted(key, nodes, write)?;
+        let read = |(index, node): (usize, &'a Node<T>)| {
+            let place = list.item(index, node.span());
+            match node.get_ref() {
+                Content::Wanted(table) => Ok((place, table)),
+                Content::Other(other) => Err(place.wrong(other, write)),
+            }
+        };
+        Ok(nodes.iter().enumerate().map(read).collect())
+    }
+
+    /// The tables in the list under `key`, without those that are something else.
+    pub(super) fn good_tables<'a, T>(
         &self,
         key: &str,
         nodes: Option<&'a Node<Vec<Node<T>>>>,
         write: &str,
     ) -> Vec<(Self, &'a T)> {
-        let Some((list, nodes)) = self.table(key, nodes, write) else { return Vec::new() };
-        let read = |(index, node): (usize, &'a Node<T>)| {
-            let place = list.item(index, node.span());
-            match node.get_ref() {
-                Content::Wanted(table) => Some((place, table)),
-                Content::Other(other) => {
-                    place.wrong(other, write);
-                    None
-                }
-            }
-        };
-        nodes.iter().enumerate().filter_map(read).collect()
+        let tables = nodes.map(|nodes| self.tables(key, nodes, write));
+        tables.and_then(Result::ok).unwrap_or_default().into_iter().filter_map(Result::ok).collect()
     }
 
     /// A scalar with its place.
-    pub(super) fn leaf<'a>(
-        &self,
-        key: &str,
-        leaf: &'a Option<Leaf>,
-    ) -> Option<(Self, &'a Scalar)> {
+    pub(super) fn leaf<'a>(&self, key: &str, leaf: &'a Option<Leaf>) -> Option<(Self, &'a Scalar)> {
         leaf.as_ref().map(|leaf| (self.child(key, leaf.span()), leaf.get_ref()))
     }
 
@@ -246,7 +255,8 @@ impl<'r> Place<'r> {
         let read = match scalar {
             Scalar::Text(text) => units::duration(text),
             Scalar::Integer(number @ 0..) => Err(format!(
-                "a time needs a unit: write \"{number}s\" for seconds, \"{number}ms\" for milliseconds"
+                "a time needs a unit: write \"{number}s\" for seconds, \"{number}ms\" for \
+                 milliseconds"
             )),
             _ => units::duration(""),
         };

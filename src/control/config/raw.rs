@@ -1,7 +1,7 @@
 //! The file as written: every key known, every value with its place, nothing judged yet.
 //!
-//! A value of the wrong type is kept ([`Scalar`], [`Content::Other`]) instead of ending the parse, so
-//! that one run reports every problem. Only unknown keys stop serde; `parse` removes them one by one.
+//! A value of the wrong type is kept ([`Scalar`], [`Content::Other`]) instead of ending the parse,
+//! so that one run reports every problem. Only unknown keys stop serde; `unknown` mends them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +50,11 @@ macro_rules! tables {
         #[serde(deny_unknown_fields)]
         pub(super) struct $name {
             $(pub(super) $key: Option<$type>,)*
+        }
+
+        impl $name {
+            /// The keys, as the file spells them.
+            pub(super) const KEYS: &[&str] = &[$(stringify!($key)),*];
         }
     )*};
 }
@@ -192,6 +197,26 @@ tables! {
     }
 }
 
+/// Every table of fixed keys: how it is written, and its keys.
+pub(super) const TABLES: [(&str, &[&str]); 16] = [
+    ("the top of the file", File::KEYS),
+    ("[node]", NodeKeys::KEYS),
+    ("[log]", Log::KEYS),
+    ("[admin]", Admin::KEYS),
+    ("[http]", Http::KEYS),
+    ("[[listener]]", Listener::KEYS),
+    ("[[route]]", Route::KEYS),
+    ("path", Path::KEYS),
+    ("headers", Header::KEYS),
+    ("respond", Respond::KEYS),
+    ("redirect", Redirect::KEYS),
+    ("rewrite", Rewrite::KEYS),
+    ("[route.request_headers]", Edits::KEYS),
+    ("[upstream.NAME]", Upstream::KEYS),
+    ("retry", Retry::KEYS),
+    ("servers", Server::KEYS),
+];
+
 /// Visits whatever stands there; `T` gets the tables or lists it wants.
 struct Any<T>(PhantomData<T>);
 
@@ -279,7 +304,8 @@ macro_rules! wanted {
     ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
 }
 
-wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect Rewrite Edits Upstream Retry Server);
+wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect);
+wanted!(Rewrite Edits Upstream Retry Server);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

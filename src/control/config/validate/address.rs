@@ -75,7 +75,9 @@ pub(super) fn server(place: &Place<'_>, text: &str) -> Result<ServerAddress, Rep
     let Some((name, port)) = text.rsplit_once(':') else {
         let write = match host::name(text) {
             Ok(name) => format!("the port is missing: write for example \"{name}:8080\""),
-            Err(_) => r#"write an address and port like "10.0.1.11:8080" or "app.internal:8080""#.into(),
+            Err(_) => {
+                r#"write an address and port like "10.0.1.11:8080" or "app.internal:8080""#.into()
+            }
         };
         return Err(wrong(&write));
     };

@@ -240,3 +240,198 @@ pub(super) fn identity(raw: &raw::Route, route: &Route, names: &Names<'_>) -> St
     headers.sort();
     format!("{:?}", (listeners, hosts, path, methods, headers))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+    use crate::control::config::tests::{bad_routes, routes, with_route};
+
+    const PROBLEMS: &[(&str, &str, &str)] = &[
+        (
+            "upstream = \"api\"\nhost = \"Shop.Example:80\"",
+            "8:8",
+            "`route[0].host` is \"Shop.Example:80\": hosts are matched without port: write \"Shop.Example\"",
+        ),
+        (
+            "upstream = \"api\"\nhost = [\"a\", \"w*.b\"]",
+            "8:14",
+            "`route[0].host[1]` is \"w*.b\": `*` may only stand for the front",
+        ),
+        ("upstream = \"api\"\nhost = \"bücher.example\"", "8:8", "punycode"),
+        (
+            "upstream = \"api\"\nhost = [\"a\", \"A\"]",
+            "8:14",
+            "`route[0].host[1]` is \"A\", which the list has already",
+        ),
+        (
+            "upstream = \"api\"\nhost = []",
+            "8:8",
+            "`route[0].host` is an empty list: leave the key out for all",
+        ),
+        ("upstream = \"api\"\nhost = 5", "8:8", "`route[0].host` is 5: write a host like"),
+        ("upstream = \"api\"\nhost = [5]", "8:9", "`route[0].host[0]` is 5: write a host like"),
+        (
+            "upstream = \"api\"\npath = \"api/\"",
+            "8:8",
+            "`route[0].path` is \"api/\": a path starts with `/`",
+        ),
+        (
+            "upstream = \"api\"\npath = { exact = \"x\" }",
+            "8:18",
+            "`route[0].path.exact` is \"x\": a path starts with `/`",
+        ),
+        ("upstream = \"api\"\npath = \"/a?b=1\"", "8:8", "a path has no query"),
+        ("upstream = \"api\"\npath = \"/a b\"", "8:8", "percent-encoded"),
+        ("upstream = \"api\"\npath = \"/ä\"", "8:8", "percent-encoded"),
+        ("upstream = \"api\"\npath = \"/a/../b\"", "8:8", "after `.` and `..` are resolved"),
+        ("upstream = \"api\"\npath = \"/%\"", "8:8", "two hexadecimal digits"),
+        ("upstream = \"api\"\npath = \"/%+1\"", "8:8", "two hexadecimal digits"),
+        ("upstream = \"api\"\npath = \"/%41\"", "8:8", "requests have `%41` decoded: write `A`"),
+        ("upstream = \"api\"\npath = \"/%c3%A4\"", "8:8", "write `%C3`"),
+        (
+            "upstream = \"api\"\npath = { regex = \"^/(a\" }",
+            "8:18",
+            "`route[0].path.regex` is \"^/(a\", not a regular expression: unclosed group",
+        ),
+        (
+            "upstream = \"api\"\npath = { regex = \"(a{1000}){1000}{1000}\" }",
+            "8:18",
+            "not a regular expression: ",
+        ),
+        (
+            "upstream = \"api\"\npath = { regex = \"a\", exact = \"/\" }",
+            "8:8",
+            "`route[0].path` has both `exact` and `regex`: remove one",
+        ),
+        (
+            "upstream = \"api\"\npath = {}",
+            "8:8",
+            "`route[0].path` is an empty table: write a prefix like",
+        ),
+        (
+            "upstream = \"api\"\npath = [\"/\"]",
+            "8:8",
+            "`route[0].path` is a list: write a prefix like \"/api/\", { exact",
+        ),
+        (
+            "upstream = \"api\"\nmethods = [\"GET POST\"]",
+            "8:12",
+            "`route[0].methods[0]` is \"GET POST\": write a method like \"GET\"",
+        ),
+        ("upstream = \"api\"\nmethods = [\"\"]", "8:12", "write a method like"),
+        (
+            "upstream = \"api\"\nmethods = \"GET\"",
+            "8:11",
+            "`route[0].methods` is \"GET\": write a list like [\"GET\", \"HEAD\"]",
+        ),
+        ("upstream = \"api\"\nmethods = []", "8:11", "is an empty list"),
+        (
+            "upstream = \"api\"\nheaders = { \"X Y\" = \"1\" }",
+            "8:13",
+            "`route[0].headers.X Y` names no header field",
+        ),
+        ("upstream = \"api\"\nheaders = { \"X:\" = \"1\" }", "8:13", "write \"X\", without colon"),
+        ("upstream = \"api\"\nheaders = { X = \"1\", x = \"2\" }", "8:22", "stands here twice"),
+        (
+            "upstream = \"api\"\nheaders = { X = 1 }",
+            "8:17",
+            "`route[0].headers.X` is 1: write a value like \"1\", { present = true }",
+        ),
+        ("upstream = \"api\"\nheaders = { X = \" 1\" }", "8:17", "starts or ends with a space"),
+        ("upstream = \"api\"\nheaders = { X = \"1\\n\" }", "8:17", "with a line break"),
+        (
+            "upstream = \"api\"\nheaders = { X = { present = false } }",
+            "8:29",
+            "`route[0].headers.X.present` is false: only `present = true` is known",
+        ),
+        (
+            "upstream = \"api\"\nheaders = { X = { regex = \"[\" } }",
+            "8:27",
+            "`route[0].headers.X.regex` is \"[\", not a regular expression: unclosed character class",
+        ),
+        (
+            "upstream = \"api\"\nheaders = { X = { regex = \"a\", present = true } }",
+            "8:17",
+            "has both `present` and `regex`",
+        ),
+        ("upstream = \"api\"\nheaders = { X = {} }", "8:17", "is an empty table: write a value"),
+        (
+            "upstream = \"api\"\nheaders = [\"X\"]",
+            "8:11",
+            "`route[0].headers` is a list: write a table like",
+        ),
+    ];
+
+    #[test]
+    fn problems() {
+        bad_routes(PROBLEMS);
+    }
+
+    #[test]
+    fn values() {
+        let list = routes(
+            "upstream = \"api\"\nhost = [\"A.example\", \"*.b\"]\npath = { regex = \"^/v[0-9]\" }\n\
+             methods = [\"GET\", \"PURGE\", \"GET\"]\n\
+             headers = { X-B = \"1\", X-A = { present = true }, X-C = { regex = \"j\" } }\n\
+             [[route]]\nupstream = \"api\"\npath = { exact = \"/%C3%A4/\" }\n\
+             [[route]]\nupstream = \"api\"\npath = \"/x\"\nhost = \"h\"\n[[route]]\nupstream = \"api\"",
+        );
+        let hosts = [HostMatch::Exact("a.example".into()), HostMatch::Suffix("b".into())];
+        assert_eq!(list[0].hosts, hosts);
+        assert!(matches!(&list[0].path, PathMatch::Regex(regex) if regex.is_match("/v1")));
+        assert_eq!(list[0].methods, ["GET", "PURGE"]);
+        let names: Vec<_> = list[0].headers.iter().map(|header| header.name.as_str()).collect();
+        assert_eq!(names, ["x-a", "x-b", "x-c"]);
+        assert!(matches!(&list[0].headers[0].value, ValueMatch::Present));
+        assert!(matches!(&list[0].headers[1].value, ValueMatch::Exact(value) if value == "1"));
+        assert!(
+            matches!(&list[0].headers[2].value, ValueMatch::Regex(regex) if regex.is_match("j"))
+        );
+        assert!(matches!(&list[1].path, PathMatch::Exact(path) if path == "/%C3%A4/"));
+        assert!(matches!(&list[2].path, PathMatch::Prefix(path) if path == "/x"));
+        assert!(matches!(&list[3].path, PathMatch::Prefix(path) if path == "/"));
+        assert!(list[3].hosts.is_empty() && list[3].methods.is_empty());
+    }
+
+    #[test]
+    fn routes_that_can_never_match() {
+        let first = "upstream = \"api\"\n";
+        for (one, two) in [
+            ("", ""),
+            ("", "path = \"/\""),
+            ("", "listeners = [\"web\"]"),
+            ("host = [\"a\", \"b\"]", "host = [\"B\", \"a\"]"),
+            ("path = { exact = \"/x\" }", "path = { exact = \"/x\" }"),
+            ("path = { regex = \"x\" }", "path = { regex = \"x\" }"),
+            ("methods = [\"GET\", \"PUT\"]", "methods = [\"PUT\", \"GET\"]"),
+            ("headers = { A = \"1\" }", "headers = { a = \"1\" }"),
+        ] {
+            let keys = format!("{first}{one}\n[[route]]\n{first}{two}");
+            bad_routes(&[(
+                &keys,
+                "9:1",
+                "`route[1]` on line 9 can never match, because `route[0]` on line 6 has the same conditions",
+            )]);
+        }
+        for (one, two) in [
+            ("", "path = \"/a\""),
+            ("host = \"a\"", ""),
+            ("path = \"/a\"", "path = { exact = \"/a\" }"),
+            ("path = { exact = \"/a\" }", "path = { regex = \"/a\" }"),
+            ("methods = [\"GET\"]", ""),
+            ("headers = { A = \"1\" }", "headers = { A = { regex = \"1\" } }"),
+        ] {
+            let keys = format!("{first}{one}\n[[route]]\n{first}{two}");
+            assert_eq!(routes(&keys).len(), 2, "{keys}");
+        }
+    }
+
+    #[test]
+    fn methods_in_lower_case_are_warned_of() {
+        let config = parse("t", &with_route("upstream = \"api\"\nmethods = [\"get\"]")).unwrap();
+        let says =
+            "t:8:12: warning: `route[0].methods[0]` is \"get\", which does not match \"GET\"";
+        assert!(config.warnings[0].starts_with(says), "{:?}", config.warnings);
+    }
+}

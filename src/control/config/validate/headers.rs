@@ -114,8 +114,7 @@ fn fields(
     let mut seen: Vec<String> = Vec::new();
     let mut list = Vec::new();
     for (name, leaf) in table {
-        let edit =
-            Edit { place: place.child(name.get_ref(), name.span()), message, change };
+        let edit = Edit { place: place.child(name.get_ref(), name.span()), message, change };
         let Ok(lower) = edit.name(name.get_ref()) else { continue };
         if seen.contains(&lower) {
             edit.place.problem("stands here twice: header names have no case, so remove one");
@@ -163,5 +162,136 @@ impl Edit<'_> {
                 .place
                 .problem("removes \"Host\", which every request needs: use `set` to change it")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+    use crate::control::config::tests::{bad_routes, routes, with_route};
+
+    const PROBLEMS: &[(&str, &str, &str)] = &[
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { \"X Y\" = \"1\" } }",
+            "8:29",
+            "`route[0].request_headers.set.X Y` names no header field",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { \"\" = \"1\" } }",
+            "8:29",
+            "names no header field",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { remove = [\"Größe\"] }",
+            "8:32",
+            "names no header field",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { remove = \"X\" }",
+            "8:30",
+            "`route[0].request_headers.remove` is \"X\": write a list of names",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = [\"X\"] }",
+            "8:27",
+            "write a table like { \"X-Scheme\" = \"$scheme\" }",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { set = { X = 1 } }",
+            "8:33",
+            "`route[0].request_headers.set.X` is 1: write text",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { add = { X = \"a\\r\\nB: c\" } }",
+            "8:33",
+            "is \"a\\r\\nB: c\" with a line break, which would end the field",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u0000\" } }",
+            "8:34",
+            "with a NUL",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { add = { X = \"\\u001b\" } }",
+            "8:34",
+            "with a control character",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { set = { X = \"$nonsense\" } }",
+            "8:34",
+            "`route[0].response_headers.set.X` is \"$nonsense\": ",
+        ),
+        (
+            "upstream = \"api\"\nresponse_headers = { set = { X = \"1\", x = \"1\" } }",
+            "8:39",
+            "stands here twice",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { add = { Host = \"a\" } }",
+            "8:29",
+            "adds a second \"Host\"",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = { remove = [\"host\"] }",
+            "8:31",
+            "removes \"Host\"",
+        ),
+        (
+            "upstream = \"api\"\nrequest_headers = 1",
+            "8:19",
+            "write a table with `set`, `add` and `remove`",
+        ),
+    ];
+
+    #[test]
+    fn problems() {
+        bad_routes(PROBLEMS);
+    }
+
+    #[test]
+    fn framing_fields_are_not_edited() {
+        for name in [
+            "Connection",
+            "Transfer-Encoding",
+            "Content-Length",
+            "Upgrade",
+            "Keep-Alive",
+            "TE",
+            "Trailer",
+        ] {
+            let says =
+                format!("edits \"{name}\", which frames the message or manages the connection");
+            for (edits, at) in [
+                (format!("set = {{ {name} = \"1\" }}"), "9:9"),
+                (format!("add = {{ {name} = \"1\" }}"), "9:9"),
+                (format!("remove = [\"{name}\"]"), "9:11"),
+            ] {
+                for whose in ["request", "response"] {
+                    let keys = format!("upstream = \"api\"\n[route.{whose}_headers]\n{edits}");
+                    bad_routes(&[(&keys, at, &says)]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn spelling_is_kept_where_it_is_sent() {
+        let list = routes(
+            "upstream = \"api\"\n[route.request_headers]\nset = { Host = \"$host\", X-ID = \"a\\tb\" }\n\
+             add = { x-Y = \"é\" }\nremove = [\"X-Debug\"]\n[route.response_headers]\nremove = [\"Host\"]",
+        );
+        let edits = &list[0].request_headers;
+        let names: Vec<_> = edits.set.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["Host", "X-ID"]);
+        assert_eq!(edits.set[0].1, Template::parse("$host").unwrap());
+        assert_eq!(edits.add[0].0, "x-Y");
+        assert_eq!(edits.remove, ["x-debug"]);
+        assert_eq!(list[0].response_headers.remove, ["host"]);
+        assert!(
+            parse("t", &with_route("upstream = \"api\"")).unwrap().service.routes[0]
+                .request_headers
+                .is_empty()
+        );
     }
 }

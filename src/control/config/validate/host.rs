@@ -29,7 +29,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     for label in name.split('.') {
         self::label(label)?;
     }
-    // A last label of digits is a mistyped IPv4 address (RFC 3986 section 3.2.2; no TLD is numeric).
+    // No top-level domain is numeric: a last label of digits is a mistyped IPv4 address.
     let last = name.rsplit('.').next().unwrap_or_default();
     if last.bytes().all(|b| b.is_ascii_digit()) && name.parse::<std::net::Ipv4Addr>().is_err() {
         return Err("this is neither an IPv4 address nor a host name: correct the numbers".into());

@@ -47,7 +47,6 @@ pub(super) fn http(root: &Place<'_>, file: &raw::File) -> Http {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::control::config::tests::{bad, good};
 
     #[test]

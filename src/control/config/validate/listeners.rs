@@ -19,7 +19,7 @@ pub(super) fn listeners(
     file: &raw::File,
     admin: Option<SocketAddr>,
 ) -> Vec<Listener> {
-    let tables = root.tables("listener", file.listener.as_ref(), "write it as `[[listener]]`");
+    let tables = root.good_tables("listener", file.listener.as_ref(), "write it as `[[listener]]`");
     let given = file.listener.as_ref().map(toml::Spanned::get_ref);
     if given.is_none_or(|list| matches!(list, Content::Wanted(list) if list.is_empty())) {
         root.child("listener", 0..0).problem(format_args!(
@@ -46,19 +46,11 @@ fn listener(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen) -> Listener
         // Never used: the problem is noted.
         bind: bind.unwrap_or_else(|Reported { .. }| SocketAddr::from(([0, 0, 0, 0], 0))),
         backlog: place.integer("backlog", &raw.backlog, 1..=BACKLOG_MAX, 4096),
-        proxy_protocol_from: address::nets(
-            place,
-            "proxy_protocol_from",
-            &raw.proxy_protocol_from,
-        ),
+        proxy_protocol_from: address::nets(place, "proxy_protocol_from", &raw.proxy_protocol_from),
     }
 }
 
-fn bind(
-    place: &Place<'_>,
-    raw: &raw::Listener,
-    seen: &mut Seen,
-) -> Result<SocketAddr, Reported> {
+fn bind(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen) -> Result<SocketAddr, Reported> {
     let Some((key, scalar)) = place.leaf("bind", &raw.bind) else {
         return Err(place.missing("bind", &format!("write an address like \"{EXAMPLE}\"")));
     };

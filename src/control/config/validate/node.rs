@@ -168,13 +168,26 @@ mod tests {
         ].map(|(line, at, says)| (format!("[node]\n{line}"), at, says)));
         bad(&[
             ("level = \"warning\"", "2:9", r#"`log.level` is "warning": did you mean "warn"?"#),
-            ("level = 3", "2:9", r#"`log.level` is 3: write one of "error", "warn", "info", "debug""#),
+            (
+                "level = 3",
+                "2:9",
+                r#"`log.level` is 3: write one of "error", "warn", "info", "debug""#,
+            ),
             ("format = \"xml\"", "2:10", r#"`log.format` is "xml": write one of "text", "json""#),
-            ("access = true", "2:10", r#"`log.access` is true: write one of "off", "combined", "json""#),
+            (
+                "access = true",
+                "2:10",
+                r#"`log.access` is true: write one of "off", "combined", "json""#,
+            ),
             ("access_file = \"\"", "2:15", r#"`log.access_file` is "": write "stdout" or a path"#),
             ("access_file = 1", "2:15", r#"`log.access_file` is 1: write "stdout" or a path"#),
-            ("access_buffer = 10", "2:17", r#"`log.access_buffer` is 10: write a size from "4k" to "1g""#),
-        ].map(|(line, at, says)| (format!("[log]\n{line}"), at, says)));
+            (
+                "access_buffer = 10",
+                "2:17",
+                r#"`log.access_buffer` is 10: write a size from "4k" to "1g""#,
+            ),
+        ]
+        .map(|(line, at, says)| (format!("[log]\n{line}"), at, says)));
         bad(&[
             ("bind = 9090", "2:8", r#"`admin.bind` is 9090: a port needs an address: write "127.0.0.1:9090""#),
             ("bind = \"of\"", "2:8", r#"`admin.bind` is "of": write an address and port like "127.0.0.1:9090", or "off""#),
@@ -184,7 +197,8 @@ mod tests {
             ("node = 1", "1:8", "`node` is 1: write a table, `[node]`"),
             ("[[log]]", "1:1", "`log` is a list: write a table, `[log]`"),
             ("admin = []", "1:9", "`admin` is a list: write a table, `[admin]`"),
-        ].map(|(text, at, says)| (text.to_owned(), at, says)));
+        ]
+        .map(|(text, at, says)| (text.to_owned(), at, says)));
     }
 
     #[test]

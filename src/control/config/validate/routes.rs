@@ -31,7 +31,7 @@ pub(super) fn routes(
     file: &raw::File,
     names: &Names<'_>,
 ) -> Result<Vec<Route>, Reported> {
-    let tables = root.tables("route", file.route.as_ref(), "write it as `[[route]]`");
+    let tables = root.good_tables("route", file.route.as_ref(), "write it as `[[route]]`");
     if file.route.is_none() {
         root.child("route", 0..0)
             .warning("is missing: without `[[route]]` every request is answered with 404");
@@ -52,7 +52,8 @@ pub(super) fn routes(
 fn unused(root: &Place<'_>, tables: &[(Place<'_>, &raw::Route)], names: &Names<'_>) {
     let used = |name: &str| {
         tables.iter().any(|(_, raw)| {
-            matches!(raw.upstream.as_ref().map(Leaf::get_ref), Some(Scalar::Text(text)) if text == name)
+            let upstream = raw.upstream.as_ref().map(Leaf::get_ref);
+            matches!(upstream, Some(Scalar::Text(text)) if text == name)
         })
     };
     for (name, span) in names.upstreams.iter().filter(|(name, _)| !used(name)) {
@@ -313,4 +314,208 @@ fn reachable<'r>(
         first.path(),
         first.line(),
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+    use crate::control::config::tests::{bad_exactly, bad_routes, routes, with_route};
+
+    const PROBLEMS: &[(&str, &str, &str)] = &[
+        (
+            "",
+            "6:1",
+            "`route[0]` has nothing to do: write one of `upstream`, `respond` or `redirect`",
+        ),
+        (
+            "upstream = \"api\"\nrespond = {}",
+            "6:1",
+            "`route[0]` has several of `upstream`, `respond` or `redirect`: keep one",
+        ),
+        ("respond = {}\nredirect = { to = \"/\" }", "6:1", "has several of"),
+        (
+            "upstream = \"apo\"",
+            "7:12",
+            "`route[0].upstream` is \"apo\", which is the name of no upstream: did you mean \"api\"?",
+        ),
+        (
+            "upstream = 1",
+            "7:12",
+            "`route[0].upstream` is 1: write the name of an `[upstream.NAME]`",
+        ),
+        (
+            "upstream = \"api\"\nlisteners = [\"wbe\"]",
+            "8:14",
+            "`route[0].listeners[0]` is \"wbe\", which is the name of no listener: did you mean \"web\"?",
+        ),
+        ("upstream = \"api\"\nlisteners = []", "8:13", "`route[0].listeners` is an empty list"),
+        (
+            "upstream = \"api\"\nlisteners = \"web\"",
+            "8:13",
+            "`route[0].listeners` is \"web\": write a list of listener names",
+        ),
+        (
+            "upstream = \"api\"\nstrip_prefix = \"/a\"\nrewrite = { regex = \"a\", to = \"b\" }",
+            "6:1",
+            "`route[0]` has both `strip_prefix` and `rewrite`: keep one",
+        ),
+        (
+            "upstream = \"api\"\npath = \"/api/\"\nstrip_prefix = \"api\"",
+            "9:16",
+            "`route[0].strip_prefix` is \"api\": a path starts with `/`",
+        ),
+        (
+            "upstream = \"api\"\npath = \"/api/\"\nstrip_prefix = \"/apo\"",
+            "9:16",
+            "but the route's path \"/api/\" does not start so",
+        ),
+        (
+            "upstream = \"api\"\nstrip_prefix = 1",
+            "8:16",
+            "`route[0].strip_prefix` is 1: write a path like \"/api\"",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { regex = \"a\" }",
+            "8:11",
+            "`route[0].rewrite.to` is missing",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { to = \"a\" }",
+            "8:11",
+            "`route[0].rewrite.regex` is missing: write { regex = ",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { regex = \"*\", to = \"a\" }",
+            "8:21",
+            "not a regular expression: repetition operator missing expression",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { regex = \"(a)\", to = \"$1$2\" }",
+            "8:33",
+            "the regex has no group $2 (its groups: 1)",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { regex = \"a\", to = \"$host\" }",
+            "8:31",
+            "only `$1` to `$9` are known",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = { regex = \"a\", to = \"/b?c\" }",
+            "8:31",
+            "a path has no query",
+        ),
+        (
+            "upstream = \"api\"\nrewrite = \"a\"",
+            "8:11",
+            "`route[0].rewrite` is \"a\": write { regex = ",
+        ),
+        (
+            "upstream = \"api\"\nclient_max_body_size = \"10mb\"",
+            "8:24",
+            "write bytes or a size like",
+        ),
+        (
+            "respond = { status = 199 }",
+            "7:22",
+            "`route[0].respond.status` is 199: write a whole number from 200 to 599",
+        ),
+        ("respond = { status = 600 }", "7:22", "write a whole number from 200 to 599"),
+        (
+            "respond = { status = 204, body = \"x\" }",
+            "7:34",
+            "`route[0].respond.body` is given, but a response with status 204 has none",
+        ),
+        ("respond = { status = 304, body = \"x\" }", "7:34", "status 304 has none"),
+        ("respond = { body = 5 }", "7:20", "`route[0].respond.body` is 5: write text like"),
+        ("respond = { content_type = \"text\" }", "7:28", "write a media type like \"text/plain\""),
+        ("respond = { content_type = \"text/plain\\n\" }", "7:28", "with a line break"),
+        ("respond = 200", "7:11", "`route[0].respond` is 200: write a table like { status = 200, "),
+        (
+            "respond = {}\nstrip_prefix = \"/\"",
+            "8:16",
+            "`route[0].strip_prefix` changes what goes to an upstream, but the route has `respond`",
+        ),
+        (
+            "redirect = { to = \"/\" }\n[route.request_headers]\nremove = [\"X\"]",
+            "8:1",
+            "`route[0].request_headers` changes what goes to an upstream, but the route has `redirect`",
+        ),
+        (
+            "redirect = { status = 300, to = \"/\" }",
+            "7:23",
+            "`route[0].redirect.status` is 300: write one of 301, 302, 303, 307, 308",
+        ),
+        (
+            "redirect = { status = 301 }",
+            "7:12",
+            "`route[0].redirect.to` is missing: write where to",
+        ),
+        ("redirect = { to = \"\" }", "7:19", "`route[0].redirect.to` is empty: write where to"),
+        ("redirect = { to = \"/\\n\" }", "7:19", "with a line break"),
+        ("redirect = { to = \"$nonsense\" }", "7:19", "`route[0].redirect.to` is \"$nonsense\": "),
+        (
+            "redirect = \"/x\"",
+            "7:12",
+            "`route[0].redirect` is \"/x\": write a table like { status = 301, ",
+        ),
+    ];
+
+    #[test]
+    fn problems() {
+        bad_routes(PROBLEMS);
+        bad_exactly(&[
+            (
+                "route = 1\n[[listener]]\nbind = \"0.0.0.0:80\"",
+                "1:9",
+                "`route` is 1: write it as `[[route]]`",
+            ),
+            (
+                "[[listener]]\nbind = \"0.0.0.0:80\"\n[[route]]\nupstream = \"a\"",
+                "4:12",
+                "which is the name of no upstream: there is none",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn a_broken_listener_or_upstream_causes_no_second_error() {
+        let route = "[[route]]\nlisteners = [\"web\"]\nupstream = \"api\"";
+        let text = format!("[[listener]]\nname = \"web\"\nbind = 1\n[upstream.api]\n{route}");
+        let errors = parse("t", &text).unwrap_err();
+        assert_eq!(errors.errors().len(), 2, "{errors}");
+    }
+
+    #[test]
+    fn values() {
+        let list = routes(
+            "upstream = \"api\"\nlisteners = [\"web\"]\npath = \"/api/\"\nstrip_prefix = \"/api\"\n\
+             client_max_body_size = \"10m\"\n\
+             [[route]]\nupstream = \"api\"\nrewrite = { regex = \"^/o/(.*)\", to = \"/n/$1\" }\n\
+             [[route]]\npath = \"/r\"\nrespond = { status = 204 }\nclient_max_body_size = 0\n\
+             [[route]]\npath = \"/s\"\nredirect = { to = \"/\" }",
+        );
+        assert_eq!(list[0].listeners, [0]);
+        assert!(matches!(list[0].action, Action::Proxy(0)));
+        assert!(matches!(&list[0].rewrite, Some(Rewrite::StripPrefix(prefix)) if prefix == "/api"));
+        assert_eq!(list[0].client_max_body_size, Some(10 << 20));
+        assert!(matches!(&list[1].rewrite, Some(Rewrite::Regex { to, .. }) if to == "/n/$1"));
+        assert!(list[1].listeners.is_empty() && list[1].client_max_body_size.is_none());
+        let Action::Respond(respond) = &list[2].action else { panic!("{:?}", list[2].action) };
+        assert_eq!((respond.status, respond.content_type.as_str()), (204, "text/plain"));
+        assert!(respond.body.is_empty() && list[2].client_max_body_size == Some(0));
+        let Action::Redirect(redirect) = &list[3].action else { panic!("{:?}", list[3].action) };
+        assert_eq!(redirect.status, 302);
+    }
+
+    #[test]
+    fn warnings() {
+        let listener = "[[listener]]\nbind = \"0.0.0.0:80\"\n";
+        let config = parse("t", listener).unwrap();
+        assert!(config.warnings[0].starts_with("t:1:1: warning: `route` is missing"));
+        let text = with_route("respond = {}");
+        let config = parse("t", &text).unwrap();
+        assert_eq!(config.warnings, ["t:4:11: warning: `upstream.api` is used by no route"]);
+        assert!(parse("t", &with_route("upstream = \"api\"")).unwrap().warnings.is_empty());
+    }
 }

@@ -90,7 +90,9 @@ fn line_ends() {
 #[test]
 fn framing() {
     use FramingError::*;
-    let table: &[(&str, &str, Result<(Framing, bool), FramingError>)] = &[
+    /// Framing and persistence.
+    type Verdict = Result<(Framing, bool), FramingError>;
+    let table: &[(&str, &str, Verdict)] = &[
         ("1.1 200", "", Ok((Framing::Close, false))),
         ("1.0 200", "Connection: keep-alive\r\n", Ok((Framing::Close, false))),
         ("1.1 200", "Content-Length: 0\r\n", Ok((Framing::Length(0), true))),

@@ -120,7 +120,7 @@ fn queries() {
         let target = parse(Method::Get, raw.as_bytes()).unwrap();
         assert_eq!(target.path(), path.as_bytes(), "{raw:?}");
         assert_eq!(target.query(), query.map(str::as_bytes), "{raw:?}");
-        let whole = query.map_or(path.into(), |query| format!("{path}?{query}"));
+        let whole = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
         assert_eq!(target.path_and_query(), whole.as_bytes(), "{raw:?}");
     }
 }
