@@ -7,4 +7,5 @@ pub mod counter;
 pub mod l7;
 pub mod protocol;
 pub mod ring;
+pub mod shard;
 pub mod sys;

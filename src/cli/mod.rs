@@ -21,22 +21,15 @@ const EXIT_USAGE: u8 = 2;
 /// Standard output could not be written.
 const EXIT_OUTPUT: u8 = 1;
 
-/// What `run --demo` serves: no file, no other server, one answer.
-pub const DEMO: &str = r#"
-[[listener]]
-name = "demo"
-bind = "127.0.0.1:8080"
-
-[[route]]
-respond = { body = "Ringgate works.\n" }
-"#;
+/// What `run --demo` serves.
+pub const DEMO: &str = include_str!("../../deploy/demo.toml");
 
 /// Runs the program with the arguments it was started with.
 #[must_use]
 pub fn main() -> ExitCode {
     match prepare(std::env::args_os(), &mut io::stdout(), &mut io::stderr()) {
         Step::Exit(code) => ExitCode::from(code),
-        Step::Run(config) => run::run(*config),
+        Step::Run { config, demo } => run::run(*config, demo),
     }
 }
 
@@ -46,7 +39,12 @@ pub enum Step {
     /// Nothing: everything was printed; exit with this code.
     Exit(u8),
     /// Serve this configuration.
-    Run(Box<Config>),
+    Run {
+        /// What to serve.
+        config: Box<Config>,
+        /// It is the demo: say what to try.
+        demo: bool,
+    },
 }
 
 /// Does everything but serve: reads the arguments and the file, prints to `out` and `err`.
@@ -69,13 +67,14 @@ where
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),
         },
-        Command::Run { file: Some(file), .. } => run_step(config::load(&file), err),
-        Command::Run { file: None, .. } => run_step(config::parse("demo", DEMO), err),
+        Command::Run { file: Some(file), .. } => run_step(config::load(&file), false, err),
+        Command::Run { file: None, .. } => run_step(config::parse("demo.toml", DEMO), true, err),
     }
 }
 
-fn run_step(result: Result<Config, ConfigErrors>, err: &mut dyn Write) -> Step {
-    loaded(result, err).map_or(Step::Exit(EXIT_USAGE), |config| Step::Run(Box::new(config)))
+fn run_step(result: Result<Config, ConfigErrors>, demo: bool, err: &mut dyn Write) -> Step {
+    let run = |config| Step::Run { config: Box::new(config), demo };
+    loaded(result, err).map_or(Step::Exit(EXIT_USAGE), run)
 }
 
 /// The configuration, with its warnings printed; or its errors printed.

@@ -1,14 +1,39 @@
-//! STUB: `run` will start the shards; replaced with the shard layer.
+//! `ringgate run`: serves until a signal ends it.
 
-use std::io::Write;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::control::config::Config;
+use crate::control::supervise;
 
-/// STUB: serves `config` until told to stop; today it says so and fails.
+/// What to try while the demo runs.
+const DEMO_HINTS: &str = "
+Ringgate's demo is up: a proxy on 127.0.0.1:8080 before two sample upstreams. Try:
+
+  curl http://127.0.0.1:8080/            one upstream, then the other
+  curl -i http://127.0.0.1:8080/ping     a fixed response
+  curl -i http://127.0.0.1:8080/old      a redirect
+  curl http://127.0.0.1:9090/status      what it is doing
+  curl http://127.0.0.1:9090/metrics     the same for Prometheus
+
+Ctrl-C ends it. The configuration is deploy/demo.toml.
+
+";
+
+/// Serves `config`; exit code 0 after an orderly end, 1 when it cannot start or a shard fails.
 #[must_use]
-pub fn run(config: Config) -> ExitCode {
-    drop(config);
-    let _ = std::io::stderr().write_all(b"ringgate: `run` is not built in yet\n");
-    ExitCode::FAILURE
+pub fn run(config: Config, demo: bool) -> ExitCode {
+    let serving = move || {
+        if demo {
+            let mut out = std::io::stdout().lock();
+            let _ = out.write_all(DEMO_HINTS.as_bytes()).and_then(|()| out.flush());
+        }
+    };
+    match supervise::run(config, serving) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            let _ = writeln!(std::io::stderr(), "ringgate: {failed}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -8,7 +8,7 @@ fn ringgate(args: &[&str]) -> (Option<u8>, String, String) {
     let args = std::iter::once("ringgate").chain(args.iter().copied());
     let code = match prepare(args, &mut out, &mut err) {
         Step::Exit(code) => Some(code),
-        Step::Run(_) => None,
+        Step::Run { .. } => None,
     };
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }

@@ -1,3 +1,10 @@
-//! Everything that steers the services: the configuration file, and what is built from it.
+//! The control thread: configuration, start and stop, logs, name resolution, the admin endpoint.
 
+pub mod admin;
 pub mod config;
+pub mod logger;
+pub mod metrics;
+pub mod resolve;
+pub mod state;
+pub mod status;
+pub mod supervise;

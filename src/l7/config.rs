@@ -13,7 +13,7 @@ use crate::balance::Policy;
 use crate::l7::template::Template;
 
 /// Everything the layer-7 service needs; immutable once built.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Service {
     /// Limits and timeouts towards clients.
     pub http: Http,
@@ -66,7 +66,7 @@ pub struct Listener {
 }
 
 /// Which requests, and what happens to them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Route {
     /// Indices into [`Service::listeners`]; empty means all of them.
     pub listeners: Vec<usize>,
@@ -100,7 +100,7 @@ pub enum HostMatch {
 }
 
 /// A path condition, on the normalised path (RFC 3986 section 6.2.2; see `protocol::http1::target`).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum PathMatch {
     /// The path and nothing else.
     Exact(String),
@@ -111,7 +111,7 @@ pub enum PathMatch {
 }
 
 /// A condition on one header field.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HeaderMatch {
     /// Field name in lower case.
     pub name: String,
@@ -120,7 +120,7 @@ pub struct HeaderMatch {
 }
 
 /// A condition on a header value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum ValueMatch {
     /// The field is there, whatever its value.
     Present,
@@ -131,7 +131,7 @@ pub enum ValueMatch {
 }
 
 /// What a route does with a request.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Action {
     /// Proxy to the upstream of this index in [`Service::upstreams`].
     Proxy(usize),
@@ -142,7 +142,7 @@ pub enum Action {
 }
 
 /// A fixed response.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Respond {
     /// Status code, 200 to 599.
     pub status: u16,
@@ -153,7 +153,7 @@ pub struct Respond {
 }
 
 /// A redirect response.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
@@ -162,7 +162,7 @@ pub struct Redirect {
 }
 
 /// How the path changes before it is forwarded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Rewrite {
     /// Remove this prefix; what is left starts with `/`.
     StripPrefix(String),
@@ -176,7 +176,7 @@ pub enum Rewrite {
 }
 
 /// Header edits, applied in the order remove, set, add.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct HeaderEdits {
     /// Lower-case names whose fields are removed.
     pub remove: Vec<String>,

@@ -70,11 +70,10 @@ struct Counted {
     sent: u64,
 }
 
-/// Serves a connection that a listener accepted.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize) {
-    let Some(addresses) = addresses_of(&stream) else { return };
+/// Serves a connection that a listener accepted and [`Worker::enter`] gave this key.
+pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize) {
+    let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
     let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
-    let key = worker.enter();
     worker.metrics.listeners[listener].accepted.increment();
     let last_active = worker.now();
     let mut client = Client {
@@ -172,7 +171,8 @@ impl Client {
     /// is to be closed.
     async fn wait_for_request(&mut self) -> bool {
         let http = &self.worker.service.http;
-        let idle = if self.requests == 0 { http.client_header_timeout } else { http.keepalive_timeout };
+        let idle =
+            if self.requests == 0 { http.client_header_timeout } else { http.keepalive_timeout };
         self.timer.set(millis(idle));
         poll_fn(|cx| {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
@@ -293,8 +293,7 @@ impl Client {
         let (request, head, outcome) = (&exchange.request, &exchange.head, &exchange.outcome);
         let parsed = !exchange.id.is_empty();
         let micros = |from: u64, to: u64| to.saturating_sub(from) * 1000;
-        let client =
-            if parsed { exchange.identity().client } else { self.addresses.peer.ip() };
+        let client = if parsed { exchange.identity().client } else { self.addresses.peer.ip() };
         access_log::Entry {
             unix_ms: unix_ms(),
             client,

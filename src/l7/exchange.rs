@@ -183,7 +183,8 @@ impl router::Request for Exchange {
     }
 
     fn header_matches(&self, name: &str, test: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        let named = |field: &&Field| field.name.of(&self.head).eq_ignore_ascii_case(name.as_bytes());
+        let named =
+            |field: &&Field| field.name.of(&self.head).eq_ignore_ascii_case(name.as_bytes());
         let mut fields = self.request.fields.iter().filter(named);
         fields.any(|field| test(field.value.of(&self.head)))
     }

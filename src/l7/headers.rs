@@ -100,8 +100,7 @@ fn is_forwarded(
     if !underscores && memchr::memchr(b'_', name).is_some() {
         return false;
     }
-    if exchange.request.connection.others
-        && exchange.request.connection_lists(&exchange.head, name)
+    if exchange.request.connection.others && exchange.request.connection_lists(&exchange.head, name)
     {
         return false;
     }

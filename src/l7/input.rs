@@ -3,7 +3,9 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use crate::protocol::http1::{BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step};
+use crate::protocol::http1::{
+    BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step,
+};
 use crate::ring::{Chunk, Stream};
 
 /// The part of a connection's input that was received and not consumed yet.

@@ -21,6 +21,10 @@ pub struct Metrics {
     pub accept_errors: Counter,
     /// Access log lines dropped because the buffer was full or the file could not be written.
     pub log_lines_dropped: Counter,
+    /// Attempts that failed because descriptors, ports or memory ran out here.
+    pub connects_exhausted: Counter,
+    /// Reports to the control thread dropped because its queue was full.
+    pub reports_dropped: Counter,
     /// Retries the budget refused.
     pub retries_over_budget: Counter,
     /// Requests refused as malformed or over a limit, before routing.
@@ -46,6 +50,8 @@ impl Metrics {
             accept_at_limit: Counter::default(),
             accept_errors: Counter::default(),
             log_lines_dropped: Counter::default(),
+            connects_exhausted: Counter::default(),
+            reports_dropped: Counter::default(),
             retries_over_budget: Counter::default(),
             requests_refused: Counter::default(),
             proxy_header_errors: Counter::default(),

@@ -17,7 +17,7 @@ use crate::l7::input::{BodyReadError, BodyReader, HeadReadError, Input};
 use crate::l7::output::{BodyWriter, Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
-use crate::l7::worker::Worker;
+use crate::l7::worker::{Report, Worker};
 use crate::protocol::http1::{Framing, HeadScanner, Version};
 use crate::protocol::proxy_protocol;
 use crate::ring::{Stream, Timer, WriteBuf};
@@ -28,8 +28,10 @@ const INTERIM_MAX: u32 = 16;
 /// Why an attempt failed before there was a response.
 #[derive(Debug)]
 enum Failure {
-    /// No connection: refused, unreachable, out of descriptors.
+    /// No connection: refused, unreachable.
     Connect,
+    /// No connection for want of something here: descriptors, ports, memory.
+    Exhausted,
     ConnectTimeout,
     /// A reused connection that the server had closed meanwhile.
     Stale,
@@ -54,6 +56,7 @@ impl Failure {
     fn status(&self) -> u16 {
         match self {
             Self::Connect | Self::Stale | Self::Broken | Self::Malformed => 502,
+            Self::Exhausted => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
             Self::ClientGone => 499,
             Self::Body(BodyReadError::Malformed(error)) => error.status(),
@@ -65,15 +68,13 @@ impl Failure {
     }
 
     fn is_clients(&self) -> bool {
-        matches!(
-            self,
-            Self::ClientGone | Self::Body(_) | Self::BodyTimeout | Self::BodyTooLarge
-        )
+        matches!(self, Self::ClientGone | Self::Body(_) | Self::BodyTimeout | Self::BodyTooLarge)
     }
 
     fn reason(&self) -> &'static str {
         match self {
             Self::Connect => "cannot connect to the server",
+            Self::Exhausted => "out of descriptors, ports or memory",
             Self::ConnectTimeout => "connect_timeout",
             Self::Stale => "the server closed an idle connection",
             Self::Broken => "the server closed the connection before it answered",
@@ -200,6 +201,10 @@ impl Proxied<'_> {
         }
         match failure {
             Failure::Stale => return,
+            Failure::Exhausted => {
+                worker.metrics.connects_exhausted.increment();
+                return;
+            }
             Failure::Connect | Failure::ConnectTimeout => {
                 lease.metrics().connect_failures.increment();
             }
@@ -208,7 +213,13 @@ impl Proxied<'_> {
         let member = lease.member();
         let max_fails = self.pool.upstream.max_fails(&self.pool.set(), member);
         let fail_timeout = millis(member.config.fail_timeout);
-        member.passive.failure(worker.now(), max_fails, fail_timeout);
+        if member.passive.failure(worker.now(), max_fails, fail_timeout) {
+            worker.report(Report::ServerOut {
+                upstream: self.pool.upstream.config.name.clone(),
+                server: member.label.clone(),
+                reason: failure.reason(),
+            });
+        }
     }
 
     /// Whether to try again after this failure.
@@ -307,7 +318,7 @@ impl Proxied<'_> {
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
         let stream = match timer.guard(connecting).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(_)) => return Err(Failure::Connect),
+            Ok(Err(error)) => return Err(connect_failure(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
         };
         if let Some(version) = config.proxy_protocol {
@@ -343,7 +354,9 @@ impl Proxied<'_> {
         let waiting = Waiting { client: stream, server, timer: answer_timer, config };
         let mut interim = 0;
         loop {
-            waiting.head(worker, &mut pump, server_input, &mut self.exchange.answer, reused).await?;
+            waiting
+                .head(worker, &mut pump, server_input, &mut self.exchange.answer, reused)
+                .await?;
             let x = &mut *self.exchange;
             let parsed = x.response.parse(&x.answer, &worker.limits, x.request.method);
             if parsed.is_err() {
@@ -366,7 +379,10 @@ impl Proxied<'_> {
         if x.response.upgrade && !x.request.upgrade_websocket {
             return Err(Failure::Malformed);
         }
-        if config.retry.on_status.contains(&status) && pump.is_done() && x.request.framing.is_empty() {
+        if config.retry.on_status.contains(&status)
+            && pump.is_done()
+            && x.request.framing.is_empty()
+        {
             let tries_left = x.outcome.tries < config.retry.tries;
             let others = self.pool.set().members.len() > 1;
             if tries_left && others && x.request.method.is_idempotent() {
@@ -414,8 +430,19 @@ impl Proxied<'_> {
                 let after = if keep { After::Keep } else { After::Close };
                 Ok(Done::Answered { after, reusable })
             }
-            Err(cut) => Ok(Done::Answered { after: cut_short(worker, lease, x, &cut), reusable: false }),
+            Err(cut) => {
+                Ok(Done::Answered { after: cut_short(worker, lease, x, &cut), reusable: false })
+            }
         }
+    }
+}
+
+fn connect_failure(error: &io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL) => {
+            Failure::Exhausted
+        }
+        _ => Failure::Connect,
     }
 }
 

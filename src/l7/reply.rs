@@ -81,7 +81,13 @@ struct Own<'a> {
     body: bytes::Bytes,
 }
 
-fn write(client: &Client, exchange: &mut Exchange, route: Option<&Route>, own: Own<'_>, keep: bool) {
+fn write(
+    client: &Client,
+    exchange: &mut Exchange,
+    route: Option<&Route>,
+    own: Own<'_>,
+    keep: bool,
+) {
     let mut buffer = WriteBuf::new(&client.worker.ring);
     let out = &mut buffer.bytes;
     headers::write_own(out, own.status, own.fields, own.body.len(), &client.worker.date());

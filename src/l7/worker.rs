@@ -26,8 +26,29 @@ const EXCHANGES_KEPT: usize = 64;
 /// How often idle upstream connections are looked through.
 const SWEEP_MS: u64 = 1000;
 
+/// Something an operator should read in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// A server was taken out after failures.
+    ServerOut {
+        /// The upstream's name.
+        upstream: String,
+        /// The server's address.
+        server: String,
+        /// The last failure.
+        reason: &'static str,
+    },
+    /// Accepting stopped because descriptors ran out.
+    NoDescriptors {
+        /// The listener's name.
+        listener: String,
+    },
+}
+
+/// Where reports go; false when there is no room, and the report is lost.
+pub type Reporter = Box<dyn Fn(Report) -> bool>;
+
 /// One shard's side of the layer-7 service.
-#[derive(Debug)]
 pub struct Worker {
     /// The shard's ring.
     pub ring: Rc<Ring>,
@@ -43,6 +64,7 @@ pub struct Worker {
     pub log: Option<AccessLog>,
     /// Bounds on heads.
     pub limits: Limits,
+    reporter: Reporter,
     ids: RefCell<Generator>,
     exchanges: RefCell<Vec<Box<Exchange>>>,
     date: Cell<(u64, [u8; 29])>,
@@ -65,6 +87,7 @@ impl Worker {
         pools: Vec<Pool>,
         metrics: Arc<Metrics>,
         log: Option<AccessLog>,
+        reporter: Reporter,
         seed: u64,
     ) -> Self {
         let limits =
@@ -78,6 +101,7 @@ impl Worker {
             metrics,
             log,
             limits,
+            reporter,
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
             date: Cell::new((0, http_date(0))),
@@ -92,6 +116,13 @@ impl Worker {
     #[must_use]
     pub fn now(&self) -> Millis {
         self.ring.now()
+    }
+
+    /// Tells the operator; never waits.
+    pub fn report(&self, report: Report) {
+        if !(self.reporter)(report) {
+            self.metrics.reports_dropped.increment();
+        }
     }
 
     /// A fresh request id.
@@ -190,6 +221,12 @@ impl Worker {
                 metrics.stale.add(pool.sweep(self.now()) as u64);
             }
         }
+    }
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("ring", &self.ring).finish_non_exhaustive()
     }
 }
 

@@ -157,7 +157,8 @@ impl BufferPool {
         self.tail.set(tail);
         // SAFETY: the tail is a u16 inside the first entry's reserved field (io_uring_buf_ring), so
         // it is valid and aligned; the kernel only reads it. Release orders the entry before it.
-        let shared = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
+        let shared =
+            unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.entries.as_ptr()).cast_mut()) };
         shared.store(tail, Ordering::Release);
         self.available.set(self.available.get() + 1);
     }

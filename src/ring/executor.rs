@@ -9,11 +9,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use glommio::{LocalExecutorBuilder, Placement};
 
-use super::{Ring, Settings};
+use super::{Ring, Settings, Stats};
 
 /// Memory glommio registers for its own I/O. We use none of it; this is about the least it takes.
 const GLOMMIO_IO_MEMORY: usize = 64 * 1024;
@@ -28,6 +29,7 @@ const ROUNDS: usize = 8;
 /// When the executor or the ring cannot be made, or io_uring_enter(2) fails for good.
 pub fn run<T: 'static, F: Future<Output = T> + 'static>(
     settings: Settings,
+    stats: Arc<Stats>,
     main: impl FnOnce(Rc<Ring>) -> F,
 ) -> io::Result<T> {
     let executor = LocalExecutorBuilder::new(Placement::Unbound)
@@ -35,7 +37,7 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(
         .ring_depth(GLOMMIO_RING_DEPTH)
         .make()
         .map_err(|error| io::Error::other(error.to_string()))?;
-    let ring = Ring::new(settings)?;
+    let ring = Ring::new(settings, stats)?;
     executor.run(async {
         let result = Rc::new(Cell::new(None));
         let main = main(Rc::clone(&ring));

@@ -132,7 +132,7 @@ impl Ring {
     ///
     /// # Errors
     /// What io_uring_setup(2) or io_uring_register(2) says; see [`probe::explain`].
-    pub fn new(settings: Settings) -> io::Result<Rc<Self>> {
+    pub fn new(settings: Settings, stats: Arc<Stats>) -> io::Result<Rc<Self>> {
         let io: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -158,7 +158,7 @@ impl Ring {
             now: Cell::new(millis_since(settings.epoch)),
             epoch: settings.epoch,
             polls: Cell::new(0),
-            stats: Arc::default(),
+            stats,
             ended: Cell::new(false),
         }))
     }
@@ -167,12 +167,6 @@ impl Ring {
     #[must_use]
     pub fn now(&self) -> Millis {
         self.now.get()
-    }
-
-    /// The ring's figures, for another thread to read.
-    #[must_use]
-    pub fn stats(&self) -> Arc<Stats> {
-        Arc::clone(&self.stats)
     }
 
     /// True when receive buffers are so scarce that connections should hold fewer of them.
@@ -186,6 +180,9 @@ impl Ring {
     /// The caller keeps everything the entry points to in one of the ring's tables until the final
     /// completion.
     fn push(&self, entry: &squeue::Entry) {
+        if self.ended.get() {
+            return;
+        }
         let mut io = self.io.borrow_mut();
         loop {
             // SAFETY: the memory the entry names lives in the ring's tables until the operation's

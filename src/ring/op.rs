@@ -58,7 +58,12 @@ impl Ring {
     }
 
     /// Writes `buffer` from `from` on, at the file's position (the end for `O_APPEND`).
-    pub fn write(self: &Rc<Self>, file: Rc<dyn AsRawFd>, buffer: Vec<u8>, from: usize) -> Operation {
+    pub fn write(
+        self: &Rc<Self>,
+        file: Rc<dyn AsRawFd>,
+        buffer: Vec<u8>,
+        from: usize,
+    ) -> Operation {
         let fd = Fd(file.as_raw_fd());
         let from = from.min(buffer.len());
         let len = u32::try_from(buffer.len() - from).unwrap_or(u32::MAX);
@@ -73,13 +78,8 @@ impl Ring {
 
     fn enter_op(&self, file: Rc<dyn AsRawFd>, buffer: Vec<u8>) -> (usize, *mut u8) {
         let mut ops = self.ops.borrow_mut();
-        let key = ops.insert(Entry {
-            buffer,
-            _file: file,
-            result: None,
-            waker: None,
-            abandoned: false,
-        });
+        let key =
+            ops.insert(Entry { buffer, _file: file, result: None, waker: None, abandoned: false });
         (key, ops[key].buffer.as_mut_ptr())
     }
 }
@@ -94,8 +94,10 @@ impl Future for Operation {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(key) = self.key else { return Poll::Pending };
         let mut ops = self.ring.ops.borrow_mut();
-        let Some(result) = ops[key].result else {
-            keep_waker(&mut ops[key].waker, cx);
+        // After the ring has ended the table is empty, and nothing completes any more.
+        let Some(entry) = ops.get_mut(key) else { return Poll::Pending };
+        let Some(result) = entry.result else {
+            keep_waker(&mut entry.waker, cx);
             return Poll::Pending;
         };
         let mut buffer = ops.remove(key).buffer;
@@ -120,12 +122,13 @@ impl Drop for Operation {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
         let mut ops = self.ring.ops.borrow_mut();
-        if ops[key].result.is_some() {
+        let Some(entry) = ops.get_mut(key) else { return };
+        if entry.result.is_some() {
             ops.remove(key);
             return;
         }
-        ops[key].abandoned = true;
-        ops[key].waker = None;
+        entry.abandoned = true;
+        entry.waker = None;
         drop(ops);
         self.ring.cancel(user_data(Tag::Op, key_u32(key)));
     }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Ring, Settings};
@@ -71,7 +72,8 @@ pub fn check() -> Result<(), Unusable> {
             return Err(Unusable::Kernel(major, minor));
         }
     }
-    match Ring::new(Settings { buffers: 16, buffers_limit: 16, epoch: Instant::now() }) {
+    let settings = Settings { buffers: 16, buffers_limit: 16, epoch: Instant::now() };
+    match Ring::new(settings, Arc::default()) {
         Ok(_) => Ok(()),
         Err(error) => Err(explain(&error, disabled_sysctl())),
     }

@@ -14,12 +14,13 @@ impl EventFd {
     /// What eventfd(2) says, EMFILE for one.
     pub fn new() -> io::Result<Self> {
         // SAFETY: no pointers are passed.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) })?;
         // SAFETY: the call above returned this descriptor, and nobody else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Wakes whoever reads. A full counter already means "wake up", so that error is dropped.
+    /// Wakes whoever reads. The counter cannot fill up and block: that takes 2^64 notifications
+    /// without a read.
     pub fn notify(&self) {
         let one: u64 = 1;
         // SAFETY: the buffer is the 8 bytes of `one`, which lives across the call.

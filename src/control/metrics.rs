@@ -1,0 +1,332 @@
+//! The figures in Prometheus' text format (version 0.0.4).
+
+use std::fmt::Write as _;
+
+use crate::control::state::{Phase, State};
+use crate::counter::Counter;
+use crate::l7::metrics::{CLASSES, LATENCY_BOUNDS_MS, Metrics, ServerMetrics};
+use crate::ring::Stats;
+
+/// Writes one family at a time: its head, then its samples.
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.text.push_str(name);
+        for (i, (key, value)) in labels.iter().enumerate() {
+            let open = if i == 0 { '{' } else { ',' };
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let _ = write!(self.text, "{open}{key}=\"{value}\"");
+        }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+        let _ = writeln!(self.text, " {value}");
+    }
+
+    /// A family with one sample and no labels.
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
+        self.family(name, kind, help);
+        self.sample(name, &[], value);
+    }
+}
+
+/// Everything the process counts.
+#[must_use]
+pub fn render(state: &State) -> String {
+    let mut page = Page { text: String::with_capacity(16 * 1024) };
+    process(&mut page, state);
+    listeners(&mut page, state);
+    shards(&mut page, state);
+    upstreams(&mut page, state);
+    servers(&mut page, state);
+    page.text
+}
+
+fn process(page: &mut Page, state: &State) {
+    page.family("ringgate_info", "gauge", "The version, as a label; always 1.");
+    page.sample("ringgate_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    let up = state.started.elapsed().as_secs_f64();
+    page.single("ringgate_uptime_seconds", "gauge", "Time since the start.", up);
+    let ready = u8::from(state.phase.get() == Phase::Serving);
+    page.single("ringgate_ready", "gauge", "1 while accepting, 0 while draining.", ready);
+    for (name, help, pick) in TOTALS {
+        let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics).value()).sum();
+        page.single(name, "counter", help, value);
+    }
+}
+
+/// A family, its help, and which counter of a shard it adds up.
+type Total = (&'static str, &'static str, fn(&Metrics) -> &Counter);
+
+const TOTALS: [Total; 12] = [
+    (
+        "ringgate_requests_refused_total",
+        "Requests refused as malformed or over a limit before routing.",
+        |m| &m.requests_refused,
+    ),
+    (
+        "ringgate_accept_no_descriptors_total",
+        "Times accepting rested because file descriptors ran out.",
+        |m| &m.accept_no_descriptors,
+    ),
+    ("ringgate_accept_at_limit_total", "Times accepting rested at max_connections.", |m| {
+        &m.accept_at_limit
+    }),
+    ("ringgate_accept_errors_total", "Other errors of accepting.", |m| &m.accept_errors),
+    (
+        "ringgate_access_log_dropped_total",
+        "Access log lines dropped because the buffer was full or the file failed.",
+        |m| &m.log_lines_dropped,
+    ),
+    (
+        "ringgate_reports_dropped_total",
+        "Log events dropped because the control thread's queue was full.",
+        |m| &m.reports_dropped,
+    ),
+    ("ringgate_retries_over_budget_total", "Retries the retry budget refused.", |m| {
+        &m.retries_over_budget
+    }),
+    (
+        "ringgate_connects_exhausted_total",
+        "Connections to servers not made for want of descriptors, ports or memory.",
+        |m| &m.connects_exhausted,
+    ),
+    (
+        "ringgate_proxy_header_errors_total",
+        "Connections without the PROXY protocol header they owed, or with a bad one.",
+        |m| &m.proxy_header_errors,
+    ),
+    (
+        "ringgate_client_timeouts_total",
+        "Clients too slow with a head or body, or in taking a response.",
+        |m| &m.client_timeouts,
+    ),
+    (
+        "ringgate_client_aborts_total",
+        "Requests given up because the client reset the connection.",
+        |m| &m.client_aborts,
+    ),
+    (
+        "ringgate_responses_cut_total",
+        "Responses cut short because the server failed inside the body.",
+        |m| &m.responses_cut,
+    ),
+];
+
+fn listeners(page: &mut Page, state: &State) {
+    page.family("ringgate_requests_total", "counter", "Requests answered, by status class.");
+    for (index, (name, _)) in state.listeners.iter().enumerate() {
+        let classes = sum_classes(state, |metrics| metrics.listeners[index].requests.values());
+        for (class, count) in CLASSES.iter().zip(classes) {
+            page.sample("ringgate_requests_total", &[("listener", name), ("class", class)], count);
+        }
+    }
+    let families: [(&str, &str, fn(&Metrics, usize) -> u64); 3] = [
+        ("ringgate_connections_accepted_total", "Client connections accepted.", |m, i| {
+            m.listeners[i].accepted.value()
+        }),
+        ("ringgate_received_bytes_total", "Bytes of requests, heads and bodies.", |m, i| {
+            m.listeners[i].bytes_received.value()
+        }),
+        ("ringgate_sent_bytes_total", "Bytes of responses handed to the kernel.", |m, i| {
+            m.listeners[i].bytes_sent.value()
+        }),
+    ];
+    for (family, help, pick) in families {
+        page.family(family, "counter", help);
+        for (index, (name, _)) in state.listeners.iter().enumerate() {
+            let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics, index)).sum();
+            page.sample(family, &[("listener", name)], value);
+        }
+    }
+}
+
+fn shards(page: &mut Page, state: &State) {
+    page.family("ringgate_connections", "gauge", "Open client connections, by shard.");
+    for (index, shard) in state.shards.iter().enumerate() {
+        let value = connections(&shard.metrics);
+        page.sample("ringgate_connections", &[("shard", &index.to_string())], value);
+    }
+    let families: [(&str, &str, &str, fn(&Stats) -> &Counter); 5] = [
+        ("ringgate_ring_enters_total", "counter", "Calls of io_uring_enter(2).", |s| &s.enters),
+        ("ringgate_ring_completions_total", "counter", "Completions handed out.", |s| {
+            &s.completions
+        }),
+        (
+            "ringgate_ring_buffers_exhausted_total",
+            "counter",
+            "Receives that found no buffer.",
+            |s| &s.buffers_exhausted,
+        ),
+        ("ringgate_ring_cq_overflows_total", "counter", "Completion queue overflows.", |s| {
+            &s.cq_overflows
+        }),
+        ("ringgate_ring_buffers", "gauge", "Receive buffers of 16 KiB allocated.", |s| {
+            &s.buffers_allocated
+        }),
+    ];
+    for (family, kind, help, pick) in families {
+        page.family(family, kind, help);
+        for (index, shard) in state.shards.iter().enumerate() {
+            page.sample(family, &[("shard", &index.to_string())], pick(&shard.ring).value());
+        }
+    }
+}
+
+/// Open connections of a shard.
+#[must_use]
+pub fn connections(metrics: &Metrics) -> u64 {
+    let open = |listener: &crate::l7::metrics::ListenerMetrics| {
+        listener.accepted.value().saturating_sub(listener.closed.value())
+    };
+    metrics.listeners.iter().map(open).sum()
+}
+
+fn upstreams(page: &mut Page, state: &State) {
+    page.family(
+        "ringgate_upstream_requests_total",
+        "counter",
+        "Requests proxied, by the status class the client got.",
+    );
+    for (index, upstream) in state.upstreams.iter().enumerate() {
+        let name = upstream.shared.config.name.as_str();
+        let classes = sum_classes(state, |metrics| metrics.upstreams[index].requests.values());
+        for (class, count) in CLASSES.iter().zip(classes) {
+            let labels = [("upstream", name), ("class", class)];
+            page.sample("ringgate_upstream_requests_total", &labels, count);
+        }
+    }
+    let families: [(&str, &str, fn(&Metrics, usize) -> u64); 3] = [
+        ("ringgate_upstream_retries_total", "Attempts after the first.", |m, i| {
+            m.upstreams[i].retries.value()
+        }),
+        ("ringgate_upstream_unavailable_total", "Requests no server was available for.", |m, i| {
+            m.upstreams[i].unavailable.value()
+        }),
+        (
+            "ringgate_upstream_stale_connections_total",
+            "Idle connections found closed by the server.",
+            |m, i| m.upstreams[i].stale.value(),
+        ),
+    ];
+    for (family, help, pick) in families {
+        page.family(family, "counter", help);
+        for (index, upstream) in state.upstreams.iter().enumerate() {
+            let name = upstream.shared.config.name.as_str();
+            let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics, index)).sum();
+            page.sample(family, &[("upstream", name)], value);
+        }
+    }
+    latency(page, state);
+}
+
+fn latency(page: &mut Page, state: &State) {
+    const NAME: &str = "ringgate_upstream_request_seconds";
+    page.family(NAME, "histogram", "Time from a request's first byte to its response's end.");
+    for (index, upstream) in state.upstreams.iter().enumerate() {
+        let name = upstream.shared.config.name.as_str();
+        let mut cumulated = 0;
+        for bucket in 0..=LATENCY_BOUNDS_MS.len() {
+            let histogram = |shard: &crate::shard::Shard| {
+                shard.metrics.upstreams[index].latency.buckets()[bucket]
+            };
+            cumulated += state.shards.iter().map(histogram).sum::<u64>();
+            let bound = LATENCY_BOUNDS_MS
+                .get(bucket)
+                .map_or_else(|| "+Inf".to_owned(), |ms| seconds(*ms).to_string());
+            let labels = [("upstream", name), ("le", bound.as_str())];
+            page.sample(&format!("{NAME}_bucket"), &labels, cumulated);
+        }
+        let sum: u64 =
+            state.shards.iter().map(|shard| shard.metrics.upstreams[index].latency.sum_ms()).sum();
+        page.sample(&format!("{NAME}_sum"), &[("upstream", name)], seconds(sum));
+        page.sample(&format!("{NAME}_count"), &[("upstream", name)], cumulated);
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // a sum of milliseconds is exact up to 285,000 years
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+fn servers(page: &mut Page, state: &State) {
+    page.family(
+        "ringgate_server_responses_total",
+        "counter",
+        "Responses of a server, by status class.",
+    );
+    each_server(state, |upstream, server, member| {
+        let mut classes = [0; 5];
+        for shard in &member.metrics {
+            for (sum, value) in classes.iter_mut().zip(shard.responses.values()) {
+                *sum += value;
+            }
+        }
+        for (class, count) in CLASSES.iter().zip(classes) {
+            let labels = [("upstream", upstream), ("server", server), ("class", class)];
+            page.sample("ringgate_server_responses_total", &labels, count);
+        }
+    });
+    let families: [(&str, &str, &str, fn(&ServerMetrics) -> &Counter); 5] = [
+        ("ringgate_server_connects_total", "counter", "Connections opened.", |s| &s.connects),
+        ("ringgate_server_reuses_total", "counter", "Requests on a reused connection.", |s| {
+            &s.reuses
+        }),
+        (
+            "ringgate_server_connect_failures_total",
+            "counter",
+            "Connections that could not be opened.",
+            |s| &s.connect_failures,
+        ),
+        (
+            "ringgate_server_failures_total",
+            "counter",
+            "Attempts that failed after the connection was there.",
+            |s| &s.failures,
+        ),
+        ("ringgate_server_idle_connections", "gauge", "Idle connections kept.", |s| &s.idle),
+    ];
+    for (family, kind, help, pick) in families {
+        page.family(family, kind, help);
+        each_server(state, |upstream, server, member| {
+            let value: u64 = member.metrics.iter().map(|shard| pick(shard).value()).sum();
+            page.sample(family, &[("upstream", upstream), ("server", server)], value);
+        });
+    }
+    page.family("ringgate_server_in_flight", "gauge", "Requests being served.");
+    each_server(state, |upstream, server, member| {
+        let labels = [("upstream", upstream), ("server", server)];
+        page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
+    });
+    page.family("ringgate_server_up", "gauge", "0 while out after failures or by hand.");
+    each_server(state, |upstream, server, member| {
+        let up = u8::from(!member.passive.is_out() && !member.config.down);
+        let labels = [("upstream", upstream), ("server", server)];
+        page.sample("ringgate_server_up", &labels, up);
+    });
+}
+
+fn each_server(state: &State, mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member)) {
+    for upstream in &state.upstreams {
+        for member in &upstream.set.borrow().members {
+            each(&upstream.shared.config.name, &member.label, member);
+        }
+    }
+}
+
+fn sum_classes(state: &State, pick: impl Fn(&Metrics) -> [u64; 5]) -> [u64; 5] {
+    let mut sums = [0; 5];
+    for shard in &state.shards {
+        for (sum, value) in sums.iter_mut().zip(pick(&shard.metrics)) {
+            *sum += value;
+        }
+    }
+    sums
+}

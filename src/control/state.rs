@@ -1,0 +1,70 @@
+//! What the control thread knows: the parts it answers for on the admin endpoint.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::l7::upstream::{MemberSet, SharedUpstream};
+use crate::shard::Shard;
+
+/// Where the process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Accepting.
+    Serving,
+    /// Finishing what is in flight.
+    Draining,
+}
+
+/// The state of the process.
+#[derive(Debug)]
+pub struct State {
+    /// When it was started.
+    pub started: Instant,
+    /// The clock that all rings share began then.
+    pub epoch: Instant,
+    /// Where it is in its life.
+    pub phase: Cell<Phase>,
+    /// The shards, by number.
+    pub shards: Vec<Shard>,
+    /// Listener names and addresses, in the order of the configuration.
+    pub listeners: Vec<(String, SocketAddr)>,
+    /// Upstreams, in the order of the configuration.
+    pub upstreams: Vec<UpstreamState>,
+}
+
+/// An upstream and its members now.
+#[derive(Debug)]
+pub struct UpstreamState {
+    /// What the shards share.
+    pub shared: Arc<SharedUpstream>,
+    /// Its members.
+    pub set: RefCell<Arc<MemberSet>>,
+    /// Addresses of each server as last resolved.
+    pub resolved: RefCell<Vec<Vec<SocketAddr>>>,
+}
+
+impl State {
+    /// Milliseconds on the clock the shards use.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes over the addresses a server's name resolved to; true when that changed the members.
+    pub fn resolved(&self, upstream: usize, server: usize, addresses: Vec<SocketAddr>) -> bool {
+        let Some(upstream) = self.upstreams.get(upstream) else { return false };
+        {
+            let mut resolved = upstream.resolved.borrow_mut();
+            match resolved.get_mut(server) {
+                Some(known) if *known != addresses => *known = addresses,
+                _ => return false,
+            }
+        }
+        let set =
+            upstream.shared.members(&upstream.resolved.borrow(), Some(&upstream.set.borrow()));
+        upstream.set.replace(Arc::new(set));
+        true
+    }
+}

@@ -1,0 +1,83 @@
+//! The state of the process as JSON, for `/status`.
+
+use serde_json::{Value, json};
+
+use crate::control::metrics::connections;
+use crate::control::state::{Phase, State};
+use crate::l7::upstream::Member;
+
+/// The document.
+#[must_use]
+pub fn render(state: &State) -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_seconds": state.started.elapsed().as_secs(),
+        "phase": match state.phase.get() {
+            Phase::Serving => "serving",
+            Phase::Draining => "draining",
+        },
+        "shards": shards(state),
+        "listeners": listeners(state),
+        "upstreams": upstreams(state),
+    })
+}
+
+fn shards(state: &State) -> Vec<Value> {
+    let shard = |(index, shard): (usize, &crate::shard::Shard)| {
+        json!({
+            "shard": index,
+            "cpu": shard.cpu,
+            "connections": connections(&shard.metrics),
+            "receive_buffers": shard.ring.buffers_allocated.value(),
+        })
+    };
+    state.shards.iter().enumerate().map(shard).collect()
+}
+
+fn listeners(state: &State) -> Vec<Value> {
+    let sum = |pick: &dyn Fn(&crate::l7::metrics::Metrics) -> u64| {
+        state.shards.iter().map(|shard| pick(&shard.metrics)).sum::<u64>()
+    };
+    let listener = |(index, (name, address)): (usize, &(String, std::net::SocketAddr))| {
+        json!({
+            "name": name,
+            "address": address.to_string(),
+            "accepted": sum(&|metrics| metrics.listeners[index].accepted.value()),
+            "requests": sum(&|metrics| metrics.listeners[index].requests.values().iter().sum()),
+        })
+    };
+    state.listeners.iter().enumerate().map(listener).collect()
+}
+
+fn upstreams(state: &State) -> Vec<Value> {
+    let upstream = |upstream: &crate::control::state::UpstreamState| {
+        let set = upstream.set.borrow();
+        json!({
+            "name": upstream.shared.config.name,
+            "servers": set.members.iter().map(|member| server(member)).collect::<Vec<_>>(),
+        })
+    };
+    state.upstreams.iter().map(upstream).collect()
+}
+
+fn server(member: &Member) -> Value {
+    let state = match (member.config.down, member.passive.is_out()) {
+        (true, _) => "down",
+        (false, true) => "failed",
+        (false, false) => "up",
+    };
+    json!({
+        "address": member.label,
+        "state": state,
+        "weight": member.config.weight,
+        "backup": member.config.backup,
+        "in_flight": member.in_flight.count(),
+        "idle_connections": member.metrics.iter().map(|shard| shard.idle.value()).sum::<u64>(),
+        "responses": member
+            .metrics
+            .iter()
+            .map(|shard| shard.responses.values().iter().sum::<u64>())
+            .sum::<u64>(),
+    })
+}

@@ -1,0 +1,239 @@
+//! One thread per CPU: a ring, the listeners' sockets and the layer-7 worker on it.
+
+mod accept;
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::task::Poll;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crate::l7::config::{AccessLogFormat, Service};
+use crate::l7::log::AccessLog;
+use crate::l7::metrics::Metrics;
+use crate::l7::pool::{Pool, millis};
+use crate::l7::upstream::{MemberSet, SharedUpstream};
+use crate::l7::worker::{Reporter, Worker};
+use crate::ring::executor::{self, spawn};
+use crate::ring::{Ring, Settings, Stats, Timer};
+use crate::sys;
+use crate::sys::notify::EventFd;
+
+/// Messages that may wait for a shard.
+const INBOX_MAX: usize = 256;
+
+/// What a shard is made from.
+pub struct Plan {
+    /// Number of this shard.
+    pub index: usize,
+    /// Number of shards.
+    pub shards: usize,
+    /// The CPU to pin the thread to.
+    pub cpu: Option<usize>,
+    /// For the ring.
+    pub ring: Settings,
+    /// The configuration.
+    pub service: Service,
+    /// Its sockets, one for each listener of the configuration.
+    pub listeners: Vec<OwnedFd>,
+    /// Upstreams with their members at the start.
+    pub upstreams: Vec<(Arc<SharedUpstream>, Arc<MemberSet>)>,
+    /// Client connections at most.
+    pub connections_max: usize,
+    /// The access log: format, buffer in bytes, file.
+    pub log: Option<(AccessLogFormat, usize, OwnedFd)>,
+    /// Differs from shard to shard and from start to start.
+    pub seed: u64,
+    /// Takes reports for the operator.
+    pub reporter: Box<dyn Fn(crate::l7::worker::Report) -> bool + Send>,
+    /// Called when the shard has ended.
+    pub ended: Box<dyn FnOnce(io::Result<()>) + Send>,
+}
+
+impl std::fmt::Debug for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Plan")
+            .field("index", &self.index)
+            .field("cpu", &self.cpu)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What can be said to a running shard.
+#[derive(Debug)]
+pub enum Message {
+    /// An upstream has other members.
+    Members(usize, Arc<MemberSet>),
+    /// Continue the access log in this file.
+    ReopenLog(OwnedFd),
+    /// Finish what is in flight within this time, then end.
+    Drain(Duration),
+}
+
+/// A running shard.
+#[derive(Debug)]
+pub struct Shard {
+    /// The CPU it is pinned to.
+    pub cpu: Option<usize>,
+    /// Its layer-7 figures.
+    pub metrics: Arc<Metrics>,
+    /// Its ring's figures.
+    pub ring: Arc<Stats>,
+    inbox: SyncSender<Message>,
+    wake: Arc<EventFd>,
+    /// Kept so that the thread has an owner; it ends by itself.
+    _thread: JoinHandle<()>,
+}
+
+impl Shard {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When the thread or its eventfd cannot be made. What goes wrong later is told to
+    /// [`Plan::ended`].
+    pub fn start(plan: Plan) -> io::Result<Self> {
+        let cpu = plan.cpu;
+        let metrics =
+            Arc::new(Metrics::new(plan.service.listeners.len(), plan.service.upstreams.len()));
+        let ring = Arc::new(Stats::default());
+        let wake = Arc::new(EventFd::new()?);
+        let (inbox, messages) = sync_channel(INBOX_MAX);
+        let shared = Shared {
+            metrics: Arc::clone(&metrics),
+            stats: Arc::clone(&ring),
+            wake: Arc::clone(&wake),
+        };
+        let thread = Builder::new()
+            .name(format!("shard-{}", plan.index))
+            .spawn(move || run(plan, messages, shared))?;
+        Ok(Self { cpu, metrics, ring, inbox, wake, _thread: thread })
+    }
+
+    /// Sends a message; false when the shard's inbox is full or it has ended.
+    #[must_use]
+    pub fn send(&self, message: Message) -> bool {
+        let sent = self.inbox.try_send(message).is_ok();
+        self.wake.notify();
+        sent
+    }
+}
+
+/// What the thread shares with its [`Shard`].
+struct Shared {
+    metrics: Arc<Metrics>,
+    stats: Arc<Stats>,
+    wake: Arc<EventFd>,
+}
+
+fn run(mut plan: Plan, messages: Receiver<Message>, shared: Shared) {
+    if let Some(cpu) = plan.cpu {
+        // Refused only when the mask changed after the start; the shard works all the same.
+        let _ = sys::cpu::pin(cpu);
+    }
+    let ended = std::mem::replace(&mut plan.ended, Box::new(|_| {}));
+    let stats = Arc::clone(&shared.stats);
+    ended(executor::run(plan.ring, stats, move |ring| serve(ring, plan, messages, shared)));
+}
+
+async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
+    let wake = WakeFd(Arc::clone(&shared.wake));
+    let (listeners, connections_max) = (plan.listeners, plan.connections_max);
+    let pools = plan
+        .upstreams
+        .into_iter()
+        .map(|(upstream, set)| Pool::new(upstream, set, plan.index, plan.shards, plan.seed))
+        .collect();
+    let log = plan.log.map(|(format, capacity, file)| {
+        AccessLog::new(format, capacity, file, Arc::clone(&shared.metrics))
+    });
+    let reporter: Reporter = plan.reporter;
+    let worker = Rc::new(Worker::new(
+        Rc::clone(&ring),
+        plan.service,
+        pools,
+        shared.metrics,
+        log,
+        reporter,
+        plan.seed,
+    ));
+    start_tasks(&worker);
+    let accepting = Rc::new(Cell::new(true));
+    let (over, accepted_worker) = (Rc::clone(&accepting), Rc::clone(&worker));
+    spawn(&ring, async move {
+        accept::run(&accepted_worker, listeners, connections_max).await;
+        over.set(false);
+        accepted_worker.departed.set();
+    });
+    let drain_timeout = obey(&worker, Rc::new(wake), &messages).await;
+    drain(&worker, &accepting, drain_timeout).await;
+    if let Some(log) = &worker.log {
+        log.close().await;
+    }
+}
+
+fn start_tasks(worker: &Rc<Worker>) {
+    let sweeper = Rc::clone(worker);
+    spawn(&worker.ring, async move { sweeper.sweep().await });
+    if worker.log.is_some() {
+        let logger = Rc::clone(worker);
+        spawn(&worker.ring, async move {
+            if let Some(log) = &logger.log {
+                log.run(&logger.ring).await;
+            }
+        });
+    }
+}
+
+/// The shard's eventfd as a file that the ring can keep.
+struct WakeFd(Arc<EventFd>);
+
+impl AsRawFd for WakeFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Carries out messages until one says to drain; returns how long that may take.
+async fn obey(worker: &Worker, wake: Rc<WakeFd>, messages: &Receiver<Message>) -> Duration {
+    let mut buffer = Vec::with_capacity(8);
+    loop {
+        while let Ok(message) = messages.try_recv() {
+            match message {
+                Message::Members(upstream, set) => {
+                    if let Some(pool) = worker.pools.get(upstream) {
+                        pool.replace(set);
+                    }
+                }
+                Message::ReopenLog(file) => {
+                    if let Some(log) = &worker.log {
+                        log.reopen(file);
+                    }
+                }
+                Message::Drain(timeout) => return timeout,
+            }
+        }
+        (_, buffer) = worker.ring.read(wake.clone(), buffer).await;
+    }
+}
+
+/// Lets requests in flight finish, for `timeout` at most.
+async fn drain(worker: &Worker, accepting: &Cell<bool>, timeout: Duration) {
+    worker.drain();
+    worker.pools.iter().for_each(Pool::clear);
+    let timer = Timer::new(&worker.ring);
+    timer.set(millis(timeout));
+    poll_fn(|cx| {
+        if !accepting.get() && worker.connections() == 0 {
+            return Poll::Ready(());
+        }
+        // Taken more than once because the accepting task waits for the same event first.
+        while worker.departed.poll_take(cx).is_ready() {}
+        timer.poll_fired(cx)
+    })
+    .await;
+}
