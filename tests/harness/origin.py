@@ -11,6 +11,16 @@ from .message import parse_fields, read_chunked
 from .tools import free_port
 
 
+_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/1\.[01])")
+_ANY_LINE = re.compile(rb"(\S+) (.*) (\S+)", re.DOTALL)
+
+
+def loose_fields(block):
+    """Field lines of a peer whose output is only to be counted, not judged."""
+    pairs = [line.partition(b":") for line in block.split(b"\r\n") if line]
+    return [(k.decode("latin-1").strip(), v.decode("latin-1").strip()) for k, _, v in pairs]
+
+
 class Request(Message):
     """One request as the origin received it; `raw` is every byte of it."""
 
@@ -59,10 +69,11 @@ class Connection:
         deadline = deadline_of(timeout, self.stream)
         head = self.stream.until(b"\r\n\r\n", HEAD_MAX, deadline, "in a request head")
         line, _, block = head.partition(b"\r\n")
-        match = re.fullmatch(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/1\.[01])", line)
+        match = (_ANY_LINE if self.origin.lenient else _LINE).fullmatch(line)
         if not match:
             raise Malformed(f"the origin got the request line {line!r}")
-        request = Request(*(part.decode() for part in match.groups()), parse_fields(block[:-2]))
+        fields = loose_fields(block) if self.origin.lenient else parse_fields(block[:-2])
+        request = Request(*(part.decode("latin-1") for part in match.groups()), fields)
         request.connection, request.raw = self, head
         self.origin.note_head(request)
         return request
@@ -137,10 +148,13 @@ class Connection:
 class Origin:
     """Listens on a loopback port; `handler(connection)` runs in a thread for each connection."""
 
-    def __init__(self, handler=None, name="origin", host="127.0.0.1", port=None, timeout=15.0):
+    def __init__(self, handler=None, name="origin", host="127.0.0.1", port=None, timeout=15.0,
+                 lenient=False):
+        self.lenient = lenient
         self.handler = handler or respond()
         self.name, self.host, self.port, self.timeout = name, host, port or free_port(), timeout
         self.requests, self.heads, self.partial, self.errors = [], [], [], []
+        self.malformed = []
         self.connections, self.stopping = [], threading.Event()
         self._lock, self._listener, self._acceptor = threading.Lock(), None, None
         self._threads = []
@@ -161,7 +175,12 @@ class Origin:
     def __exit__(self, kind, *_):
         self.stop()
         if kind is None:
-            assert not self.errors, "origin handler failed:\n" + "\n".join(self.errors)
+            self.check()
+
+    def check(self):
+        """Fails when a handler failed or a request was not strict HTTP/1.1."""
+        found = self.errors + self.malformed
+        assert not found, f"origin {self.name}:\n" + "\n".join(found)
 
     def listen(self):
         """Opens the listener; again after `refuse` on the same port."""
@@ -211,7 +230,7 @@ class Origin:
     def clear(self):
         """Forgets what was recorded."""
         with self._lock:
-            self.requests, self.heads, self.partial = [], [], []
+            self.requests, self.heads, self.partial, self.malformed = [], [], [], []
 
     def note(self, request):
         with self._lock:
@@ -250,6 +269,8 @@ class Origin:
             self.handler(connection)
         except (OSError, TimeoutError):
             pass
+        except Malformed as error:
+            self.malformed.append(str(error))
         except BaseException:
             self.errors.append(traceback.format_exc())
         finally:
