@@ -5,7 +5,7 @@ configuration; what it leaves out fails the test, which is then no news about Ri
 """
 
 from .peers import Nginx
-from .proxy import Proxy, complete
+from .proxy import Proxy
 
 _BALANCE = {"least_conn": "least_conn;", "ip_hash": "ip_hash;", "random_two": "random two;"}
 
@@ -34,8 +34,7 @@ class StandIn(Proxy):
 
 
 def _nginx(config):
-    config = complete(config)
-    http = []
+    http = ['map $http_upgrade $upgraded { default upgrade; "" ""; }']
     for name, upstream in config.get("upstream", {}).items():
         lines = [_BALANCE.get(upstream.get("balance"), "")]
         lines += [f"server {_server(s)};" for s in upstream["servers"]]
@@ -78,4 +77,4 @@ def _action(route, config):
         proxy_request_buffering off; proxy_buffering off; proxy_set_header Host $http_host;
         proxy_set_header X-Real-IP $remote_addr; proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id;
-        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $http_upgrade;"""
+        proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgraded;"""
