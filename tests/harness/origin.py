@@ -201,18 +201,13 @@ class Origin:
             self._acceptor.join(5)
             listener.close()
 
-    def drop_connections(self, reset=False):
+    def drop_connections(self):
         """Ends every open connection from outside its handler."""
         with self._lock:
             open_now = [c for c in self.connections if not c.done.is_set()]
         for connection in open_now:
             try:
-                if reset:
-                    linger = struct.pack("ii", 1, 0)
-                    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    connection.sock.shutdown(socket.SHUT_RD)
-                else:
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+                connection.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
 

@@ -4,6 +4,8 @@
 configuration; what it leaves out fails the test, which is then no news about Ringgate.
 """
 
+import signal
+
 from .peers import Nginx
 from .proxy import Proxy
 
@@ -20,6 +22,10 @@ class StandIn(Proxy):
         self.nginx.listen_more = "".join(f"; listen {h}:{p}" for _, (h, p) in more)
         self.nginx.start()
         self.process = self.nginx.process
+
+    def signal(self, number):
+        """nginx drains on SIGQUIT; its SIGTERM is the fast one."""
+        self.process.send_signal(signal.SIGQUIT if number == signal.SIGTERM else number)
 
     def log(self):
         return self.nginx.process.log()
@@ -50,7 +56,9 @@ def _nginx(config):
 def _server(server):
     words = [server["address"]]
     for key in ("weight", "max_fails", "fail_timeout", "max_conns"):
-        words += [f"{key}={server[key]}"] if key in server else []
+        value = str(server.get(key, ""))
+        value = "1s" if value.endswith("ms") else value  # nginx counts whole seconds here
+        words += [f"{key}={value}"] if value else []
     words += [word for word in ("backup", "down") if server.get(word)]
     return " ".join(words)
 
