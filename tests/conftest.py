@@ -1,20 +1,18 @@
 """Fixtures of all suites."""
 
-import os
 import time
 
 import pytest
 
-from harness import Origin, Proxy
+from harness import Origin
 from harness.proxy import one
+from harness.standin import proxy_kind
 
 
 @pytest.fixture
 def start(tmp_path):
     """Starts proxies from configurations; each is stopped and its exit and log checked at the end."""
-    kind = Proxy
-    if os.environ.get("RINGGATE_STANDIN") == "nginx":
-        from harness.standin import StandIn as kind
+    kind = proxy_kind()
     started = []
 
     def begin(config, **options):

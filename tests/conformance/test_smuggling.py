@@ -4,8 +4,9 @@ import pytest
 
 from conformance.corpus import CASES
 from conformance.judge import complaints, send
-from harness import Origin, Proxy
+from harness import Origin
 from harness.proxy import one
+from harness.standin import proxy_kind
 
 HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: a.example\r\n\r\n"
 
@@ -19,7 +20,7 @@ def origin():
 @pytest.fixture(scope="module")
 def proxy(origin, tmp_path_factory):
     config = one({"address": origin, "max_fails": 0})
-    with Proxy(config, tmp_path_factory.mktemp("smuggling")) as running:
+    with proxy_kind()(config, tmp_path_factory.mktemp("smuggling")) as running:
         yield running
 
 

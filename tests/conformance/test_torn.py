@@ -4,8 +4,9 @@ import pytest
 
 from conformance.corpus import BY_ID
 from conformance.judge import complaints, send
-from harness import Client, Origin, Proxy
+from harness import Client, Origin
 from harness.proxy import one
+from harness.standin import proxy_kind
 
 IDS = [
     "line/plain",
@@ -41,7 +42,7 @@ def origin():
 @pytest.fixture(scope="module")
 def proxy(origin, tmp_path_factory):
     config = one({"address": origin, "max_fails": 0})
-    with Proxy(config, tmp_path_factory.mktemp("torn")) as running:
+    with proxy_kind()(config, tmp_path_factory.mktemp("torn")) as running:
         yield running
 
 
@@ -85,7 +86,7 @@ def test_a_torn_response_is_passed_on_whole(tmp_path):
             connection.origin.stopping.wait(0.001)
             connection.send(raw[at:])
 
-    with Origin(handler, timeout=60) as back, Proxy(one(back), tmp_path) as proxy:
+    with Origin(handler, timeout=60) as back, proxy_kind()(one(back), tmp_path) as proxy:
         with Client(proxy.address) as client:
             for place["at"] in range(1, len(raw)):
                 answer = client.ask(b"GET / HTTP/1.1\r\nHost: a.example\r\nTE: trailers\r\n\r\n")

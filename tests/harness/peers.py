@@ -48,7 +48,13 @@ class _Peer:
 
 
 class Nginx(_Peer):
-    """nginx with `server` as the inside of its server block and `http` before it."""
+    """nginx with `server` as the inside of its server block and `http` before it.
+
+    One process, so that kill() kills all of it; `master = "on"` gives the usual two, which drain on
+    SIGQUIT but must never be ended by SIGKILL.
+    """
+
+    master = "off"
 
     def __init__(self, directory, server="", http="", port=None, listen=""):
         super().__init__(directory, port)
@@ -89,7 +95,7 @@ class Nginx(_Peer):
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         )
         (base / "nginx.conf").write_text(f"""
-            {user} daemon off; master_process off; pid {base}/nginx.pid; error_log stderr warn;
+            {user} daemon off; master_process {self.master}; worker_processes 1; pid {base}/nginx.pid; error_log stderr warn;
             worker_rlimit_nofile 8192;
             events {{ worker_connections 4096; }}
             http {{ access_log off; keepalive_requests 1000000; {temporary} {self.http}

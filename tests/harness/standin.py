@@ -4,6 +4,7 @@
 configuration; what it leaves out fails the test, which is then no news about Ringgate.
 """
 
+import os
 import signal
 
 from .peers import Nginx
@@ -20,6 +21,7 @@ class StandIn(Proxy):
         (name, address), *more = self.addresses.items()
         self.nginx = Nginx(self.directory / "standin", server, http, port=address[1])
         self.nginx.listen_more = "".join(f"; listen {h}:{p}" for _, (h, p) in more)
+        self.nginx.master = "on"
         self.nginx.start()
         self.process = self.nginx.process
 
@@ -34,6 +36,8 @@ class StandIn(Proxy):
         if self.process:
             self.process.terminate(5)
             self.process = None
+
+    kill = stop
 
     def metrics(self):
         raise AssertionError("the stand-in has no metrics")
@@ -86,3 +90,8 @@ def _action(route, config):
         proxy_set_header X-Real-IP $remote_addr; proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Request-Id $request_id;
         proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgraded;"""
+
+
+def proxy_kind():
+    """What the fixtures start: Ringgate, or the stand-in when RINGGATE_STANDIN asks for it."""
+    return StandIn if os.environ.get("RINGGATE_STANDIN") == "nginx" else Proxy

@@ -40,7 +40,7 @@ def test_combined_access_log(start, origin, tmp_path):
 def test_json_access_log(start, origin, tmp_path):
     path = tmp_path / "access.log"
     proxy = start({**one(origin), "log": {"access": "json", "access_file": str(path)}})
-    get(proxy.address, "/a?b", headers={"User-Agent": 'q"\\\x7f\xff'})
+    get(proxy.address, "/a?b", headers={"User-Agent": 'q"\\\t\xff'})
     request(proxy.address, "POST", "/p", body=b"x" * 2000000)
     entries = [json.loads(line) for line in lines(path, 2)]
     assert [e["status"] for e in entries] == [200, 413]
