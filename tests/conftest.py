@@ -1,0 +1,74 @@
+"""Fixtures of all suites."""
+
+import time
+
+import pytest
+
+from harness import Origin
+from harness.proxy import one
+from harness.standin import proxy_kind
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts proxies from configurations; each is stopped and its exit and log checked at the end."""
+    kind = proxy_kind()
+    started = []
+
+    def begin(config, **options):
+        proxy = kind(config, tmp_path / f"proxy{len(started)}", **options)
+        started.append(proxy)
+        proxy.start()
+        return proxy
+
+    yield begin
+    try:
+        for proxy in started:
+            proxy.stop()
+    finally:
+        for proxy in started:
+            proxy.kill()
+
+
+@pytest.fixture
+def origin():
+    """An origin that answers 200 `ok` and records."""
+    with Origin() as one_origin:
+        yield one_origin
+
+
+@pytest.fixture
+def serve():
+    """Starts origins with handlers of the test's own; handler failures fail the test."""
+    started = []
+
+    def begin(handler=None, **options):
+        one_origin = Origin(handler, **options)
+        one_origin.listen()
+        started.append(one_origin)
+        return one_origin
+
+    yield begin
+    for one_origin in started:
+        one_origin.stop()
+    for one_origin in started:
+        one_origin.check()
+
+
+@pytest.fixture
+def web(start, serve):
+    """`web(handler, **upstream_keys)` gives (proxy, origin) for the plain case."""
+
+    def begin(handler=None, http=None, **keys):
+        back = serve(handler)
+        return start(one(back, http=http, **keys)), back
+
+    return begin
+
+
+@pytest.fixture(autouse=True)
+def _bounded():
+    """No test may take more than five minutes; a longer one failed to bound something."""
+    begin = time.monotonic()
+    yield
+    assert time.monotonic() - begin < 300, "took more than five minutes"
