@@ -189,61 +189,6 @@ def test_status(start, origin):
     assert "up" in text and origin.text in text and "version" in text
 
 
-def test_idle_costs_no_cpu(start, origin):
-    proxy = start(one(origin))
-    get(proxy.address)
-    idle = [Client(proxy.address) for _ in range(50)]
-    before = proxy.cpu()
-    time.sleep(3)  # the thing measured: three seconds without traffic
-    assert proxy.cpu() - before <= 0.06, "more than 2 % of a CPU while idle"
-    for client in idle:
-        client.close()
-
-
-def test_max_connections(start, origin):
-    proxy = start({**one(origin), "node": {"shards": 2, "pin": False, "max_connections": 8, "drain_timeout": "5s"}})
-    clients = [Client(proxy.address) for _ in range(8)]
-    for client in clients:
-        assert client.ask(message()).status == 200
-    with Client(proxy.address, 2) as late:
-        late.send(message())
-        try:
-            assert late.read_response(timeout=0.7).status == 503
-        except (TimeoutError, ConnectionError):
-            pass
-    assert get(proxy.admin, "/readyz").status in (200, 503), "the admin listener is not limited"
-    for client in clients:
-        client.close()
-    eventually(lambda: get(proxy.address, timeout=2).status == 200, 5)
-
-
-def test_out_of_file_descriptors(start, origin):
-    """EMFILE: it lives, counts, and serves again once connections go."""
-    proxy = start(one(origin), nofile=128)
-    clients = []
-    for _ in range(200):
-        try:
-            client = Client(proxy.address, 2)
-            client.send(message())
-            clients.append(client)
-        except OSError:
-            break
-    served = 0
-    for client in clients[:20]:
-        try:
-            served += client.read_response(timeout=2).status == 200
-        except (OSError, ConnectionError):
-            pass
-    assert served > 0, "those that got in are served"
-    before = proxy.cpu()
-    time.sleep(1)
-    assert proxy.cpu() - before < 0.5, "spins at the file limit"
-    for client in clients:
-        client.close()
-    eventually(lambda: get(proxy.address, timeout=2).status == 200, 10)
-    assert proxy.metric(names.REFUSED) > 0 or "file" in proxy.log()
-
-
 def test_no_descriptor_is_leaked(start, origin):
     proxy = start(one(origin, keepalive=0))
     get(proxy.address)
