@@ -222,8 +222,12 @@ impl Inner {
             0 => {
                 if send.shutdown {
                     send.shutdown = false;
-                    let entry = opcode::Shutdown::new(self.raw(), libc::SHUT_WR).build();
-                    ring.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+                    // Not through the ring: a worker thread of the kernel would look the
+                    // descriptor up later, when its number may be another connection's. What the
+                    // call could say (not connected any more) is seen by the receive as well.
+                    if let Some(fd) = &self.fd {
+                        let _ = socket::shutdown_write(fd.as_fd());
+                    }
                 }
                 return;
             }
