@@ -222,8 +222,11 @@ impl Inner {
             0 => {
                 if send.shutdown {
                     send.shutdown = false;
-                    let entry = opcode::Shutdown::new(self.raw(), libc::SHUT_WR).build();
-                    ring.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+                    // Not through the ring: the kernel would hand IORING_OP_SHUTDOWN to a worker
+                    // thread that looks the descriptor up later, when it may be another socket's.
+                    if let Some(fd) = &self.fd {
+                        let _ = socket::shutdown_write(fd.as_fd());
+                    }
                 }
                 return;
             }
