@@ -60,6 +60,14 @@ def test_keepalive_timeout(web):
         assert client.closed(3)
 
 
+def test_a_close_elsewhere_leaves_new_connections_alone(web):
+    """The end of one connection must not be sent on the next that gets its descriptor."""
+    proxy, _ = web()
+    for _ in range(200):
+        assert get(proxy.admin, "/healthz").status == 200
+        assert get(proxy.address).status == 200
+
+
 def test_client_header_timeout_is_total(web):
     """A byte now and then does not extend it (slowloris)."""
     proxy, _ = web(http={"client_header_timeout": "500ms"})
