@@ -195,16 +195,6 @@ pub fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends the sending direction: a FIN follows what is queued. Never waits.
-///
-/// # Errors
-/// ENOTCONN when the connection is gone already.
-pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: no pointers are passed.
-    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) })?;
-    Ok(())
-}
-
 type NameCall =
     unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
 
