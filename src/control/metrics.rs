@@ -50,8 +50,8 @@ pub fn render(state: &State) -> String {
 }
 
 fn process(page: &mut Page, state: &State) {
-    page.family("ringgate_info", "gauge", "The version, as a label; always 1.");
-    page.sample("ringgate_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.family("ringgate_build_info", "gauge", "The version, as a label; always 1.");
+    page.sample("ringgate_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let up = state.started.elapsed().as_secs_f64();
     page.single("ringgate_uptime_seconds", "gauge", "Time since the start.", up);
     let ready = u8::from(state.phase.get() == Phase::Serving);
@@ -228,7 +228,7 @@ fn upstreams(page: &mut Page, state: &State) {
 }
 
 fn latency(page: &mut Page, state: &State) {
-    const NAME: &str = "ringgate_upstream_request_seconds";
+    const NAME: &str = "ringgate_upstream_request_duration_seconds";
     page.family(NAME, "histogram", "Time from a request's first byte to its response's end.");
     for (index, upstream) in state.upstreams.iter().enumerate() {
         let name = upstream.shared.config.name.as_str();

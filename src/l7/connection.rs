@@ -34,8 +34,10 @@ const PROXY_HEADER_MAX: usize = 4096;
 pub enum After {
     /// The next request.
     Keep,
-    /// An orderly end.
+    /// An orderly end, in which the client takes what was sent and closes too.
     Close,
+    /// An orderly end without waiting: nothing sent can still be under way.
+    CloseIdle,
     /// At once, so that the client does not take what it has for whole.
     Reset,
 }
@@ -92,6 +94,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize, key: usi
     if client.read_proxy_header().await {
         match client.serve_requests().await {
             After::Reset => client.stream.reset_on_close(),
+            After::CloseIdle => {}
             _ => client.close().await,
         }
     }
@@ -154,7 +157,7 @@ impl Client {
     async fn serve_requests(&mut self) -> After {
         loop {
             if !self.wait_for_request().await {
-                return After::Close;
+                return self.end_of_idleness();
             }
             let mut exchange = self.worker.exchange();
             exchange.outcome.started = self.worker.now();
@@ -190,6 +193,12 @@ impl Client {
             self.timer.poll_fired(cx).map(|()| false)
         })
         .await
+    }
+
+    /// While draining, nobody waits for the client to close an idle connection as well: it took its
+    /// last response long ago.
+    fn end_of_idleness(&self) -> After {
+        if self.worker.draining().is_some() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {

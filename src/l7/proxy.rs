@@ -11,7 +11,7 @@ use crate::balance::{Policy, Tried};
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange};
-use crate::l7::flow::{self, FlushError, PumpError, PumpLimits, pump_request, throttle};
+use crate::l7::flow::{self, FlushError, PumpError, PumpLimits, Replay, pump_request, throttle};
 use crate::l7::headers;
 use crate::l7::input::{BodyReadError, BodyReader, HeadReadError, Input};
 use crate::l7::output::{BodyWriter, Coding, buffer_of};
@@ -24,6 +24,8 @@ use crate::ring::{Stream, Timer, WriteBuf};
 
 /// 1xx responses a server may send before the final one.
 const INTERIM_MAX: u32 = 16;
+/// A request body up to this size is kept while another server may still have to be asked.
+const REPLAY_MAX: usize = 64 * 1024;
 
 /// Why an attempt failed before there was a response.
 #[derive(Debug)]
@@ -109,6 +111,7 @@ struct Proxied<'a> {
     pool: &'a Pool,
     size_max: u64,
     body: BodyReader,
+    replay: Replay,
 }
 
 /// Proxies the request and sends the response.
@@ -135,7 +138,11 @@ pub async fn serve(
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
     let body = BodyReader::new(framing);
-    Proxied { client, exchange, route, pool, size_max, body }.run(&worker, upstream).await
+    let retry = &pool.upstream.config.retry;
+    let repeats =
+        retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
+    let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
+    Proxied { client, exchange, route, pool, size_max, body, replay }.run(&worker, upstream).await
 }
 
 impl Proxied<'_> {
@@ -231,7 +238,7 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         let retry = &config.retry;
         let idempotent = self.exchange.request.method.is_idempotent() || retry.non_idempotent;
-        let repeatable = idempotent && self.body.received() == 0;
+        let repeatable = idempotent && self.replay.is_whole();
         if !failure.may_retry(config, repeatable) {
             return false;
         }
@@ -314,7 +321,6 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
-        lease.metrics().connects.increment();
         let timer = &self.client.answer_timer;
         timer.set(millis(config.connect_timeout));
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
@@ -323,6 +329,7 @@ impl Proxied<'_> {
             Ok(Err(error)) => return Err(connect_failure(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
         };
+        lease.metrics().connects.increment();
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
@@ -351,7 +358,8 @@ impl Proxied<'_> {
             Framing::Chunked => Coding::Chunked,
             _ => Coding::Identity,
         };
-        let pump = pump_request((stream, input), &mut self.body, server, coding, limits, timer);
+        let body = (&mut self.body, &mut self.replay);
+        let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let mut pump = Pump { future: pin!(pump), end: None };
         let waiting = Waiting { client: stream, server, timer: answer_timer, config };
         let mut interim = 0;
@@ -395,6 +403,7 @@ impl Proxied<'_> {
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         let keep = keep_wanted
+            && worker.draining().is_none()
             && pump.is_done()
             && headers::is_delimited(x.response.framing, x.request.version);
         let respond = Respond {
@@ -430,6 +439,7 @@ impl Proxied<'_> {
                 let after = if keep { After::Keep } else { After::Close };
                 Ok(Done::Answered { after, reusable })
             }
+            Err(Cut::Unbegun(failure)) => Err(failure),
             Err(cut) => {
                 Ok(Done::Answered { after: cut_short(worker, lease, x, &cut), reusable: false })
             }
@@ -559,6 +569,14 @@ fn read_failure(error: &HeadReadError, reused: bool) -> Failure {
     }
 }
 
+/// A body that is bad from its first byte, while the client has nothing of the response yet.
+fn body_failure(error: &BodyReadError) -> Failure {
+    match error {
+        BodyReadError::Malformed(_) => Failure::Malformed,
+        BodyReadError::Truncated | BodyReadError::Io(_) => Failure::Broken,
+    }
+}
+
 /// Passes a 1xx response on; HTTP/1.0 clients do not know them.
 fn forward_interim(worker: &Worker, client: &Stream, x: &Exchange, addresses: &Addresses) {
     if x.request.version == Version::Http10 {
@@ -573,6 +591,8 @@ fn forward_interim(worker: &Worker, client: &Stream, x: &Exchange, addresses: &A
 /// Why a response did not get through whole.
 #[derive(Debug)]
 enum Cut {
+    /// The server's fault, before anything of the response was sent.
+    Unbegun(Failure),
     /// The server's fault, inside the body.
     Server,
     ServerTimeout,
@@ -631,7 +651,7 @@ impl Respond<'_> {
     }
 
     /// The next piece of the body, `Some(None)` at its end; `None` when there is nothing yet and
-    /// `only_ready` is set.
+    /// `only_ready` is set, that is, while nothing of the response was sent.
     async fn piece(
         &self,
         body: &mut BodyReader,
@@ -642,6 +662,9 @@ impl Respond<'_> {
         poll_fn(|cx| {
             match body.poll_piece(input, self.server, cx) {
                 Poll::Ready(Ok(piece)) => return Poll::Ready(Ok(Some(piece))),
+                Poll::Ready(Err(error)) if only_ready => {
+                    return Poll::Ready(Err(Cut::Unbegun(body_failure(&error))));
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut::Server)),
                 Poll::Pending if only_ready => return Poll::Ready(Ok(None)),
                 Poll::Pending => {}
@@ -674,6 +697,7 @@ fn cut_short(worker: &Worker, lease: &Lease, x: &mut Exchange, cut: &Cut) -> Aft
             let shows = headers::is_delimited(x.response.framing, x.request.version);
             if shows { After::Close } else { After::Reset }
         }
+        Cut::Unbegun(_) => After::Close,
         Cut::Client(FlushError::Timeout) => {
             worker.metrics.client_timeouts.increment();
             x.outcome.error = Some("send_timeout");

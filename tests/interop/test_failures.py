@@ -78,9 +78,10 @@ def test_refused_reset_and_stalled_servers_beside_a_good_one(start, serve):
     servers = [{"address": o, "max_fails": 1, "fail_timeout": "60s"} for o in (refusing, resetting, good)]
     proxy = start(one(*servers, retry={"tries": 3, "budget_percent": 100}))
     assert [get(proxy.address).status for _ in range(30)] == [200] * 30
-    assert proxy.metric(names.SERVER_FAILURES, server=refusing.text) >= 1
+    assert proxy.metric(names.SERVER_CONNECT_FAILURES, server=refusing.text) >= 1
     assert proxy.metric(names.SERVER_FAILURES, server=resetting.text) >= 1
-    assert proxy.metric(names.SERVER_FAILURES, server=good.text) == 0
+    for name in (names.SERVER_FAILURES, names.SERVER_CONNECT_FAILURES):
+        assert proxy.metric(name, server=good.text) == 0
 
 
 def wrk(address, directory, seconds, connections=32):
