@@ -61,9 +61,9 @@ fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>
                 Some(found) => {
                     let mut replaced = String::new();
                     groups.interpolate_string_into(path, to, &mut replaced);
-                    out.extend_from_slice(path[..found.start()].as_bytes());
+                    out.extend_from_slice(&path.as_bytes()[..found.start()]);
                     out.extend_from_slice(replaced.as_bytes());
-                    out.extend_from_slice(path[found.end()..].as_bytes());
+                    out.extend_from_slice(&path.as_bytes()[found.end()..]);
                 }
                 None => out.extend_from_slice(path.as_bytes()),
             }
