@@ -193,14 +193,12 @@ impl Client {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if let Some(began) = self.worker.draining() {
+            if self.worker.draining().is_some() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
                 }
-                if began != 0 {
-                    self.timer.set(DRAIN_GRACE_MS - since);
-                }
+                self.timer.set(DRAIN_GRACE_MS - since);
             } else {
                 self.worker.wake_on_drain(self.key, cx);
             }

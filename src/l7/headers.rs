@@ -39,7 +39,7 @@ pub fn write_request(
 
 fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>) {
     let target = &exchange.target;
-    let Some(rewrite) = rewrite else {
+    let Some(rewrite) = rewrite.filter(|_| !target.is_asterisk()) else {
         out.extend_from_slice(target.path_and_query());
         return;
     };

@@ -127,9 +127,13 @@ pub async fn serve(
         return After::Close;
     }
     exchange.outcome.upstream = Some(upstream);
+    let pool = &worker.pools[upstream];
+    if exchange.http_host.is_empty() {
+        // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
+        exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
+    }
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
-    let pool = &worker.pools[upstream];
     let body = BodyReader::new(framing);
     Proxied { client, exchange, route, pool, size_max, body }.run(&worker, upstream).await
 }
@@ -248,17 +252,15 @@ impl Proxied<'_> {
 
     /// Answers for the servers that did not.
     async fn give_up(self, status: u16) -> After {
-        let Self { client, exchange, route, body, .. } = self;
+        let Self { client, exchange, route, mut body, .. } = self;
         if status == 499 {
             exchange.outcome.status = 499;
             return After::Reset;
         }
-        if body.received() > 0 || status < 500 {
-            // The rest of a half-read body cannot be told from the next request.
-            reply::write_status(client, exchange, Some(route), status, false);
-            return After::Close;
-        }
-        reply::status(client, exchange, Some(route), status).await
+        // After a fault of the client's it is not known where the next request starts.
+        let keep = status >= 500 && reply::discard_rest(client, exchange, &mut body).await;
+        reply::write_status(client, exchange, Some(route), status, keep);
+        if keep { After::Keep } else { After::Close }
     }
 
     async fn attempt(
@@ -389,9 +391,7 @@ impl Proxied<'_> {
                 return Err(Failure::Status(status));
             }
         }
-        if status < 500 {
-            lease.member().passive.success(worker.now());
-        }
+        lease.member().passive.success(worker.now());
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         let keep = keep_wanted

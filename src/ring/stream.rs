@@ -222,8 +222,9 @@ impl Inner {
             0 => {
                 if send.shutdown {
                     send.shutdown = false;
-                    // Not through the ring: the kernel would hand IORING_OP_SHUTDOWN to a worker
-                    // thread that looks the descriptor up later, when it may be another socket's.
+                    // Not through the ring: a worker thread of the kernel would look the
+                    // descriptor up later, when its number may be another connection's. What the
+                    // call could say (not connected any more) is seen by the receive as well.
                     if let Some(fd) = &self.fd {
                         let _ = socket::shutdown_write(fd.as_fd());
                     }

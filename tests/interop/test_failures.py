@@ -1,9 +1,12 @@
 """Servers that die, stall and come back; nothing is lost beyond what the retry rules forbid."""
 
+import random
 import re
 import signal
 import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -287,3 +290,15 @@ class Load:
                 self.bad.append(f"{target}: {answer}")
             if answer.header("connection") == "close":
                 return
+
+
+def test_a_close_never_hits_another_connection(start, origin):
+    """Descriptors are reused at once: what ends one connection must not end its successor."""
+    proxy = start(one(origin))
+
+    def ask(_):
+        return [get(proxy.address).status for _ in range(100)]
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = Counter(status for found in pool.map(ask, range(8)) for status in found)
+    assert statuses == {200: 800}
