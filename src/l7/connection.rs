@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::flush;
+use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::pool::millis;
@@ -167,7 +167,22 @@ impl Client {
             if after != After::Keep {
                 return after;
             }
+            if !self.wait_for_reader().await {
+                return After::Reset;
+            }
         }
+    }
+
+    /// Holds back a client that sends requests and does not take the answers; false once it has
+    /// taken nothing for too long.
+    async fn wait_for_reader(&self) -> bool {
+        let send_timeout = millis(self.worker.service.http.send_timeout);
+        match throttle(&self.stream, &self.answer_timer, send_timeout).await {
+            Ok(()) => return true,
+            Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
+            Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
+        }
+        false
     }
 
     /// Waits, holding next to nothing, until the client sends something; false when the connection
