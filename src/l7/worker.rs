@@ -68,6 +68,7 @@ pub struct Worker {
     pub limits: Limits,
     reporter: Reporter,
     ids: RefCell<Generator>,
+    #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
     date: Cell<(Millis, [u8; 29])>,
     /// Open client connections; a waker while one is idle.
