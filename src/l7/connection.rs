@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::flush;
+use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::pool::millis;
@@ -167,7 +167,22 @@ impl Client {
             if after != After::Keep {
                 return after;
             }
+            if !self.wait_for_reader().await {
+                return After::Reset;
+            }
         }
+    }
+
+    /// Holds back a client that sends requests and does not take the answers; false once it has
+    /// taken nothing for too long.
+    async fn wait_for_reader(&self) -> bool {
+        let send_timeout = millis(self.worker.service.http.send_timeout);
+        match throttle(&self.stream, &self.answer_timer, send_timeout).await {
+            Ok(()) => return true,
+            Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
+            Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
+        }
+        false
     }
 
     /// Waits, holding next to nothing, until the client sends something; false when the connection
@@ -181,14 +196,12 @@ impl Client {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if let Some(began) = self.worker.draining() {
+            if self.worker.draining().is_some() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
                 }
-                if began != 0 {
-                    self.timer.set(DRAIN_GRACE_MS - since);
-                }
+                self.timer.set(DRAIN_GRACE_MS - since);
             } else {
                 self.worker.wake_on_drain(self.key, cx);
             }

@@ -139,12 +139,17 @@ pub async fn pump_request(
     let (client, input) = client;
     loop {
         timer.set(limits.client_timeout_ms);
-        let piece = timer.guard(poll_fn(|cx| body.poll_piece(input, client, cx))).await;
-        let piece = piece.map_err(|_| PumpError::ClientTimeout)?.map_err(PumpError::Client)?;
-        let Some(piece) = piece else { break };
-        if limits.size_max > 0 && body.received() > limits.size_max {
-            return Err(PumpError::TooLarge);
-        }
+        let next = poll_fn(|cx| {
+            let piece = body.poll_piece(input, client, cx).map_err(PumpError::Client);
+            // A chunk that is too large is refused when its size is known, not when it has come.
+            if limits.size_max > 0 && body.announced() > limits.size_max {
+                return Poll::Ready(Err(PumpError::TooLarge));
+            }
+            piece
+        });
+        let Some(piece) = timer.guard(next).await.map_err(|_| PumpError::ClientTimeout)?? else {
+            break;
+        };
         replay.keep(piece.as_slice());
         writer.write(server, None, piece);
         throttle(server, timer, limits.server_timeout_ms).await.map_err(PumpError::Server)?;

@@ -214,6 +214,12 @@ impl BodyReader {
         Poll::Ready(Ok(None))
     }
 
+    /// Body bytes read so far and those that a length or the current chunk's size has announced.
+    #[must_use]
+    pub fn announced(&self) -> u64 {
+        self.received.saturating_add(self.decoder.announced())
+    }
+
     /// Body bytes still to come, when the framing tells.
     #[must_use]
     pub fn remaining(&self) -> Option<u64> {

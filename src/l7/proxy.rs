@@ -130,9 +130,13 @@ pub async fn serve(
         return After::Close;
     }
     exchange.outcome.upstream = Some(upstream);
+    let pool = &worker.pools[upstream];
+    if exchange.http_host.is_empty() {
+        // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
+        exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
+    }
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
-    let pool = &worker.pools[upstream];
     let body = BodyReader::new(framing);
     let retry = &pool.upstream.config.retry;
     let repeats =
@@ -255,17 +259,15 @@ impl Proxied<'_> {
 
     /// Answers for the servers that did not.
     async fn give_up(self, status: u16) -> After {
-        let Self { client, exchange, route, body, .. } = self;
+        let Self { client, exchange, route, mut body, .. } = self;
         if status == 499 {
             exchange.outcome.status = 499;
             return After::Reset;
         }
-        if body.received() > 0 || status < 500 {
-            // The rest of a half-read body cannot be told from the next request.
-            reply::write_status(client, exchange, Some(route), status, false);
-            return After::Close;
-        }
-        reply::status(client, exchange, Some(route), status).await
+        // After a fault of the client's it is not known where the next request starts.
+        let keep = status >= 500 && reply::discard_rest(client, exchange, &mut body).await;
+        reply::write_status(client, exchange, Some(route), status, keep);
+        if keep { After::Keep } else { After::Close }
     }
 
     async fn attempt(
@@ -397,9 +399,7 @@ impl Proxied<'_> {
                 return Err(Failure::Status(status));
             }
         }
-        if status < 500 {
-            lease.member().passive.success(worker.now());
-        }
+        lease.member().passive.success(worker.now());
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         let keep = keep_wanted
@@ -407,7 +407,6 @@ impl Proxied<'_> {
             && pump.is_done()
             && headers::is_delimited(x.response.framing, x.request.version);
         let respond = Respond {
-            worker,
             client: stream,
             server,
             timer: answer_timer,
@@ -433,7 +432,7 @@ impl Proxied<'_> {
             pump.alongside(forward).await
         };
         x.outcome.body_bytes = written.get();
-        let reusable = x.response.persistent && pump.is_clean() && server.queued() == 0;
+        let reusable = x.response.persistent && pump.is_done() && server.queued() == 0;
         match sent {
             Ok(()) => {
                 let after = if keep { After::Keep } else { After::Close };
@@ -472,21 +471,16 @@ struct Pump<'a, F> {
 
 impl<F: Future<Output = Result<(), PumpError>>> Pump<'_, F> {
     fn poll(&mut self, cx: &mut std::task::Context<'_>) {
-        if self.end.is_none() {
-            if let Poll::Ready(end) = self.future.as_mut().poll(cx) {
-                self.end = Some(end);
-            }
+        if self.end.is_none()
+            && let Poll::Ready(end) = self.future.as_mut().poll(cx)
+        {
+            self.end = Some(end);
         }
     }
 
-    /// Nothing of the body is left to send, or nobody wants it.
+    /// The whole body went to the server.
     fn is_done(&self) -> bool {
         matches!(self.end, Some(Ok(())))
-    }
-
-    /// The whole body went to the server.
-    fn is_clean(&self) -> bool {
-        self.is_done()
     }
 
     /// The client's part in a failure, if it failed.
@@ -602,7 +596,6 @@ enum Cut {
 
 /// What forwards a response.
 struct Respond<'a> {
-    worker: &'a Worker,
     client: &'a Stream,
     server: &'a Stream,
     timer: &'a Timer,
@@ -622,9 +615,12 @@ impl Respond<'_> {
         let mut body = BodyReader::new(x.response.framing);
         let coding = headers::response_coding(x.response.framing, x.request.version);
         let mut writer = BodyWriter::new(coding);
+        if x.response.framing.is_empty() {
+            self.client.write(head);
+            return Ok(());
+        }
         let mut head = Some(head);
-        let bodyless = x.response.framing.is_empty();
-        while !bodyless {
+        loop {
             let Some(piece) = self.piece(&mut body, input, head.is_some()).await? else {
                 // Nothing there yet: the head does not wait for it.
                 if let Some(head) = head.take() {
@@ -641,12 +637,7 @@ impl Respond<'_> {
             }
             throttle(self.client, self.timer, self.send_timeout).await.map_err(Cut::Client)?;
         }
-        if bodyless {
-            head.into_iter().for_each(|head| self.client.write(head));
-        } else {
-            writer.finish(self.client, head, body.trailers());
-        }
-        let _ = self.worker;
+        writer.finish(self.client, head, body.trailers());
         Ok(())
     }
 

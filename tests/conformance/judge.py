@@ -104,8 +104,8 @@ def complaints(case, outcome):
     found = []
     if outcome.error:
         found.append(outcome.error)
-    if outcome.status not in case.status:
-        found.append(f"status {outcome.status}, expected {' or '.join(map(str, case.status))}")
+    if outcome.status != case.ours:
+        found.append(f"status {outcome.status}, expected {case.ours}")
     refused = outcome.status is None or outcome.status >= 400
     found += outcome.malformed + _forwarding(case, outcome, refused)
     closes = True if refused and case.closes is None else case.closes

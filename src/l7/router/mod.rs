@@ -75,9 +75,14 @@ impl Router {
             steps::count();
             routes.get(index).is_some_and(|route| conditions_hold(route, request))
         };
+        let path = match request.path() {
+            // The server as a whole (RFC 9110 section 9.3.7), which is whoever has its root.
+            b"*" => b"/",
+            path => path,
+        };
         site.named(request.host())
-            .and_then(|paths| paths.find(routes, request.path(), &accepts))
-            .or_else(|| site.any.find(routes, request.path(), &accepts))
+            .and_then(|paths| paths.find(routes, path, &accepts))
+            .or_else(|| site.any.find(routes, path, &accepts))
     }
 }
 

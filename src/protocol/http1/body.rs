@@ -176,6 +176,15 @@ impl BodyDecoder {
         }
     }
 
+    /// Bytes that are known to come: of the body, or of the current chunk, whose size may have been
+    /// announced before any of its data came.
+    pub fn announced(&self) -> u64 {
+        match self.state {
+            State::Length | State::ChunkData => self.remaining,
+            _ => 0,
+        }
+    }
+
     /// Names and values of the trailer fields, once the body is over. Fields that frame, route,
     /// authenticate or describe the message are left out (RFC 9110 section 6.5.1).
     pub fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {

@@ -69,6 +69,8 @@ plain_error! {
         EmptyLines = (Malformed, 400, "empty lines before the start line"),
         /// The start line breaks its grammar.
         StartLine = (Malformed, 400, "malformed start line"),
+        /// A method longer than any there is (RFC 9112 section 3).
+        MethodTooLong = (Unsupported, 501, "method too long"),
         /// The version is not `HTTP/` digit `.` digit.
         Version = (Malformed, 400, "malformed HTTP version"),
         /// A version other than 1.0 and 1.1.

@@ -13,6 +13,9 @@ use super::{
     host::validate_host,
 };
 
+/// The longest registered method, `UPDATEREDIRECTREF`, has 17.
+const METHOD_BYTES_MAX: usize = 32;
+
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RequestError {
@@ -170,6 +173,9 @@ impl RequestHead {
         let (Some(method), Some(target)) = (request.method, request.path) else {
             return Err(HeadError::StartLine);
         };
+        if method.len() > METHOD_BYTES_MAX {
+            return Err(HeadError::MethodTooLong);
+        }
         self.method = Method::of(method.as_bytes());
         self.method_span = Span::locate(head, method.as_bytes()).ok_or(HeadError::Extent)?;
         self.target = Span::locate(head, target.as_bytes()).ok_or(HeadError::Extent)?;

@@ -3,7 +3,8 @@
 A case is a `Case`; its fields:
 
 - `id`: unique; `raw`: what the client sends on a fresh connection.
-- `status`: the first answer's status, or a tuple of those that RFC 9110/9112 leave open (`why` says so).
+- `status`: the first answer's status. Where RFC 9110/9112 leave several open (`why` says so) it is a
+  tuple: Ringgate gives the first, and a peer that gives another of them does not differ.
 - `forwarded`: "no" (nothing reaches the origin), "yes", "partial" (the head was good, so the origin
   may see the beginning of the message, never a complete one), or "accepted" (as the status says:
   200 forwarded, anything else not).
@@ -42,6 +43,11 @@ class Case:
             object.__setattr__(self, "forwarded", kind)
         assert self.forwarded in ("yes", "no", "partial", "accepted"), self.id
         assert len(statuses) == 1 or self.why, f"{self.id}: say why several statuses are right"
+
+    @property
+    def ours(self):
+        """The one status that Ringgate answers."""
+        return self.status[0]
 
     @property
     def file(self):

@@ -56,7 +56,7 @@ CASES = [
     lines("name-case", b"tRANSFER-eNCODING: chunked\r\n", 200, "9110 5.1", body=b"hello"),
     lines("twice", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", (400, 501), "9112 6.1: not more than once", why=OTHER),
     lines("twice-identity", b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", (400, 501), "9112 6.3: chunked not final", why=OTHER),
-    lines("twice-x-first", b"Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n", (501, 400), "9112 6.1", why=OTHER),
+    lines("twice-x-first", b"Transfer-Encoding: x\r\nTransfer-Encoding: chunked\r\n", (400, 501), "9112 6.1", why=OTHER),
     lines("twice-empty", b"Transfer-Encoding:\r\nTransfer-Encoding: chunked\r\n", (400, 501), "9110 5.6.1", why=OTHER),
     lines("bare-cr-hides-it", b"X: y\rTransfer-Encoding: chunked\r\nContent-Length: 5\r\n", 400, "9112 2.2"),
     Case("te/in-1.0", b"POST / HTTP/1.0\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY, 400, "9112 6.1: framing faulty"),

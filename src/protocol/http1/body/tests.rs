@@ -50,6 +50,25 @@ fn chunked(input: impl AsRef<[u8]>) -> Result<Decoded, BodyError> {
 }
 
 #[test]
+fn a_chunk_is_announced_by_its_size() {
+    let mut decoder = BodyDecoder::new(Framing::Chunked);
+    for (input, announced) in [
+        (&b"5"[..], 0),
+        (b"\r", 0),
+        (b"\n", 5),
+        (b"ab", 3),
+        (b"cde", 0),
+        (b"\r\nffffffffffffffff\r\n", u64::MAX),
+        (b"x", u64::MAX - 1),
+    ] {
+        decoder.step(input).unwrap();
+        assert_eq!(decoder.announced(), announced, "{:?}", String::from_utf8_lossy(input));
+    }
+    assert_eq!(BodyDecoder::new(Framing::Length(7)).announced(), 7);
+    assert_eq!(BodyDecoder::new(Framing::Close).announced(), 0);
+}
+
+#[test]
 fn without_body() {
     for framing in [Framing::None, Framing::Length(0)] {
         let mut decoder = BodyDecoder::new(framing);

@@ -111,6 +111,9 @@ fn request_lines() {
         assert_eq!(request.method, method);
         assert_eq!(request.method_span.of(head.as_bytes()), name.as_bytes());
     }
+    let head = |length| format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(length));
+    assert!(parse(head(METHOD_BYTES_MAX)).is_ok());
+    assert_eq!(error(head(METHOD_BYTES_MAX + 1)).status(), 501);
 }
 
 #[test]
