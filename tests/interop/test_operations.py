@@ -75,6 +75,35 @@ def test_sigusr1_reopens_the_access_log(start, origin, tmp_path):
     assert "/after" not in moved.read_text() and "/before" not in path.read_text()
 
 
+def test_sigusr1_without_a_log_and_sighup_end_nothing(start, origin):
+    proxy = start(one(origin))
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        proxy.signal(number)
+    eventually(lambda: "SIGHUP" in proxy.log())
+    assert get(proxy.address).status == 200
+
+
+def test_sigusr1_when_the_log_cannot_be_opened(start, origin, tmp_path):
+    """It says so and goes on with the old file."""
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    path = directory / "access.log"
+    proxy = start({**one(origin), "log": {"access": "combined", "access_file": str(path)}})
+    directory.rename(tmp_path / "moved")
+    proxy.signal(signal.SIGUSR1)
+    eventually(lambda: "log not reopened" in proxy.log())
+    get(proxy.address, "/still")
+    assert "/still" in lines(tmp_path / "moved/access.log", 1)[0]
+
+
+def test_many_admin_clients_wait_their_turn(start, origin):
+    proxy = start(one(origin))
+    clients = [Client(proxy.admin) for _ in range(100)]
+    for client in clients:
+        assert client.ask(message("GET", "/healthz")).status == 200
+        client.close()
+
+
 def test_full_access_log_drops_and_counts(start, origin, tmp_path):
     """A FIFO nobody reads: requests go on, lines are dropped and counted."""
     fifo = tmp_path / "fifo"
