@@ -1,4 +1,4 @@
-//! A listening socket on the ring: one multishot accept.
+//! A listening socket on the ring: a multishot accept, or one accept after the other.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -20,6 +20,8 @@ pub(super) struct Inner {
     listener: OwnedFd,
     key: Cell<u32>,
     closed: Cell<bool>,
+    /// Accept one connection at a time instead of all there are.
+    single: Cell<bool>,
     state: RefCell<State>,
 }
 
@@ -37,7 +39,14 @@ impl Inner {
         if !state.armed {
             state.armed = true;
             let fd = Fd(self.listener.as_raw_fd());
-            let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+            let entry = if self.single.get() {
+                let nobody = std::ptr::null_mut();
+                opcode::Accept::new(fd, nobody, std::ptr::null_mut())
+                    .flags(libc::SOCK_CLOEXEC)
+                    .build()
+            } else {
+                opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build()
+            };
             // The entry points to no memory; the listener is open until the table lets go of it.
             ring.push(&entry.user_data(user_data(Tag::Accept, self.key.get())));
         }
@@ -82,6 +91,7 @@ impl Acceptor {
             listener,
             key: Cell::new(0),
             closed: Cell::new(false),
+            single: Cell::new(false),
             state: RefCell::default(),
         });
         let key = ring.acceptors.borrow_mut().insert(Rc::clone(&inner));
@@ -110,6 +120,14 @@ impl Acceptor {
     /// What accept(2) says: EMFILE and ENFILE when descriptors run out.
     pub async fn accept(&self) -> io::Result<Stream> {
         poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// From now on one connection is accepted for each that is taken (`single`), which is exact, or
+    /// all that come in, which is cheaper.
+    pub fn set_single(&self, single: bool) {
+        if self.inner.single.replace(single) != single {
+            self.stop(); // armed again in the new way
+        }
     }
 
     /// Stops accepting; connections wait in the listen queue until [`Acceptor::poll_accept`] is

@@ -24,7 +24,9 @@ const RECOUNT_MS: u64 = 50;
 const REPORT_MS: u64 = 10_000;
 
 /// How many client connections there may be; counted over all shards, since the kernel does not
-/// spread connections evenly. Exceeded by at most what one shard's ring accepts before it notices.
+/// spread connections evenly. Close to it, shards accept one connection at a time, so that the count
+/// is exceeded by one for each other shard and listener at most, or by what comes in beyond
+/// [`NEAR`] before a shard looks.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimit {
     /// Open now.
@@ -34,12 +36,19 @@ pub struct ConnectionLimit {
 }
 
 impl ConnectionLimit {
+    fn is_near(&self) -> bool {
+        self.max <= NEAR || self.open.is_full(self.max - NEAR)
+    }
+
     /// Nothing open, and `max` allowed.
     #[must_use]
     pub fn new(max: u32) -> Self {
         Self { open: Arc::default(), max }
     }
 }
+
+/// How far from the limit accepting gets careful.
+const NEAR: u32 = 256;
 
 /// A connection's place in the count.
 struct Seat(Arc<InFlight>);
@@ -108,6 +117,8 @@ async fn next(
         if worker.draining().is_some() {
             return Poll::Ready(None);
         }
+        let near = limit.is_near();
+        acceptors.iter().for_each(|acceptor| acceptor.set_single(near));
         if !limit.open.is_full(limit.max) {
             held_back = false;
             if let Poll::Ready(accepted) = poll_all(acceptors, cx) {
