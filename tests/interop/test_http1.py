@@ -8,7 +8,6 @@ import pytest
 
 from harness import Client, eventually, get, request, say
 from harness.client import message
-from harness.proxy import one
 
 GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 
