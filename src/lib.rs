@@ -1,4 +1,4 @@
-//! Ringgate's library half; see `ARCHITECTURE.md`.
+#![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod balance;
 pub mod cli;

@@ -37,12 +37,13 @@ impl Drop for File {
 
 #[test]
 fn check_counts() {
-    let file =
-        File::new("good", &format!("{DEMO}[upstream.a]\nservers = [{{ address = \"a:1\" }}]"));
+    let text = "[[listener]]\nbind = \"127.0.0.1:80\"\n\n[[route]]\nrespond = {}\n\n[upstream.a]\n\
+                servers = [{ address = \"a:1\" }]\n";
+    let file = File::new("good", text);
     let (code, out, err) = ringgate(&["check", file.path()]);
     assert_eq!(code, Some(0));
     assert_eq!(out, format!("{}: ok (1 listener, 1 route, 1 upstream)\n", file.path()));
-    assert_eq!(err, format!("{}:8:11: warning: `upstream.a` is used by no route\n", file.path()));
+    assert_eq!(err, format!("{}:7:11: warning: `upstream.a` is used by no route\n", file.path()));
 }
 
 #[test]

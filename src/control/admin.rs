@@ -1,4 +1,5 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/status`. One request a connection.
+//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/status`, and a page at `/` that shows the
+//! last to people. One request a connection.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -105,7 +106,11 @@ fn page(request: &RequestHead, head: &[u8], state: &State) -> Page {
         b"/healthz" => Page::text(200, "ok"),
         b"/readyz" if state.phase.get() == Phase::Serving => Page::text(200, "ready"),
         b"/readyz" => Page::text(503, "draining"),
-        b"/" => Page::text(200, "ringgate admin: /metrics /status /healthz /readyz"),
-        _ => Page::text(404, "there are /metrics /status /healthz /readyz"),
+        b"/" => Page {
+            status: 200,
+            content_type: "text/html; charset=utf-8",
+            body: include_str!("status.html").to_owned(),
+        },
+        _ => Page::text(404, "there are / /metrics /status /healthz /readyz"),
     }
 }

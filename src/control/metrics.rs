@@ -50,8 +50,8 @@ pub fn render(state: &State) -> String {
 }
 
 fn process(page: &mut Page, state: &State) {
-    page.family("ringgate_info", "gauge", "The version, as a label; always 1.");
-    page.sample("ringgate_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    page.family("ringgate_build_info", "gauge", "The version, as a label; always 1.");
+    page.sample("ringgate_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     let up = state.started.elapsed().as_secs_f64();
     page.single("ringgate_uptime_seconds", "gauge", "Time since the start.", up);
     let ready = u8::from(state.phase.get() == Phase::Serving);
@@ -120,6 +120,12 @@ const TOTALS: [Total; 12] = [
     ),
 ];
 
+/// A counter family of listeners or upstreams, its help, and its value at an index.
+type Indexed = (&'static str, &'static str, fn(&Metrics, usize) -> u64);
+
+/// A family, its kind, its help, and which counter of a `T` it shows.
+type Picked<T> = (&'static str, &'static str, &'static str, fn(&T) -> &Counter);
+
 fn listeners(page: &mut Page, state: &State) {
     page.family("ringgate_requests_total", "counter", "Requests answered, by status class.");
     for (index, (name, _)) in state.listeners.iter().enumerate() {
@@ -128,7 +134,7 @@ fn listeners(page: &mut Page, state: &State) {
             page.sample("ringgate_requests_total", &[("listener", name), ("class", class)], count);
         }
     }
-    let families: [(&str, &str, fn(&Metrics, usize) -> u64); 3] = [
+    let families: [Indexed; 3] = [
         ("ringgate_connections_accepted_total", "Client connections accepted.", |m, i| {
             m.listeners[i].accepted.value()
         }),
@@ -154,7 +160,7 @@ fn shards(page: &mut Page, state: &State) {
         let value = connections(&shard.metrics);
         page.sample("ringgate_connections", &[("shard", &index.to_string())], value);
     }
-    let families: [(&str, &str, &str, fn(&Stats) -> &Counter); 5] = [
+    let families: [Picked<Stats>; 5] = [
         ("ringgate_ring_enters_total", "counter", "Calls of io_uring_enter(2).", |s| &s.enters),
         ("ringgate_ring_completions_total", "counter", "Completions handed out.", |s| {
             &s.completions
@@ -203,7 +209,7 @@ fn upstreams(page: &mut Page, state: &State) {
             page.sample("ringgate_upstream_requests_total", &labels, count);
         }
     }
-    let families: [(&str, &str, fn(&Metrics, usize) -> u64); 3] = [
+    let families: [Indexed; 3] = [
         ("ringgate_upstream_retries_total", "Attempts after the first.", |m, i| {
             m.upstreams[i].retries.value()
         }),
@@ -228,7 +234,7 @@ fn upstreams(page: &mut Page, state: &State) {
 }
 
 fn latency(page: &mut Page, state: &State) {
-    const NAME: &str = "ringgate_upstream_request_seconds";
+    const NAME: &str = "ringgate_upstream_request_duration_seconds";
     page.family(NAME, "histogram", "Time from a request's first byte to its response's end.");
     for (index, upstream) in state.upstreams.iter().enumerate() {
         let name = upstream.shared.config.name.as_str();
@@ -274,7 +280,7 @@ fn servers(page: &mut Page, state: &State) {
             page.sample("ringgate_server_responses_total", &labels, count);
         }
     });
-    let families: [(&str, &str, &str, fn(&ServerMetrics) -> &Counter); 5] = [
+    let families: [Picked<ServerMetrics>; 5] = [
         ("ringgate_server_connects_total", "counter", "Connections opened.", |s| &s.connects),
         ("ringgate_server_reuses_total", "counter", "Requests on a reused connection.", |s| {
             &s.reuses

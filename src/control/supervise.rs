@@ -9,6 +9,8 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,7 +27,9 @@ use crate::ring::accept::Acceptor;
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, buffers, probe};
+use crate::shard::accept::ConnectionLimit;
 use crate::shard::{Message, Plan, Shard};
+use crate::sys::file::set_blocking;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::{self, SignalFd};
 use crate::sys::{cpu, limits, socket};
@@ -143,6 +147,7 @@ impl Control {
             spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state)));
         }
         announce(&logger, &self.config, &state);
+        self.warn_of_few_descriptors(&logger);
         serving();
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
         let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
@@ -155,6 +160,22 @@ impl Control {
         end.event.take().await;
         let result = end.result.take();
         result.unwrap_or(Ok(()))
+    }
+
+    /// Warns when `max_connections` is more than the file limit allows.
+    fn warn_of_few_descriptors(&self, logger: &Logger) {
+        let configured = self.config.node.max_connections;
+        let possible = connections_max(0, self.descriptors);
+        if configured > possible {
+            logger.warn(
+                "max_connections exceeds half the limit on open files, and each connection may \
+                 need one to a server: raise LimitNOFILE (ulimit -n)",
+                &[
+                    ("max_connections", &configured.to_string()),
+                    ("open_files", &self.descriptors.to_string()),
+                ],
+            );
+        }
     }
 
     /// Opens every listener once for each shard, so that what cannot be opened is known before
@@ -224,7 +245,8 @@ impl Control {
                 .clamp(node.receive_buffers, buffers::BUFFERS_MAX),
             epoch: self.epoch,
         };
-        let connections_max = connections_max(node.max_connections, self.descriptors, cpus.len());
+        let connections =
+            ConnectionLimit::new(connections_max(node.max_connections, self.descriptors));
         let mut shards = Vec::new();
         for (index, (&cpu, listeners)) in cpus.iter().zip(sockets).enumerate() {
             let log = match self.config.log.access {
@@ -248,12 +270,14 @@ impl Control {
                         (Arc::clone(&upstream.shared), Arc::clone(&upstream.set.borrow()))
                     })
                     .collect(),
-                connections_max,
+                connections: connections.clone(),
                 log,
                 seed: random_seed(),
                 reporter: Box::new(move |report| reports.tell(News::Report(report))),
                 ended: Box::new(move |result| {
-                    ends.tell(News::ShardEnded(index, result));
+                    // The one thing that must not be lost; the thread has nothing else to do.
+                    let _ = ends.news.send(News::ShardEnded(index, result));
+                    ends.wake.notify();
                 }),
             };
             let shard = Shard::start(plan)
@@ -287,13 +311,13 @@ fn placement(config: &Config) -> Result<Vec<Option<usize>>, Failed> {
     }
 }
 
-/// Client connections a shard may have: each may need one to a server.
-fn connections_max(configured: u32, descriptors: u64, shards: usize) -> usize {
-    let all = match configured {
-        0 => descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2,
-        limit => u64::from(limit),
-    };
-    usize::try_from(all).unwrap_or(usize::MAX).div_ceil(shards.max(1)).max(1)
+/// Client connections there may be: each may need one to a server.
+fn connections_max(configured: u32, descriptors: u64) -> u32 {
+    if configured > 0 {
+        return configured;
+    }
+    let half = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    u32::try_from(half).unwrap_or(u32::MAX).max(1)
 }
 
 fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
@@ -325,12 +349,24 @@ fn open_log(target: &LogTarget) -> Result<OwnedFd, Failed> {
             .as_fd()
             .try_clone_to_owned()
             .map_err(|error| Failed(format!("cannot use standard output for the log: {error}"))),
-        LogTarget::File(path) => {
-            OpenOptions::new().create(true).append(true).open(path).map(OwnedFd::from).map_err(
-                |error| Failed(format!("cannot open log.access_file {}: {error}", path.display())),
-            )
-        }
+        LogTarget::File(path) => open_to_append(path).map_err(|error| {
+            let hint = match error.raw_os_error() {
+                Some(libc::ENXIO) => ": nobody reads from this FIFO",
+                _ => "",
+            };
+            Failed(format!("cannot open log.access_file {}: {error}{hint}", path.display()))
+        }),
     }
+}
+
+/// Opens without waiting, which a FIFO without a reader would ask for.
+fn open_to_append(path: &Path) -> io::Result<OwnedFd> {
+    let file =
+        OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let file = OwnedFd::from(file);
+    // Later a write is to wait, in the ring, until there is room for all of it.
+    set_blocking(file.as_fd())?;
+    Ok(file)
 }
 
 /// Different for each call: the standard library's hash keys come from the kernel's random source.
@@ -519,9 +555,9 @@ mod tests {
 
     #[test]
     fn each_client_leaves_room_for_its_server_connection() {
-        assert_eq!(connections_max(0, 20_064, 2), 5_000);
-        assert_eq!(connections_max(1000, 20_064, 3), 334);
-        assert_eq!(connections_max(0, 10, 4), 1);
+        assert_eq!(connections_max(0, 20_064), 10_000);
+        assert_eq!(connections_max(1000, 20_064), 1000);
+        assert_eq!(connections_max(0, 10), 1);
     }
 
     #[test]

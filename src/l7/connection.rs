@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::flush;
+use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::pool::millis;
@@ -34,8 +34,10 @@ const PROXY_HEADER_MAX: usize = 4096;
 pub enum After {
     /// The next request.
     Keep,
-    /// An orderly end.
+    /// An orderly end, in which the client takes what was sent and closes too.
     Close,
+    /// An orderly end without waiting: nothing sent can still be under way.
+    CloseIdle,
     /// At once, so that the client does not take what it has for whole.
     Reset,
 }
@@ -92,6 +94,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize, key: usi
     if client.read_proxy_header().await {
         match client.serve_requests().await {
             After::Reset => client.stream.reset_on_close(),
+            After::CloseIdle => {}
             _ => client.close().await,
         }
     }
@@ -154,7 +157,7 @@ impl Client {
     async fn serve_requests(&mut self) -> After {
         loop {
             if !self.wait_for_request().await {
-                return After::Close;
+                return self.end_of_idleness();
             }
             let mut exchange = self.worker.exchange();
             exchange.outcome.started = self.worker.now();
@@ -164,7 +167,22 @@ impl Client {
             if after != After::Keep {
                 return after;
             }
+            if !self.wait_for_reader().await {
+                return After::Reset;
+            }
         }
+    }
+
+    /// Holds back a client that sends requests and does not take the answers; false once it has
+    /// taken nothing for too long.
+    async fn wait_for_reader(&self) -> bool {
+        let send_timeout = millis(self.worker.service.http.send_timeout);
+        match throttle(&self.stream, &self.answer_timer, send_timeout).await {
+            Ok(()) => return true,
+            Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
+            Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
+        }
+        false
     }
 
     /// Waits, holding next to nothing, until the client sends something; false when the connection
@@ -178,20 +196,24 @@ impl Client {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if let Some(began) = self.worker.draining() {
+            if self.worker.draining().is_some() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
                 }
-                if began != 0 {
-                    self.timer.set(DRAIN_GRACE_MS - since);
-                }
+                self.timer.set(DRAIN_GRACE_MS - since);
             } else {
                 self.worker.wake_on_drain(self.key, cx);
             }
             self.timer.poll_fired(cx).map(|()| false)
         })
         .await
+    }
+
+    /// While draining, nobody waits for the client to close an idle connection as well: it took its
+    /// last response long ago.
+    fn end_of_idleness(&self) -> After {
+        if self.worker.draining().is_some() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {

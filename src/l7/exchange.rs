@@ -7,8 +7,8 @@ use crate::l7::forwarded::{self, Identity};
 use crate::l7::router;
 use crate::l7::template::{Values, Variable};
 use crate::protocol::http1::{
-    Field, FieldId, Limits, RequestError, RequestHead, ResponseHead, Target, TargetError, encode,
-    normalise_host,
+    Field, FieldId, Limits, Method, RequestError, RequestHead, ResponseHead, Target, TargetError,
+    Version, encode, normalise_host,
 };
 use crate::ring::timer::Millis;
 
@@ -107,6 +107,9 @@ impl Exchange {
         }
         *outcome = Outcome::default();
         *identity = None;
+        // A refusal may have to be written before the next head is parsed.
+        self.request.method = Method::default();
+        self.request.version = Version::default();
     }
 
     /// Understands the received head.

@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::io;
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use crate::l7::input::{BodyReadError, BodyReader, Input};
 use crate::l7::output::{BodyWriter, Coding};
 use crate::ring::{Stream, Timer};
@@ -79,26 +81,62 @@ pub struct PumpLimits {
     pub size_max: u64,
 }
 
-/// Forwards a request body from the client to the server.
+/// A copy of the request body as far as it was read, to be sent again to another server; given up
+/// when the body gets too long for it.
+#[derive(Debug)]
+pub struct Replay {
+    bytes: Vec<u8>,
+    max: usize,
+    whole: bool,
+}
+
+impl Replay {
+    /// Keeps up to `max` bytes.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { bytes: Vec::new(), max, whole: true }
+    }
+
+    /// True while it holds all of the body that was read.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    fn keep(&mut self, piece: &[u8]) {
+        self.whole = self.whole && piece.len() <= self.max - self.bytes.len();
+        if self.whole {
+            self.bytes.extend_from_slice(piece);
+        } else {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// Forwards a request body from the client to the server: first what `replay` has of it from an
+/// earlier attempt, then the rest.
 ///
 /// # Errors
 /// See [`PumpError`].
 pub async fn pump_request(
     client: (&Stream, &mut Input),
-    body: &mut BodyReader,
+    (body, replay): (&mut BodyReader, &mut Replay),
     server: &Stream,
     coding: Coding,
     limits: PumpLimits,
     timer: &Timer,
 ) -> Result<(), PumpError> {
+    let mut writer = BodyWriter::new(coding);
+    if !replay.bytes.is_empty() {
+        writer.write(server, None, Bytes::copy_from_slice(&replay.bytes).into());
+    }
     if body.is_over() {
         if coding == Coding::Chunked {
-            BodyWriter::new(coding).finish(server, None, body.trailers());
+            writer.finish(server, None, body.trailers());
         }
         return Ok(());
     }
     let (client, input) = client;
-    let mut writer = BodyWriter::new(coding);
     loop {
         timer.set(limits.client_timeout_ms);
         let next = poll_fn(|cx| {
@@ -112,6 +150,7 @@ pub async fn pump_request(
         let Some(piece) = timer.guard(next).await.map_err(|_| PumpError::ClientTimeout)?? else {
             break;
         };
+        replay.keep(piece.as_slice());
         writer.write(server, None, piece);
         throttle(server, timer, limits.server_timeout_ms).await.map_err(PumpError::Server)?;
     }
@@ -175,5 +214,30 @@ pub async fn tunnel(
     if orderly {
         let _ = flush(a_stream, 0, idle, timeout_ms).await;
         let _ = flush(b_stream, 0, idle, timeout_ms).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_kept_whole_or_not_at_all() {
+        let mut replay = Replay::new(5);
+        replay.keep(b"abc");
+        replay.keep(b"de");
+        assert!(replay.is_whole() && replay.bytes == b"abcde");
+        replay.keep(b"f");
+        assert!(!replay.is_whole() && replay.bytes.is_empty());
+        replay.keep(b"g");
+        assert!(!replay.is_whole() && replay.bytes.is_empty(), "a gap stays one");
+    }
+
+    #[test]
+    fn nothing_is_kept_for_who_may_not_repeat() {
+        let mut replay = Replay::new(0);
+        assert!(replay.is_whole(), "nothing was read yet");
+        replay.keep(b"a");
+        assert!(!replay.is_whole());
     }
 }

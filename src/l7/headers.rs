@@ -61,9 +61,9 @@ fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>
                 Some(found) => {
                     let mut replaced = String::new();
                     groups.interpolate_string_into(path, to, &mut replaced);
-                    out.extend_from_slice(path[..found.start()].as_bytes());
+                    out.extend_from_slice(&path.as_bytes()[..found.start()]);
                     out.extend_from_slice(replaced.as_bytes());
-                    out.extend_from_slice(path[found.end()..].as_bytes());
+                    out.extend_from_slice(&path.as_bytes()[found.end()..]);
                 }
                 None => out.extend_from_slice(path.as_bytes()),
             }
@@ -217,11 +217,15 @@ pub fn write_response(
     let context = Context { exchange, addresses };
     encode::push_status_line(out, response.status, response.reason.of(bytes));
     let mut dated = response.is_interim() || response.upgrade;
+    // The trailers that `Trailer` announces end with the chunks (RFC 9110 section 6.6.2).
+    let dechunked = response.framing == Framing::Chunked
+        && response_coding(response.framing, exchange.request.version) != Coding::Chunked;
     for field in &response.fields {
         let name = field.name.of(bytes);
         let skipped = field.id.is_hop_by_hop()
             || field.id == FieldId::ContentLength
             || (response.connection.others && response.connection_lists(bytes, name))
+            || (dechunked && name.eq_ignore_ascii_case(b"trailer"))
             || (!edits.is_empty() && (removes(edits, name) || replaces(edits, name)));
         dated |= field.id == FieldId::Date;
         if !skipped {

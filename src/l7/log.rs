@@ -16,9 +16,12 @@ use crate::l7::metrics::Metrics;
 use crate::ring::event::Event;
 use crate::ring::{Ring, Timer};
 
-/// A batch is written when this much has collected, or after [`FLUSH_MS`].
+/// A batch is written when this much has collected (or half a smaller buffer), or after
+/// [`FLUSH_MS`].
 const FLUSH_BYTES: usize = 32 * 1024;
 const FLUSH_MS: u64 = 100;
+/// How long the end of the process waits for a file that takes nothing.
+const CLOSE_MS: u64 = 1_000;
 
 /// One shard's access log.
 #[derive(Debug)]
@@ -67,7 +70,8 @@ impl AccessLog {
             self.metrics.log_lines_dropped.increment();
             return;
         }
-        let full = pending.len() >= FLUSH_BYTES && !self.full_batch.replace(true);
+        let enough = pending.len() >= FLUSH_BYTES.min(self.capacity / 2);
+        let full = enough && !self.full_batch.replace(true);
         if before == 0 || full {
             self.wake.set();
         }
@@ -113,9 +117,10 @@ impl AccessLog {
 
     async fn write(&self, ring: &Rc<Ring>, mut batch: Vec<u8>) -> Vec<u8> {
         let mut from = 0;
+        // One file for the whole batch, so that a line does not continue in the next file.
+        let file: Rc<dyn AsRawFd> = self.file.borrow().clone();
         while from < batch.len() {
-            let file: Rc<dyn AsRawFd> = self.file.borrow().clone();
-            let (result, buffer) = ring.write(file, batch, from).await;
+            let (result, buffer) = ring.write(Rc::clone(&file), batch, from).await;
             batch = buffer;
             match result {
                 Ok(n) if n > 0 => from += n,
@@ -130,10 +135,12 @@ impl AccessLog {
         batch
     }
 
-    /// Writes what is left and ends [`AccessLog::run`].
-    pub async fn close(&self) {
+    /// Writes what is left and ends [`AccessLog::run`]; gives up on a file that takes nothing.
+    pub async fn close(&self, ring: &Rc<Ring>) {
         self.closing.set(true);
         self.wake.set();
-        self.closed.take().await;
+        let timer = Timer::new(ring);
+        timer.set(CLOSE_MS);
+        let _ = timer.guard(poll_fn(|cx| self.closed.poll_take(cx))).await;
     }
 }

@@ -11,7 +11,7 @@ use crate::balance::{Policy, Tried};
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange};
-use crate::l7::flow::{self, FlushError, PumpError, PumpLimits, pump_request, throttle};
+use crate::l7::flow::{self, FlushError, PumpError, PumpLimits, Replay, pump_request, throttle};
 use crate::l7::headers;
 use crate::l7::input::{BodyReadError, BodyReader, HeadReadError, Input};
 use crate::l7::output::{BodyWriter, Coding, buffer_of};
@@ -24,6 +24,8 @@ use crate::ring::{Stream, Timer, WriteBuf};
 
 /// 1xx responses a server may send before the final one.
 const INTERIM_MAX: u32 = 16;
+/// A request body up to this size is kept while another server may still have to be asked.
+const REPLAY_MAX: usize = 64 * 1024;
 
 /// Why an attempt failed before there was a response.
 #[derive(Debug)]
@@ -109,6 +111,7 @@ struct Proxied<'a> {
     pool: &'a Pool,
     size_max: u64,
     body: BodyReader,
+    replay: Replay,
 }
 
 /// Proxies the request and sends the response.
@@ -127,11 +130,19 @@ pub async fn serve(
         return After::Close;
     }
     exchange.outcome.upstream = Some(upstream);
+    let pool = &worker.pools[upstream];
+    if exchange.http_host.is_empty() {
+        // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
+        exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
+    }
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
-    let pool = &worker.pools[upstream];
     let body = BodyReader::new(framing);
-    Proxied { client, exchange, route, pool, size_max, body }.run(&worker, upstream).await
+    let retry = &pool.upstream.config.retry;
+    let repeats =
+        retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
+    let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
+    Proxied { client, exchange, route, pool, size_max, body, replay }.run(&worker, upstream).await
 }
 
 impl Proxied<'_> {
@@ -227,7 +238,7 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         let retry = &config.retry;
         let idempotent = self.exchange.request.method.is_idempotent() || retry.non_idempotent;
-        let repeatable = idempotent && self.body.received() == 0;
+        let repeatable = idempotent && self.replay.is_whole();
         if !failure.may_retry(config, repeatable) {
             return false;
         }
@@ -248,17 +259,15 @@ impl Proxied<'_> {
 
     /// Answers for the servers that did not.
     async fn give_up(self, status: u16) -> After {
-        let Self { client, exchange, route, body, .. } = self;
+        let Self { client, exchange, route, mut body, .. } = self;
         if status == 499 {
             exchange.outcome.status = 499;
             return After::Reset;
         }
-        if body.received() > 0 || status < 500 {
-            // The rest of a half-read body cannot be told from the next request.
-            reply::write_status(client, exchange, Some(route), status, false);
-            return After::Close;
-        }
-        reply::status(client, exchange, Some(route), status).await
+        // After a fault of the client's it is not known where the next request starts.
+        let keep = status >= 500 && reply::discard_rest(client, exchange, &mut body).await;
+        reply::write_status(client, exchange, Some(route), status, keep);
+        if keep { After::Keep } else { After::Close }
     }
 
     async fn attempt(
@@ -312,7 +321,6 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
-        lease.metrics().connects.increment();
         let timer = &self.client.answer_timer;
         timer.set(millis(config.connect_timeout));
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
@@ -321,6 +329,7 @@ impl Proxied<'_> {
             Ok(Err(error)) => return Err(connect_failure(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
         };
+        lease.metrics().connects.increment();
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
@@ -349,7 +358,8 @@ impl Proxied<'_> {
             Framing::Chunked => Coding::Chunked,
             _ => Coding::Identity,
         };
-        let pump = pump_request((stream, input), &mut self.body, server, coding, limits, timer);
+        let body = (&mut self.body, &mut self.replay);
+        let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let mut pump = Pump { future: pin!(pump), end: None };
         let waiting = Waiting { client: stream, server, timer: answer_timer, config };
         let mut interim = 0;
@@ -389,16 +399,14 @@ impl Proxied<'_> {
                 return Err(Failure::Status(status));
             }
         }
-        if status < 500 {
-            lease.member().passive.success(worker.now());
-        }
+        lease.member().passive.success(worker.now());
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         let keep = keep_wanted
+            && worker.draining().is_none()
             && pump.is_done()
             && headers::is_delimited(x.response.framing, x.request.version);
         let respond = Respond {
-            worker,
             client: stream,
             server,
             timer: answer_timer,
@@ -424,12 +432,13 @@ impl Proxied<'_> {
             pump.alongside(forward).await
         };
         x.outcome.body_bytes = written.get();
-        let reusable = x.response.persistent && pump.is_clean() && server.queued() == 0;
+        let reusable = x.response.persistent && pump.is_done() && server.queued() == 0;
         match sent {
             Ok(()) => {
                 let after = if keep { After::Keep } else { After::Close };
                 Ok(Done::Answered { after, reusable })
             }
+            Err(Cut::Unbegun(failure)) => Err(failure),
             Err(cut) => {
                 Ok(Done::Answered { after: cut_short(worker, lease, x, &cut), reusable: false })
             }
@@ -462,21 +471,16 @@ struct Pump<'a, F> {
 
 impl<F: Future<Output = Result<(), PumpError>>> Pump<'_, F> {
     fn poll(&mut self, cx: &mut std::task::Context<'_>) {
-        if self.end.is_none() {
-            if let Poll::Ready(end) = self.future.as_mut().poll(cx) {
-                self.end = Some(end);
-            }
+        if self.end.is_none()
+            && let Poll::Ready(end) = self.future.as_mut().poll(cx)
+        {
+            self.end = Some(end);
         }
     }
 
-    /// Nothing of the body is left to send, or nobody wants it.
+    /// The whole body went to the server.
     fn is_done(&self) -> bool {
         matches!(self.end, Some(Ok(())))
-    }
-
-    /// The whole body went to the server.
-    fn is_clean(&self) -> bool {
-        self.is_done()
     }
 
     /// The client's part in a failure, if it failed.
@@ -559,6 +563,14 @@ fn read_failure(error: &HeadReadError, reused: bool) -> Failure {
     }
 }
 
+/// A body that is bad from its first byte, while the client has nothing of the response yet.
+fn body_failure(error: &BodyReadError) -> Failure {
+    match error {
+        BodyReadError::Malformed(_) => Failure::Malformed,
+        BodyReadError::Truncated | BodyReadError::Io(_) => Failure::Broken,
+    }
+}
+
 /// Passes a 1xx response on; HTTP/1.0 clients do not know them.
 fn forward_interim(worker: &Worker, client: &Stream, x: &Exchange, addresses: &Addresses) {
     if x.request.version == Version::Http10 {
@@ -573,6 +585,8 @@ fn forward_interim(worker: &Worker, client: &Stream, x: &Exchange, addresses: &A
 /// Why a response did not get through whole.
 #[derive(Debug)]
 enum Cut {
+    /// The server's fault, before anything of the response was sent.
+    Unbegun(Failure),
     /// The server's fault, inside the body.
     Server,
     ServerTimeout,
@@ -582,7 +596,6 @@ enum Cut {
 
 /// What forwards a response.
 struct Respond<'a> {
-    worker: &'a Worker,
     client: &'a Stream,
     server: &'a Stream,
     timer: &'a Timer,
@@ -602,9 +615,12 @@ impl Respond<'_> {
         let mut body = BodyReader::new(x.response.framing);
         let coding = headers::response_coding(x.response.framing, x.request.version);
         let mut writer = BodyWriter::new(coding);
+        if x.response.framing.is_empty() {
+            self.client.write(head);
+            return Ok(());
+        }
         let mut head = Some(head);
-        let bodyless = x.response.framing.is_empty();
-        while !bodyless {
+        loop {
             let Some(piece) = self.piece(&mut body, input, head.is_some()).await? else {
                 // Nothing there yet: the head does not wait for it.
                 if let Some(head) = head.take() {
@@ -621,17 +637,12 @@ impl Respond<'_> {
             }
             throttle(self.client, self.timer, self.send_timeout).await.map_err(Cut::Client)?;
         }
-        if bodyless {
-            head.into_iter().for_each(|head| self.client.write(head));
-        } else {
-            writer.finish(self.client, head, body.trailers());
-        }
-        let _ = self.worker;
+        writer.finish(self.client, head, body.trailers());
         Ok(())
     }
 
     /// The next piece of the body, `Some(None)` at its end; `None` when there is nothing yet and
-    /// `only_ready` is set.
+    /// `only_ready` is set, that is, while nothing of the response was sent.
     async fn piece(
         &self,
         body: &mut BodyReader,
@@ -642,6 +653,9 @@ impl Respond<'_> {
         poll_fn(|cx| {
             match body.poll_piece(input, self.server, cx) {
                 Poll::Ready(Ok(piece)) => return Poll::Ready(Ok(Some(piece))),
+                Poll::Ready(Err(error)) if only_ready => {
+                    return Poll::Ready(Err(Cut::Unbegun(body_failure(&error))));
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut::Server)),
                 Poll::Pending if only_ready => return Poll::Ready(Ok(None)),
                 Poll::Pending => {}
@@ -674,6 +688,7 @@ fn cut_short(worker: &Worker, lease: &Lease, x: &mut Exchange, cut: &Cut) -> Aft
             let shows = headers::is_delimited(x.response.framing, x.request.version);
             if shows { After::Close } else { After::Reset }
         }
+        Cut::Unbegun(_) => After::Close,
         Cut::Client(FlushError::Timeout) => {
             worker.metrics.client_timeouts.increment();
             x.outcome.error = Some("send_timeout");

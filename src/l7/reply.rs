@@ -22,7 +22,7 @@ pub async fn status(
     route: Option<&Route>,
     status: u16,
 ) -> After {
-    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    let keep = discard_body(client, exchange).await;
     write_status(client, exchange, route, status, keep);
     if keep { After::Keep } else { After::Close }
 }
@@ -51,7 +51,7 @@ pub async fn respond(
     route: &Route,
     respond: &Respond,
 ) -> After {
-    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    let keep = discard_body(client, exchange).await;
     let fields: [(&[u8], &[u8]); 1] = [(b"Content-Type", respond.content_type.as_bytes())];
     let fields = if respond.body.is_empty() { &fields[..0] } else { &fields[..] };
     let own = Own { status: respond.status, fields, body: respond.body.clone() };
@@ -66,7 +66,7 @@ pub async fn redirect(
     route: &Route,
     redirect: &Redirect,
 ) -> After {
-    let keep = client.keeps(exchange) && discard_body(client, exchange).await;
+    let keep = discard_body(client, exchange).await;
     let mut location = Vec::with_capacity(128);
     redirect.to.render(&Context { exchange, addresses: &client.addresses }, &mut location);
     let fields: [(&[u8], &[u8]); 1] = [(b"Location", &location)];
@@ -103,10 +103,17 @@ fn write(
     }
 }
 
-/// Reads the rest of a request body that nobody wants; false when it is too long or does not come,
-/// so that the connection has to be closed instead.
+/// Reads a request body that nobody wants; false when the connection has to be closed instead.
 async fn discard_body(client: &mut Client, exchange: &Exchange) -> bool {
-    let mut body = BodyReader::new(exchange.request.framing);
+    discard_rest(client, exchange, &mut BodyReader::new(exchange.request.framing)).await
+}
+
+/// Reads the rest of a request body that nobody wants; false when it is too long or does not come,
+/// or the connection is not to be kept anyway.
+pub async fn discard_rest(client: &mut Client, exchange: &Exchange, body: &mut BodyReader) -> bool {
+    if !client.keeps(exchange) {
+        return false;
+    }
     if body.is_over() {
         return true;
     }
@@ -115,8 +122,9 @@ async fn discard_body(client: &mut Client, exchange: &Exchange) -> bool {
     }
     client.timer.set(millis(client.worker.service.http.client_body_timeout));
     let (input, stream, timer) = (&mut client.input, &client.stream, &client.timer);
+    let began = body.received();
     poll_fn(|cx| {
-        while body.received() <= DISCARD_MAX {
+        while body.received() - began <= DISCARD_MAX {
             match body.poll_piece(input, stream, cx) {
                 Poll::Ready(Ok(Some(_))) => {}
                 Poll::Ready(Ok(None)) => return Poll::Ready(true),

@@ -22,7 +22,9 @@ use crate::ring::timer::Millis;
 use crate::ring::{Ring, Timer};
 
 /// Exchanges kept for reuse.
-const EXCHANGES_KEPT: usize = 64;
+const EXCHANGES_KEPT: usize = 1024;
+/// How long a rendered `Date` is used.
+const DATE_MS: u64 = 500;
 /// How often idle upstream connections are looked through.
 const SWEEP_MS: u64 = 1000;
 
@@ -66,8 +68,9 @@ pub struct Worker {
     pub limits: Limits,
     reporter: Reporter,
     ids: RefCell<Generator>,
+    #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
-    date: Cell<(u64, [u8; 29])>,
+    date: Cell<(Millis, [u8; 29])>,
     /// Open client connections; a waker while one is idle.
     connections: RefCell<Slab<Option<Waker>>>,
     /// When draining began.
@@ -131,16 +134,15 @@ impl Worker {
         self.ids.borrow_mut().next()
     }
 
-    /// `Date` for responses made here, rendered once a second.
+    /// `Date` for responses, rendered anew when it is half a second old.
     #[must_use]
     pub fn date(&self) -> [u8; 29] {
-        let second = unix_ms() / 1000;
-        let (rendered_for, date) = self.date.get();
-        if rendered_for == second {
+        let (rendered, date) = self.date.get();
+        if rendered > 0 && self.now() - rendered < DATE_MS {
             return date;
         }
-        let date = http_date(second);
-        self.date.set((second, date));
+        let date = http_date(unix_ms() / 1000);
+        self.date.set((self.now().max(1), date));
         date
     }
 

@@ -119,6 +119,16 @@ impl Acceptor {
         }
     }
 
+    /// Ready once the kernel accepts nothing more, after [`Acceptor::stop`].
+    pub fn poll_stopped(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.inner.state.borrow_mut();
+        if !state.armed {
+            return Poll::Ready(());
+        }
+        keep_waker(&mut state.waker, cx);
+        Poll::Pending
+    }
+
     /// A connection that was accepted before accepting stopped.
     #[must_use]
     pub fn take_accepted(&self) -> Option<Stream> {

@@ -272,7 +272,7 @@ impl fmt::Debug for RecvBuf {
 /// Write buffers kept for reuse; larger ones are freed rather than kept.
 const WRITE_BUFFER_CAPACITY: usize = 4096;
 const WRITE_BUFFER_CAPACITY_MAX: usize = 64 * 1024;
-const WRITE_BUFFERS_KEPT: usize = 256;
+const WRITE_BUFFERS_KEPT: usize = 1024;
 
 /// A free list of byte vectors for heads and other small output.
 #[derive(Debug, Default)]

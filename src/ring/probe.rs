@@ -67,10 +67,10 @@ impl std::error::Error for Unusable {}
 /// # Errors
 /// Why it cannot be used, with the fix.
 pub fn check() -> Result<(), Unusable> {
-    if let Some((major, minor)) = sys::kernel::version() {
-        if (major, minor) < KERNEL_MIN {
-            return Err(Unusable::Kernel(major, minor));
-        }
+    if let Some((major, minor)) = sys::kernel::version()
+        && (major, minor) < KERNEL_MIN
+    {
+        return Err(Unusable::Kernel(major, minor));
     }
     let settings = Settings { buffers: 16, buffers_limit: 16, epoch: Instant::now() };
     match Ring::new(settings, Arc::default()) {

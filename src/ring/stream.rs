@@ -1,7 +1,7 @@
 //! A connected TCP socket on the ring.
 //!
 //! Receiving is one multishot operation that stays armed while the connection is idle. A stream
-//! whose reader falls behind is paused after [`RECV_QUEUE_MAX`] chunks and from then on receives a
+//! whose reader falls behind is paused after 8 chunks and from then on receives a
 //! buffer at a time, so that a slow reader holds little of the shared pool.
 //!
 //! Sending is a queue: [`Stream::write`] appends, the ring turns everything queued in a round into
@@ -222,8 +222,12 @@ impl Inner {
             0 => {
                 if send.shutdown {
                     send.shutdown = false;
-                    let entry = opcode::Shutdown::new(self.raw(), libc::SHUT_WR).build();
-                    ring.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+                    // Not through the ring: a worker thread of the kernel would look the
+                    // descriptor up later, when its number may be another connection's. What the
+                    // call could say (not connected any more) is seen by the receive as well.
+                    if let Some(fd) = &self.fd {
+                        let _ = socket::shutdown_write(fd.as_fd());
+                    }
                 }
                 return;
             }
@@ -262,10 +266,10 @@ impl Inner {
                 wake_recv = self.recv.borrow_mut().waker.take();
             }
         }
-        if send.error.is_some() || send.queued <= send.low {
-            if let Some(waker) = send.waker.take() {
-                waker.wake();
-            }
+        if (send.error.is_some() || send.queued <= send.low)
+            && let Some(waker) = send.waker.take()
+        {
+            waker.wake();
         }
         if let Some(waker) = wake_recv {
             waker.wake();

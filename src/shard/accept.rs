@@ -1,43 +1,86 @@
 //! Taking connections off the shard's listening sockets, within its limits.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use crate::balance::InFlight;
 use crate::l7::connection;
 use crate::l7::worker::{Report, Worker};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
+use crate::ring::timer::Millis;
 use crate::ring::{Stream, Timer};
 
 /// How long accepting rests after descriptors ran out, unless a connection closes before.
 const REST_MS: u64 = 100;
+/// How often a shard at `max_connections` looks whether connections of other shards have closed.
+const RECOUNT_MS: u64 = 50;
+/// Reports of running out of descriptors are this far apart at least.
+const REPORT_MS: u64 = 10_000;
+
+/// How many client connections there may be; counted over all shards, since the kernel does not
+/// spread connections evenly. Exceeded by at most what one shard's ring accepts before it notices.
+#[derive(Debug, Clone)]
+pub struct ConnectionLimit {
+    /// Open now.
+    pub open: Arc<InFlight>,
+    /// At most.
+    pub max: u32,
+}
+
+impl ConnectionLimit {
+    /// Nothing open, and `max` allowed.
+    #[must_use]
+    pub fn new(max: u32) -> Self {
+        Self { open: Arc::default(), max }
+    }
+}
+
+/// A connection's place in the count.
+struct Seat(Arc<InFlight>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
 
 /// Accepts on all listeners until the shard drains; then takes what still waits in the listen
 /// queues, which closing would reset, and closes them.
-pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, connections_max: usize) {
+pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, limit: ConnectionLimit) {
     let acceptors: Vec<Acceptor> =
         listeners.into_iter().map(|listener| Acceptor::new(&worker.ring, listener)).collect();
-    let rest = Timer::new(&worker.ring);
-    while let Some((listener, accepted)) = next(worker, &acceptors, connections_max).await {
+    let rest = Rest { timer: Timer::new(&worker.ring), reported: Cell::new(None) };
+    while let Some((listener, accepted)) = next(worker, &acceptors, &limit, &rest.timer).await {
         match accepted {
-            Ok(stream) => start(worker, stream, listener),
-            Err(error) => pause(worker, listener, &error, &rest).await,
+            Ok(stream) => start(worker, stream, listener, &limit),
+            Err(error) => rest.after(worker, listener, &error).await,
         }
     }
+    acceptors.iter().for_each(Acceptor::stop);
     for (listener, acceptor) in acceptors.iter().enumerate() {
-        acceptor.stop();
+        // What the ring accepts until then is not lost but taken below.
+        poll_fn(|cx| acceptor.poll_stopped(cx)).await;
         while let Ok(Some(stream)) = acceptor.accept_waiting() {
-            start(worker, stream, listener);
+            start(worker, stream, listener, &limit);
         }
     }
 }
 
-fn start(worker: &Rc<Worker>, stream: Stream, listener: usize) {
+fn start(worker: &Rc<Worker>, stream: Stream, listener: usize, limit: &ConnectionLimit) {
     let key = worker.enter();
-    spawn(&worker.ring, connection::serve(Rc::clone(worker), stream, listener, key));
+    limit.open.acquire();
+    let seat = Seat(Arc::clone(&limit.open));
+    let serve = connection::serve(Rc::clone(worker), stream, listener, key);
+    spawn(&worker.ring, async move {
+        serve.await;
+        drop(seat);
+    });
 }
 
 /// The next connection and its listener; `None` once the shard drains. Holds back while there are
@@ -45,14 +88,15 @@ fn start(worker: &Rc<Worker>, stream: Stream, listener: usize) {
 async fn next(
     worker: &Worker,
     acceptors: &[Acceptor],
-    connections_max: usize,
+    limit: &ConnectionLimit,
+    recount: &Timer,
 ) -> Option<(usize, io::Result<Stream>)> {
     let mut held_back = false;
     poll_fn(|cx| {
         if worker.draining().is_some() {
             return Poll::Ready(None);
         }
-        if worker.connections() < connections_max {
+        if !limit.open.is_full(limit.max) {
             held_back = false;
             if let Poll::Ready(accepted) = poll_all(acceptors, cx) {
                 return Poll::Ready(Some(accepted));
@@ -62,13 +106,14 @@ async fn next(
             worker.metrics.accept_at_limit.increment();
             acceptors.iter().for_each(Acceptor::stop);
         }
-        match worker.departed.poll_take(cx) {
-            Poll::Ready(()) => {
-                cx.waker().wake_by_ref(); // look again
-                Poll::Pending
-            }
-            Poll::Pending => Poll::Pending,
+        if held_back {
+            recount.set(RECOUNT_MS);
+            let _ = recount.poll_fired(cx);
         }
+        if worker.departed.poll_take(cx).is_ready() {
+            cx.waker().wake_by_ref(); // look again
+        }
+        Poll::Pending
     })
     .await
 }
@@ -82,25 +127,41 @@ fn poll_all(acceptors: &[Acceptor], cx: &mut Context<'_>) -> Poll<(usize, io::Re
     Poll::Pending
 }
 
-/// After an error: out of descriptors means waiting for one, anything else concerns a single
-/// connection that is gone already.
-async fn pause(worker: &Worker, listener: usize, error: &io::Error, rest: &Timer) {
-    let exhausted = matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    );
-    if !exhausted {
-        worker.metrics.accept_errors.increment();
-        return;
+/// What happens when accepting failed.
+struct Rest {
+    timer: Timer,
+    reported: Cell<Option<Millis>>,
+}
+
+impl Rest {
+    /// Out of descriptors means waiting for one, anything else concerns a single connection that is
+    /// gone already.
+    async fn after(&self, worker: &Worker, listener: usize, error: &io::Error) {
+        let exhausted = matches!(
+            error.raw_os_error(),
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+        );
+        if !exhausted {
+            worker.metrics.accept_errors.increment();
+            return;
+        }
+        worker.metrics.accept_no_descriptors.increment();
+        self.report(worker, listener);
+        self.timer.set(REST_MS);
+        poll_fn(|cx| match worker.departed.poll_take(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => self.timer.poll_fired(cx),
+        })
+        .await;
+        self.timer.clear();
     }
-    worker.metrics.accept_no_descriptors.increment();
-    let listener = worker.service.listeners[listener].name.clone();
-    worker.report(Report::NoDescriptors { listener });
-    rest.set(REST_MS);
-    poll_fn(|cx| match worker.departed.poll_take(cx) {
-        Poll::Ready(()) => Poll::Ready(()),
-        Poll::Pending => rest.poll_fired(cx),
-    })
-    .await;
-    rest.clear();
+
+    fn report(&self, worker: &Worker, listener: usize) {
+        let now = worker.now();
+        if self.reported.get().is_none_or(|last| now.saturating_sub(last) >= REPORT_MS) {
+            self.reported.set(Some(now));
+            let listener = worker.service.listeners[listener].name.clone();
+            worker.report(Report::NoDescriptors { listener });
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! One thread per CPU: a ring, the listeners' sockets and the layer-7 worker on it.
 
-mod accept;
+pub mod accept;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -21,6 +21,7 @@ use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::l7::worker::{Reporter, Worker};
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
+use crate::shard::accept::ConnectionLimit;
 use crate::sys;
 use crate::sys::notify::EventFd;
 
@@ -43,8 +44,8 @@ pub struct Plan {
     pub listeners: Vec<OwnedFd>,
     /// Upstreams with their members at the start.
     pub upstreams: Vec<(Arc<SharedUpstream>, Arc<MemberSet>)>,
-    /// Client connections at most.
-    pub connections_max: usize,
+    /// Client connections, the same count for all shards.
+    pub connections: ConnectionLimit,
     /// The access log: format, buffer in bytes, file.
     pub log: Option<(AccessLogFormat, usize, OwnedFd)>,
     /// Differs from shard to shard and from start to start.
@@ -142,7 +143,7 @@ fn run(mut plan: Plan, messages: Receiver<Message>, shared: Shared) {
 
 async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
     let wake = WakeFd(Arc::clone(&shared.wake));
-    let (listeners, connections_max) = (plan.listeners, plan.connections_max);
+    let (listeners, connections) = (plan.listeners, plan.connections);
     let pools = plan
         .upstreams
         .into_iter()
@@ -165,14 +166,14 @@ async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: 
     let accepting = Rc::new(Cell::new(true));
     let (over, accepted_worker) = (Rc::clone(&accepting), Rc::clone(&worker));
     spawn(&ring, async move {
-        accept::run(&accepted_worker, listeners, connections_max).await;
+        accept::run(&accepted_worker, listeners, connections).await;
         over.set(false);
         accepted_worker.departed.set();
     });
     let drain_timeout = obey(&worker, Rc::new(wake), &messages).await;
     drain(&worker, &accepting, drain_timeout).await;
     if let Some(log) = &worker.log {
-        log.close().await;
+        log.close(&ring).await;
     }
 }
 

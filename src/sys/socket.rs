@@ -163,6 +163,17 @@ fn set_option(fd: RawFd, level: i32, name: i32, value: libc::c_int) -> io::Resul
     Ok(())
 }
 
+/// Sends the end of the stream; nothing can be written afterwards (shutdown(2) with `SHUT_WR`). Does
+/// not wait.
+///
+/// # Errors
+/// ENOTCONN when the connection has ended already.
+pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) })?;
+    Ok(())
+}
+
 /// Makes close(2) of this socket send a reset and drop what is queued (`SO_LINGER` of zero).
 ///
 /// # Errors

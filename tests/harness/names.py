@@ -1,13 +1,20 @@
 """Names that the proxy gives to its metrics, in one place: a rename changes one line here."""
 
-REQUESTS = "ringgate_requests_total"  # listener, upstream, server, status ("2xx" …)
-DURATION = "ringgate_request_duration_seconds"  # histogram
-CONNECTIONS = "ringgate_connections"  # open client connections, shard
-ACCEPTED = "ringgate_connections_accepted_total"
-REFUSED = "ringgate_connections_refused_total"  # max_connections or EMFILE
-POOL_REUSED = "ringgate_upstream_connections_reused_total"
-POOL_OPENED = "ringgate_upstream_connections_opened_total"
-RETRIES = "ringgate_upstream_retries_total"
-SERVER_FAILURES = "ringgate_upstream_failures_total"  # upstream, server
+REQUESTS = "ringgate_requests_total"  # listener, class ("2xx" …)
+UPSTREAM_REQUESTS = "ringgate_upstream_requests_total"  # upstream, class
+SERVER_RESPONSES = "ringgate_server_responses_total"  # upstream, server, class
+DURATION = "ringgate_upstream_request_duration_seconds"  # histogram; upstream
+CONNECTIONS = "ringgate_connections"  # open client connections; shard
+ACCEPTED = "ringgate_connections_accepted_total"  # listener
+NO_DESCRIPTORS = "ringgate_accept_no_descriptors_total"  # EMFILE: accepting rested
+AT_LIMIT = "ringgate_accept_at_limit_total"  # max_connections: accepting rested
+CONNECTS_EXHAUSTED = "ringgate_connects_exhausted_total"  # no descriptor for a server connection
+BUFFERS_EXHAUSTED = "ringgate_ring_buffers_exhausted_total"  # shard
+RETRIES = "ringgate_upstream_retries_total"  # upstream
+SERVER_OPENED = "ringgate_server_connects_total"  # upstream, server
+SERVER_REUSED = "ringgate_server_reuses_total"  # upstream, server
+SERVER_CONNECT_FAILURES = "ringgate_server_connect_failures_total"  # upstream, server
+SERVER_FAILURES = "ringgate_server_failures_total"  # upstream, server
+SERVER_UP = "ringgate_server_up"  # upstream, server
 LOG_DROPPED = "ringgate_access_log_dropped_total"
-REJECTED = "ringgate_rejected_requests_total"  # reason
+REFUSED = "ringgate_requests_refused_total"  # malformed or over a limit

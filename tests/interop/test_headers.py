@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from harness import Client, get, say
+from harness import Client, Deadline, get, say
 from harness.client import message
 from harness.proxy import one, upstream
 
@@ -210,30 +210,35 @@ def test_proxy_protocol_from_others_is_refused(start, origin):
     assert len(origin.requests) == 1
 
 
+def read_proxy_header(connection, version):
+    """The source (address, port) in the header of this version that opens a connection."""
+    deadline = Deadline(5)
+    if version == "v1":
+        line = connection.stream.until(b"\r\n", 107, deadline, "PROXY line").decode().split()
+        assert line[:2] == ["PROXY", "TCP4"]
+        return line[2], int(line[4])
+    head = connection.stream.exactly(16, deadline, "PROXY v2")
+    assert head[:12] == SIGNATURE and head[12:14] == b"\x21\x11"
+    body = connection.stream.exactly(struct.unpack("!H", head[14:])[0], deadline, "addresses")
+    return socket.inet_ntoa(body[:4]), struct.unpack("!H", body[8:10])[0]
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_proxy_protocol_sent(start, serve, version):
-    headers = []
+    """No request may travel on a connection whose header names another client."""
+    seen = []
 
     def handler(connection):
-        from harness import Deadline
-
-        deadline = Deadline(5)
-        if version == "v1":
-            line = connection.stream.until(b"\r\n", 107, deadline, "PROXY line").decode().split()
-            headers.append((line[0], line[2], int(line[4])))
-        else:
-            head = connection.stream.exactly(16, deadline, "PROXY v2")
-            assert head[:12] == SIGNATURE and head[12:14] == b"\x21\x11"
-            body = connection.stream.exactly(struct.unpack("!H", head[14:])[0], deadline, "addresses")
-            headers.append(("PROXY", socket.inet_ntoa(body[:4]), struct.unpack("!H", body[8:10])[0]))
-        for _ in connection.requests():
+        announced = read_proxy_header(connection, version)
+        for r in connection.requests():
+            seen.append((announced, ("127.0.0.1", int(r.header("x-port")))))
             connection.send(say())
 
     proxy = start(routed(serve(handler), up={"proxy_protocol": version}))
     clients = [Client(proxy.address) for _ in range(3)]
-    for client in clients * 2:
-        assert client.ask(message()).status == 200
     ports = [client.sock.getsockname()[1] for client in clients]
-    assert headers == [("PROXY", "127.0.0.1", port) for port in ports], "one connection for one client"
+    for client, port in list(zip(clients, ports)) * 3:
+        assert client.ask(message(headers={"X-Port": port})).status == 200
+    assert len(seen) == 9 and all(announced == sent for announced, sent in seen), seen
     for client in clients:
         client.close()

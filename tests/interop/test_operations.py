@@ -135,22 +135,25 @@ def test_metrics_agree_with_what_was_sent(start, serve):
             client.ask(message())
         for _ in range(7):
             client.ask(message("GET", "/own"))
-        labels = {"listener": "web", "upstream": "up", "server": good.text, "status": "2xx"}
-        proxy.await_metric(names.REQUESTS, 30, **labels)
-        assert proxy.metric(names.REQUESTS, **labels) == 30
+        proxy.await_metric(names.REQUESTS, 37)
+        server = {"upstream": "up", "server": good.text}
+        assert proxy.metric(names.SERVER_RESPONSES, **server, **{"class": "2xx"}) == 30
+        assert proxy.metric(names.SERVER_RESPONSES) == 30
+        assert proxy.metric(names.UPSTREAM_REQUESTS, upstream="up", **{"class": "2xx"}) == 30
         assert proxy.metric(names.REQUESTS, listener="web") == 37
-        assert proxy.metric(names.REQUESTS, status="4xx") == 7
-        assert proxy.metric(names.DURATION + "_count") == 37
-        assert proxy.metric(names.DURATION + "_bucket", le="+Inf") == 37
+        assert proxy.metric(names.REQUESTS, **{"class": "4xx"}) == 7
+        assert proxy.metric(names.DURATION + "_count", upstream="up") == 30
+        assert proxy.metric(names.DURATION + "_bucket", le="+Inf") == 30
         assert proxy.metric(names.CONNECTIONS) == 1
-        assert proxy.metric(names.POOL_OPENED, upstream="up") == len(good.connections)
-        reused = proxy.metric(names.POOL_REUSED, upstream="up")
+        assert proxy.metric(names.SERVER_OPENED, **server) == len(good.connections)
+        reused = proxy.metric(names.SERVER_REUSED, **server)
         assert reused + len(good.connections) == 30
     eventually(lambda: proxy.metric(names.CONNECTIONS) == 0)
     with Client(proxy.address) as client:
         client.send(b"GET / HTTP/1.1\r\n\r\n")
         assert client.read_response().status == 400
-    eventually(lambda: proxy.metric(names.REQUESTS, status="4xx") == 8)
+    eventually(lambda: proxy.metric(names.REQUESTS, **{"class": "4xx"}) == 8)
+    assert proxy.metric(names.REFUSED) == 1
 
 
 def test_metrics_buckets_are_cumulative(start, origin):

@@ -163,7 +163,7 @@ def test_thousands_of_routes_cost_what_ten_cost(start):
 
     def cost(count):
         routes = [(f"r{n}", {"host": f"h{n}.example", "path": f"/p{n}/"}) for n in range(count)]
-        proxy = start(table(*routes))
+        proxy = start(table(*routes, http={"keepalive_requests": 1_000_000}))
         raw = message("GET", f"/p{count - 1}/x", host=f"h{count - 1}.example") * 50
         with Client(proxy.address) as client:
             def burst():

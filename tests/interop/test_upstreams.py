@@ -134,7 +134,7 @@ def test_max_fails_takes_a_server_out_and_lets_it_back(start, serve):
     a.refuse()
     proxy = start(one(*[{"address": o, "max_fails": 2, "fail_timeout": "1s"} for o in (a, b)]))
     assert spread(proxy, 20) == {"1": 20}, "connect failures are retried on the next server"
-    assert 2 <= proxy.metric(names.SERVER_FAILURES, server=a.text) <= 4
+    assert 2 <= proxy.metric(names.SERVER_CONNECT_FAILURES, server=a.text) <= 4
     a.listen()
     eventually(lambda: "0" in spread(proxy, 4), 5)
 
@@ -234,6 +234,26 @@ def test_others_are_retried_when_configured(start, serve):
     proxy = start(one(a, b, retry={"non_idempotent": True}))
     assert request(proxy.address, "POST", body=b"abc").status == 200
     assert [r.body for r in a.requests + b.requests] == [b"abc", b"abc"]
+
+
+def test_a_chunked_body_with_trailers_is_repeated_whole(start, serve):
+    a, b = both(serve, once(reset))
+    proxy = start(one(a, b))
+    with Client(proxy.address) as client:
+        client.send(b"PUT / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.send_pieces([b"3\r\nabc\r\n", b"4\r\ndefg\r\n", b"0\r\nX-End: 1\r\n\r\n"])
+        assert client.read_response().status == 200
+    assert [(r.body, r.trailers) for r in a.requests + b.requests] == [
+        (b"abcdefg", [("X-End", "1")])
+    ] * 2
+
+
+def test_a_long_body_is_not_repeated(start, serve):
+    """Only so much is kept (64 KiB); what is lost cannot be sent again."""
+    a, b = both(serve, once(reset))
+    proxy = start(one(a, b))
+    assert request(proxy.address, "PUT", body=b"x" * 100_000).status == 502
+    assert len(a.requests) + len(b.requests) == 1
 
 
 def test_post_is_retried_when_the_connect_failed(start, serve):
@@ -507,19 +527,29 @@ def test_folded_response_field_is_refused_or_unfolded(web):
     assert answer.status == 502 or answer.header("x-a").split() == ["b", "c"]
 
 
-@pytest.mark.parametrize("wire", [b"x\r\nabc\r\n", b"3\nabc\r\n0\r\n\r\n", b"3\r\nabcX\r\n", b"fffffffffffffffff\r\n"])
-def test_bad_response_chunks_cut_the_response(web, wire):
-    """The head is gone already: the client must not see a complete body."""
+@pytest.mark.parametrize("wire", [b"x\r\nabc\r\n", b"3\nabc\r\n0\r\n\r\n", b"fffffffffffffffff\r\n"])
+def test_response_chunks_bad_from_the_start_are_502(web, wire):
+    """The client has nothing of the response yet, so it can still be told."""
     def handler(connection):
         connection.read_request()
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + wire)
 
+    proxy, origin = web(handler, retry={"tries": 3})
+    assert get(proxy.address).status == 502
+    assert len(origin.requests) == 1, "a malformed response is not asked for again"
+
+
+def test_bad_response_chunks_cut_the_response(web):
+    """The head is gone already: the client must not see a complete body."""
+    def handler(connection):
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n")
+
     proxy, _ = web(handler, retry={"tries": 1})
     with Client(proxy.address) as client:
         client.send(message())
-        head = client.read_head()
-        rest = client.read_until_eof()
-        assert head.status == 502 or not rest.endswith(b"0\r\n\r\n")
+        assert client.read_head().status == 200
+        assert not client.read_until_eof().endswith(b"0\r\n\r\n")
 
 
 def test_short_close_within_content_length_cuts_the_response(web):
