@@ -16,6 +16,8 @@ use crate::ring::{Ring, Stream, Timer, WriteBuf};
 
 /// Connections at a time; more wait in the listen queue.
 const CONNECTIONS_MAX: usize = 64;
+/// How long accepting rests at that many, and after an error.
+const REST_MS: u64 = 100;
 /// A client has this long to ask, and to take the answer.
 const TIMEOUT_MS: u64 = 10_000;
 const LIMITS: Limits = Limits { head_bytes: 16 * 1024, headers: 64 };
@@ -25,9 +27,14 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>) {
     let open = Rc::new(Cell::new(0));
     let pause = Timer::new(&ring);
     loop {
-        let accepted = acceptor.accept().await;
-        let (Ok(stream), true) = (accepted, open.get() < CONNECTIONS_MAX) else {
-            pause.set(100);
+        let stream = if open.get() < CONNECTIONS_MAX {
+            acceptor.accept().await.ok()
+        } else {
+            acceptor.stop();
+            None
+        };
+        let Some(stream) = stream else {
+            pause.set(REST_MS);
             pause.fired().await;
             continue;
         };

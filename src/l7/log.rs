@@ -108,7 +108,8 @@ impl AccessLog {
             if self.closing.get() || self.full_batch.get() || timer.has_fired() {
                 return Poll::Ready(());
             }
-            let _ = self.wake.poll_take(cx);
+            // Until it is pending: only then does the next set wake this task.
+            while self.wake.poll_take(cx).is_ready() {}
             timer.poll_fired(cx)
         })
         .await;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -14,6 +14,7 @@ use io_uring::{cqueue, opcode};
 
 use super::timer::keep_waker;
 use super::{Ring, Stream, Tag, user_data};
+use crate::sys::socket;
 
 pub(super) struct Inner {
     listener: OwnedFd,
@@ -117,6 +118,12 @@ impl Acceptor {
         if self.inner.state.borrow().armed {
             self.ring.cancel(user_data(Tag::Accept, self.inner.key.get()));
         }
+    }
+
+    /// New handshakes are ignored from now on; those under way still lead to connections.
+    pub fn ignore_new_handshakes(&self) {
+        // Should the kernel refuse, what comes in just before the close is reset, no worse.
+        let _ = socket::ignore_new_handshakes(self.inner.listener.as_fd());
     }
 
     /// Ready once the kernel accepts nothing more, after [`Acceptor::stop`].

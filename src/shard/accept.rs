@@ -50,13 +50,25 @@ impl Drop for Seat {
     }
 }
 
-/// Accepts on all listeners until the shard drains; then takes what still waits in the listen
-/// queues, which closing would reset, and closes them.
+/// Time for handshakes under way at a drain to complete: a round trip.
+const HANDSHAKE_MS: u64 = 250;
+
+/// Accepts on all listeners until the shard drains, and then as long as handshakes under way may
+/// take: their clients have sent a request perhaps, and closing the listener would reset them.
 pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, limit: ConnectionLimit) {
     let acceptors: Vec<Acceptor> =
         listeners.into_iter().map(|listener| Acceptor::new(&worker.ring, listener)).collect();
     let rest = Rest { timer: Timer::new(&worker.ring), reported: Cell::new(None) };
     while let Some((listener, accepted)) = next(worker, &acceptors, &limit, &rest.timer).await {
+        match accepted {
+            Ok(stream) => start(worker, stream, listener, &limit),
+            Err(error) => rest.after(worker, listener, &error).await,
+        }
+    }
+    acceptors.iter().for_each(Acceptor::ignore_new_handshakes);
+    let over = Timer::new(&worker.ring);
+    over.set(HANDSHAKE_MS);
+    while let Some((listener, accepted)) = next_within(&over, &acceptors).await {
         match accepted {
             Ok(stream) => start(worker, stream, listener, &limit),
             Err(error) => rest.after(worker, listener, &error).await,
@@ -110,6 +122,15 @@ async fn next(
             cx.waker().wake_by_ref(); // look again
         }
         Poll::Pending
+    })
+    .await
+}
+
+/// The next connection until `over` fires.
+async fn next_within(over: &Timer, acceptors: &[Acceptor]) -> Option<(usize, io::Result<Stream>)> {
+    poll_fn(|cx| match over.poll_fired(cx) {
+        Poll::Ready(()) => Poll::Ready(None),
+        Poll::Pending => poll_all(acceptors, cx).map(Some),
     })
     .await
 }

@@ -174,6 +174,44 @@ pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes a listening socket ignore new handshakes, while those under way still complete: the kernel
+/// drops its SYN segments (a classic BPF program, `SO_ATTACH_FILTER` of socket(7)). Clients send
+/// theirs again after a second.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn ignore_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
+    const FLAGS: u32 = 13; // offset of the flags in a TCP header (RFC 9293 section 3.1)
+    const SYN: u32 = 0x02;
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS),
+        step(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = libc::sock_fprog { len: 4, filter: steps.as_mut_ptr() };
+    #[allow(clippy::cast_possible_truncation)] // 16
+    let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the option value is the `len` bytes of `program`, whose `filter` points to the four
+    // steps it announces; both live across the call, and the kernel copies them.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            len,
+        )
+    })?;
+    Ok(())
+}
+
 /// Makes close(2) of this socket send a reset and drop what is queued (`SO_LINGER` of zero).
 ///
 /// # Errors
@@ -235,6 +273,21 @@ mod tests {
             let address: SocketAddr = text.parse().expect("a literal");
             assert_eq!(RawAddr::from(address).to_socket_addr(), Some(address));
         }
+    }
+
+    #[test]
+    fn handshakes_are_ignored_once_that_is_wanted() {
+        let listener = listen("127.0.0.1:0".parse().expect("a literal"), 16).expect("a free port");
+        let listener = std::os::fd::AsFd::as_fd(&listener);
+        let address = local_address(listener).expect("a bound socket");
+        let connect = || {
+            let patience = std::time::Duration::from_millis(200);
+            std::net::TcpStream::connect_timeout(&address, patience)
+        };
+        connect().expect("somebody listens");
+        ignore_new_handshakes(listener).expect("a valid program");
+        let error = connect().expect_err("no answer");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -62,10 +62,11 @@ def address_of(text):
 class Proxy:
     """`with Proxy(config, directory) as proxy:`; leaving asserts a clean exit and a log without panic."""
 
-    def __init__(self, config, directory, ready=True, drain=15.0, **process):
+    def __init__(self, config, directory, ready=True, drain=15.0, prefix=(), **process):
         self.config = complete(config)
         self.directory, self.ready, self.drain = Path(directory), ready, drain
         self.process_options, self.process = process, None
+        self.prefix = [*prefix]  # a command that ends in exec, so that the PID stays the proxy's
         self.addresses = {e["name"]: address_of(e["bind"]) for e in self.config["listener"]}
         self.address = next(iter(self.addresses.values()))
         bind = self.config["admin"]["bind"]
@@ -86,7 +87,7 @@ class Proxy:
         self.file = self.directory / "ringgate.toml"
         self.file.write_text(toml(self.config))
         log = self.directory / "ringgate.log"
-        argv = [binary(), "run", self.file]
+        argv = [*self.prefix, binary(), "run", self.file]
         self.process = Process(argv, log, cwd=self.directory, **self.process_options)
         if self.ready:
             self.process.await_ready(self.is_ready)

@@ -216,7 +216,7 @@ def test_second_sigterm_ends_at_once(start, serve):
         assert proxy.process.alive()
         begin = time.monotonic()
         proxy.signal(signal.SIGTERM)
-        proxy.wait(5)
+        assert proxy.wait(5) == 0
         assert time.monotonic() - begin < 2
 
 
