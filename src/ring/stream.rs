@@ -220,10 +220,8 @@ impl Inner {
     fn send_next(&self, ring: &Ring, send: &mut Send) {
         let entry = match send.queue.len() {
             0 => {
-                if send.shutdown {
-                    send.shutdown = false;
-                    let entry = opcode::Shutdown::new(self.raw(), libc::SHUT_WR).build();
-                    ring.push(&entry.user_data(user_data(Tag::Ignore, 0)));
+                if mem::take(&mut send.shutdown) {
+                    self.shutdown_write();
                 }
                 return;
             }
@@ -241,6 +239,16 @@ impl Inner {
         };
         send.active = true;
         self.submit(ring, Tag::Send, entry);
+    }
+
+    /// Not through the ring: the kernel gives that operation to a worker thread, which looks the
+    /// descriptor up when it runs. By then a close may have freed the number and another socket
+    /// have got it.
+    fn shutdown_write(&self) {
+        if let Some(fd) = &self.fd {
+            // Fails only for a connection that is gone, of which the receive tells.
+            let _ = socket::shutdown_write(fd.as_fd());
+        }
     }
 
     pub(super) fn on_send(&self, ring: &Ring, result: i32) {
@@ -521,6 +529,15 @@ impl Stream {
     #[must_use]
     pub fn ring(&self) -> &Rc<Ring> {
         &self.0.ring
+    }
+}
+
+#[cfg(test)]
+impl Stream {
+    /// Whether the receive waits for a buffer; chunks received and not taken; chunks not sent yet.
+    pub(super) fn state(&self) -> (bool, usize, usize) {
+        let recv = self.0.recv.borrow();
+        (recv.starved, recv.queue.len(), self.0.send.borrow().queue.len())
     }
 }
 

@@ -187,6 +187,16 @@ pub fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
 type NameCall =
     unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
 
+/// Sends the end of the stream; receiving goes on (shutdown(2)). Does not wait.
+///
+/// # Errors
+/// ENOTCONN when the connection is gone already.
+pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) })?;
+    Ok(())
+}
+
 /// The address at the other end (getpeername(2)).
 ///
 /// # Errors
