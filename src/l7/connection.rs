@@ -72,8 +72,9 @@ struct Counted {
     sent: u64,
 }
 
-/// Serves a connection that a listener accepted and [`Worker::enter`] gave this key.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize) {
+/// Serves a connection that a listener accepted and [`Worker::enter`] gave this key. `seat` is
+/// dropped when it has ended.
+pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize, seat: S) {
     let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
     let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
     worker.metrics.listeners[listener].accepted.increment();
@@ -98,6 +99,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, listener: usize, key: usi
             _ => client.close().await,
         }
     }
+    drop((client, seat));
 }
 
 impl Drop for Client {

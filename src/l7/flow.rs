@@ -15,6 +15,9 @@ const QUEUE_HIGH: usize = 128 * 1024;
 /// The same when receive buffers are scarce.
 const QUEUE_HIGH_TIGHT: usize = 16 * 1024;
 
+/// Pieces that may wait: tiny chunks make many buffers of few bytes.
+const PIECES_HIGH: usize = 128;
+
 /// Why output did not get out.
 #[derive(Debug)]
 pub enum FlushError {
@@ -51,6 +54,9 @@ pub async fn flush(
 /// See [`FlushError`].
 pub async fn throttle(stream: &Stream, timer: &Timer, timeout_ms: u64) -> Result<(), FlushError> {
     let high = if stream.ring().is_tight() { QUEUE_HIGH_TIGHT } else { QUEUE_HIGH };
+    if stream.queued_pieces() > PIECES_HIGH {
+        return flush(stream, 0, timer, timeout_ms).await;
+    }
     if stream.queued() <= high {
         return Ok(());
     }

@@ -280,18 +280,21 @@ pub fn push_connection(out: &mut Vec<u8>, upgrade: bool, keep: bool, client: Ver
     }
 }
 
-/// Writes a response made here.
+/// Writes a response made here, without the fields that the route's edits remove or replace.
 pub fn write_own(
     out: &mut Vec<u8>,
     status: u16,
     fields: &[(&[u8], &[u8])],
     body_len: usize,
+    edits: &HeaderEdits,
     date: &[u8; 29],
 ) {
     encode::push_status_line(out, status, encode::reason(status).as_bytes());
-    encode::push_field(out, b"Date", date);
-    for (name, value) in fields {
-        encode::push_field(out, name, value);
+    let dated: (&[u8], &[u8]) = (b"Date", date);
+    for (name, value) in std::iter::once(&dated).chain(fields) {
+        if edits.is_empty() || !(removes(edits, name) || replaces(edits, name)) {
+            encode::push_field(out, name, value);
+        }
     }
     if status >= 200 && status != 204 && status != 304 {
         out.extend_from_slice(b"Content-Length: ");

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::balance::{Scheduler, Tried, View};
+use crate::l7::exchange::Exchange;
 use crate::l7::input::Input;
 use crate::l7::metrics::ServerMetrics;
 use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
@@ -230,6 +231,18 @@ impl Pool {
         idle.push_back((now, connection));
         self.idle.set(self.idle.get() + 1);
         current.set.members[index].metrics[self.shard].idle.set(idle.len() as u64);
+    }
+
+    /// Whether this response is one to ask another server for instead: its status is listed in
+    /// `on_status`, there are tries and servers left, and the request can be sent again.
+    #[must_use]
+    pub fn wants_repeated(&self, x: &Exchange) -> bool {
+        let retry = &self.upstream.config.retry;
+        retry.on_status.contains(&x.response.status)
+            && x.request.framing.is_empty()
+            && (x.request.method.is_idempotent() || retry.non_idempotent)
+            && x.outcome.tries < retry.tries
+            && self.local.borrow().set.members.len() > 1
     }
 
     /// Idle connections.

@@ -90,8 +90,9 @@ fn write(
 ) {
     let mut buffer = WriteBuf::new(&client.worker.ring);
     let out = &mut buffer.bytes;
-    headers::write_own(out, own.status, own.fields, own.body.len(), &client.worker.date());
-    headers::push_own_edits(out, response_edits(route), exchange, &client.addresses);
+    let (edits, date) = (response_edits(route), client.worker.date());
+    headers::write_own(out, own.status, own.fields, own.body.len(), edits, &date);
+    headers::push_own_edits(out, edits, exchange, &client.addresses);
     headers::push_connection(out, false, keep, exchange.request.version);
     out.extend_from_slice(b"\r\n");
     exchange.outcome.status = own.status;

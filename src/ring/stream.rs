@@ -488,6 +488,12 @@ impl Stream {
         self.0.send.borrow().queued
     }
 
+    /// Pieces they are in; each may hold a whole buffer, however few bytes it has.
+    #[must_use]
+    pub fn queued_pieces(&self) -> usize {
+        self.0.send.borrow().queue.len()
+    }
+
     /// Bytes the kernel has taken so far; moves when there is progress.
     #[must_use]
     pub fn sent(&self) -> u64 {

@@ -97,11 +97,7 @@ fn start(worker: &Rc<Worker>, stream: Stream, listener: usize, limit: &Connectio
     let key = worker.enter();
     limit.open.acquire();
     let seat = Seat(Arc::clone(&limit.open));
-    let serve = connection::serve(Rc::clone(worker), stream, listener, key);
-    spawn(&worker.ring, async move {
-        serve.await;
-        drop(seat);
-    });
+    spawn(&worker.ring, connection::serve(Rc::clone(worker), stream, listener, key, seat));
 }
 
 /// The next connection and its listener; `None` once the shard drains. Holds back while there are

@@ -1,5 +1,6 @@
 """Sends one case through a proxy and says what happened."""
 
+import time
 from dataclasses import dataclass, field
 
 from harness import Client, get
@@ -91,9 +92,14 @@ def _after(client, outcome, response):
 
 
 def _settle(address, origin, outcome):
-    """A sentinel request, so that what was forwarded before it has arrived; then reads the records."""
+    """Reads the records once all that was forwarded has arrived: a sentinel request shows that the
+    proxy is done, but it may overtake what went over other connections."""
     eventually(lambda: get(address, "/sentinel", timeout=5).status == 200, 10, "the sentinel's answer")
     eventually(lambda: any(r.target == "/sentinel" for r in list(origin.requests)), 5, "the sentinel")
+    for _ in range(2):
+        # Twice with a pause: bytes that were just taken off a socket need a moment to be counted.
+        eventually(origin.quiet, 5, "the origin to have read everything", every=0.001)
+        time.sleep(0.001)
     ours = [r for r in list(origin.requests) if r.target not in ("/sentinel", "/usable")]
     heads = [r for r in list(origin.heads) if r.target not in ("/sentinel", "/usable")]
     outcome.complete, outcome.started, outcome.malformed = ours, len(heads), list(origin.malformed)

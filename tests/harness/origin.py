@@ -1,6 +1,7 @@
 """A scriptable origin on raw sockets: sends any bytes in any timing, records what it received."""
 
 import re
+import select
 import socket
 import struct
 import threading
@@ -19,6 +20,12 @@ def loose_fields(block):
     """Field lines of a peer whose output is only to be counted, not judged."""
     pairs = [line.partition(b":") for line in block.split(b"\r\n") if line]
     return [(k.decode("latin-1").strip(), v.decode("latin-1").strip()) for k, _, v in pairs]
+
+
+def _backlog(listener):
+    """Connections that wait to be accepted: `tcpi_unacked` of a listening socket."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return struct.unpack_from("I", info, 24)[0]
 
 
 class Request(Message):
@@ -58,6 +65,7 @@ class Connection:
         self.stream = Stream(sock, origin.timeout)
         self.done = threading.Event()
         self.closed_by_peer = False
+        self.at_boundary = True
 
     @property
     def received(self):
@@ -90,11 +98,13 @@ class Connection:
         """A whole request, recorded in `origin.requests`."""
         before = self.stream.total - len(self.stream.buffer)
         request = self.read_head(timeout)
+        self.at_boundary = False
         self.read_body(request, timeout)
         after = self.stream.total - len(self.stream.buffer)
         if after <= len(self.stream.received):
             request.raw = bytes(self.stream.received[before:after])
         self.origin.note(request)
+        self.at_boundary = True
         return request
 
     def requests(self):
@@ -115,6 +125,18 @@ class Connection:
     def send(self, data):
         self.sock.settimeout(self.origin.timeout)
         self.sock.sendall(data)
+
+    def between_requests(self):
+        """True when nothing of a request has come that was not read to its end."""
+        if self.done.is_set():
+            return True
+        if not self.at_boundary or self.stream.buffer:
+            return False
+        try:
+            # Readable is also an end of stream that the handler has not seen yet.
+            return not select.select([self.sock], [], [], 0)[0]
+        except (OSError, ValueError):
+            return self.done.is_set()
 
     def half_close(self):
         self.sock.shutdown(socket.SHUT_WR)
@@ -221,6 +243,13 @@ class Origin:
     def open_connections(self):
         with self._lock:
             return sum(not c.done.is_set() for c in self.connections)
+
+    def quiet(self):
+        """True when everything that was sent has been read: nothing waits to be accepted, and each
+        open connection is between two requests."""
+        with self._lock:
+            listener, open_now = self._listener, [c for c in self.connections if not c.done.is_set()]
+        return _backlog(listener) == 0 and all(c.between_requests() for c in open_now)
 
     def clear(self):
         """Forgets what was recorded."""

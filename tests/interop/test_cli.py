@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import tomllib
 
 import pytest
@@ -57,3 +58,13 @@ def test_demo_unprivileged(tmp_path):
     finally:
         process.kill()
     eventually(lambda: not accepts(("127.0.0.1", 8080)))
+
+
+def test_demo_says_which_port_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 18081))
+        taken.listen()
+        done = run_once("run", "--demo", cwd=tmp_path)
+    assert done.returncode == 1 and "127.0.0.1:18081" in done.stderr, (done.returncode, done.stderr)
+    assert "curl" not in done.stdout, "nothing to try while it does not run"

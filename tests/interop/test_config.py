@@ -1,6 +1,7 @@
 """`ringgate check`: 0 for a good file, 2 and file:line:column with key and fix for a bad one."""
 
 import re
+import socket
 
 import pytest
 
@@ -79,6 +80,28 @@ def test_bad_file(tmp_path, old, new, line, words):
     assert "panicked" not in done.stderr
 
 
+def test_every_problem_is_reported_at_once(tmp_path):
+    text = GOOD.replace('upstream = "api"', 'upstream = "apx"').replace("8081", "99999") + "wieght = 1\n"
+    path, done = check(tmp_path, text)
+    places = re.findall(re.escape(str(path)) + r":(\d+):\d+: ", done.stderr)
+    assert done.returncode == 2 and sorted(places, key=int) == ["2", "5", "9"], done.stderr
+
+
+def test_a_warning_is_no_error(tmp_path):
+    path, done = check(tmp_path, GOOD + '[upstream.spare]\nservers = [{ address = "127.0.0.1:1" }]\n')
+    assert done.returncode == 0 and f"{path}:9:" in done.stderr and "warning" in done.stderr
+
+
+@pytest.mark.parametrize("name", [
+    "Connection", "Content-Length", "Keep-Alive", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade",
+])
+def test_framing_fields_cannot_be_edited(tmp_path, name):
+    for edit in (f'remove = ["{name}"]', f'set = {{ "{name}" = "x" }}', f'add = {{ "{name.lower()}" = "x" }}'):
+        for side in ("request_headers", "response_headers"):
+            _, done = check(tmp_path, GOOD.replace('upstream = "api"', f'upstream = "api"\n{side} = {{ {edit} }}'))
+            assert done.returncode == 2 and name.lower() in done.stderr.lower(), done.stderr
+
+
 def test_missing_file(tmp_path):
     done = run_once("check", tmp_path / "none.toml")
     assert done.returncode == 2 and "none.toml" in done.stderr
@@ -92,8 +115,6 @@ def test_run_refuses_a_bad_file(tmp_path):
 
 
 def test_run_names_an_address_in_use(tmp_path):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from harness import Client, Deadline, get, say
+from harness import Client, Deadline, free_port, get, say
 from harness.client import message
 from harness.proxy import one, upstream
 
@@ -132,6 +132,28 @@ def test_edits_with_variables(start, origin):
     assert r.all("x-many") == ["one", "two"]
     assert answer.header("server") is None and answer.header("x-served") == origin.text
     assert answer.all("via") == ["1.0 y", "1.1 x"]
+
+
+def test_edits_of_responses_made_here(start):
+    """They replace what Ringgate would say itself, as on a response passed on."""
+    edits = {"set": {"Content-Type": "a/b", "X-Where": "$host$uri"}, "remove": ["Date"], "add": {"Via": "1.1 x"}}
+    proxy = start({"route": [
+        {"path": {"exact": "/own"}, "respond": {"status": 200, "body": "x"}, "response_headers": edits},
+        {"path": {"exact": "/away"}, "redirect": {"status": 302, "to": "/y"},
+         "response_headers": {"set": {"Location": "/z"}}},
+    ]})
+    answer = get(proxy.address, "/own")
+    assert answer.header("content-type") == "a/b" and answer.header("x-where") == "a.example/own"
+    assert answer.header("date") is None and answer.header("via") == "1.1 x"
+    assert get(proxy.address, "/away").header("location") == "/z"
+
+
+def test_edits_of_errors_made_here(start):
+    """A route's fields come with its 502 too (CORS, HSTS), unlike nginx's add_header without `always`."""
+    gone = {"address": f"127.0.0.1:{free_port()}"}
+    proxy = start(routed(gone, response_headers={"set": {"X-Frame-Options": "DENY", "Content-Type": "a/b"}}))
+    answer = get(proxy.address)
+    assert (answer.status, answer.header("x-frame-options"), answer.header("content-type")) == (502, "DENY", "a/b")
 
 
 def test_underscores_can_be_allowed(start, origin):

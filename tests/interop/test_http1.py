@@ -8,7 +8,6 @@ import pytest
 
 from harness import Client, eventually, get, request, say
 from harness.client import message
-from harness.proxy import one
 
 GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 
@@ -150,6 +149,30 @@ def test_unwanted_body_that_does_not_come(start):
         answer = client.read_response(timeout=3)
         assert answer.status in (200, 408) and answer.header("connection") == "close"
         assert client.closed()
+
+
+@pytest.mark.parametrize("answer, method, body", [
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nX-Evil: 1\r\nContent-Length: 0\r\n\r\n", "GET", b"ok"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nunwelcome", "HEAD", b""),
+    (b"HTTP/1.1 204 No Content\r\n\r\nunwelcome", "GET", b""),
+    (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\nunwelcome", "GET", b""),
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nmore", "GET", b"ok"),
+], ids=["length", "head", "204", "304", "chunked"])
+def test_bytes_behind_a_response_are_nobodys(web, answer, method, body):
+    """An origin that says more than it was asked loses its connection, not the next client its answer."""
+
+    def handler(connection):
+        connection.read_request()
+        connection.send(answer)
+        connection.stall(2)
+
+    proxy, origin = web(handler)
+    with Client(proxy.address) as client:
+        for _ in range(3):
+            got = client.ask(message(method), method)
+            assert (got.body, got.header("x-evil")) == (body, None)
+        assert client.silent()
+    assert len(origin.connections) == 3
 
 
 def test_http10_without_keep_alive(web):

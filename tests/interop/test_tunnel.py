@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import Client, Deadline, eventually, get, say
+from harness import Client, Deadline, eventually, get
 from harness.client import message
 
 GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"

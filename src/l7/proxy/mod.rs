@@ -1,0 +1,353 @@
+//! One proxied request: attempts on servers until one answers, then the response.
+
+mod failure;
+mod respond;
+mod wait;
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+
+use self::failure::Failure;
+use self::respond::{Cut, Respond, cut_short};
+use self::wait::{Pump, Waiting};
+use crate::balance::hash::{hash, hash_ip};
+use crate::balance::{Policy, Tried};
+use crate::l7::config::{ProxyVersion, Route, Upstream};
+use crate::l7::connection::{After, Client};
+use crate::l7::exchange::{Addresses, Context, Exchange};
+use crate::l7::flow::{self, PumpLimits, Replay, pump_request};
+use crate::l7::headers;
+use crate::l7::input::BodyReader;
+use crate::l7::output::{Coding, buffer_of};
+use crate::l7::pool::{Connection, Lease, Pool, millis};
+use crate::l7::reply;
+use crate::l7::worker::{Report, Worker};
+use crate::protocol::http1::Framing;
+use crate::protocol::proxy_protocol;
+use crate::ring::{Stream, Timer, WriteBuf};
+
+/// A request body up to this size is kept while another server may still have to be asked.
+const REPLAY_MAX: usize = 64 * 1024;
+
+/// One request on its way through an upstream.
+struct Proxied<'a> {
+    client: &'a mut Client,
+    exchange: &'a mut Exchange,
+    route: &'a Route,
+    pool: &'a Pool,
+    size_max: u64,
+    body: BodyReader,
+    replay: Replay,
+}
+
+/// Proxies the request and sends the response.
+pub async fn serve(
+    client: &mut Client,
+    exchange: &mut Exchange,
+    route: &Route,
+    upstream: usize,
+    size_max: u64,
+) -> After {
+    let worker = Rc::clone(&client.worker);
+    let framing = exchange.request.framing;
+    if matches!(framing, Framing::Length(length) if size_max > 0 && length > size_max) {
+        exchange.outcome.error = Some(Failure::BodyTooLarge.reason());
+        reply::write_status(client, exchange, Some(route), 413, false);
+        return After::Close;
+    }
+    exchange.outcome.upstream = Some(upstream);
+    let pool = &worker.pools[upstream];
+    if exchange.http_host.is_empty() {
+        // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
+        exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
+    }
+    let underscores = worker.service.http.underscores_in_headers;
+    headers::write_request(exchange, &client.addresses, route, underscores);
+    let body = BodyReader::new(framing);
+    let retry = &pool.upstream.config.retry;
+    let repeats =
+        retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
+    let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
+    Proxied { client, exchange, route, pool, size_max, body, replay }.run(&worker, upstream).await
+}
+
+impl Proxied<'_> {
+    async fn run(mut self, worker: &Worker, upstream: usize) -> After {
+        let metrics = &worker.metrics.upstreams[upstream];
+        let config = &self.pool.upstream.config;
+        let began = worker.now();
+        self.exchange.outcome.upstream_started = Some(began);
+        self.pool.upstream.budget.request(began);
+        let key = self.key(config);
+        let mut tried = Tried::new();
+        let mut last: Option<Failure> = None;
+        let mut fresh = false;
+        loop {
+            let Some(lease) = self.pool.lease(key, &mut tried, worker.now()) else {
+                if last.is_none() {
+                    metrics.unavailable.increment();
+                    self.exchange.outcome.error = Some("no server available");
+                }
+                return self.give_up(last.map_or(503, |failure| failure.status())).await;
+            };
+            self.exchange.outcome.tries += 1;
+            let failure = match self.attempt(worker, &lease, fresh).await {
+                Ok(after) => return after,
+                Err(failure) => failure,
+            };
+            self.note(worker, &lease, &failure);
+            if !self.goes_on(worker, began, &failure) {
+                return self.give_up(failure.status()).await;
+            }
+            metrics.retries.increment();
+            if matches!(failure, Failure::Stale) {
+                metrics.stale.increment();
+                fresh = true;
+            } else {
+                tried.insert(lease.index());
+            }
+            last = Some(failure);
+        }
+    }
+
+    fn key(&self, config: &Upstream) -> u64 {
+        match config.balance {
+            Policy::Maglev => {
+                let mut key = Vec::with_capacity(64);
+                let context =
+                    Context { exchange: self.exchange, addresses: &self.client.addresses };
+                config.hash_key.render(&context, &mut key);
+                hash(&key)
+            }
+            Policy::IpHash => hash_ip(self.exchange.identity().client),
+            _ => 0,
+        }
+    }
+
+    /// Counts a failed attempt and who is to blame.
+    fn note(&mut self, worker: &Worker, lease: &Lease, failure: &Failure) {
+        self.exchange.outcome.error = Some(failure.reason());
+        self.exchange.outcome.upstream_ended = Some(worker.now());
+        if failure.is_clients() {
+            match failure {
+                Failure::ClientGone => worker.metrics.client_aborts.increment(),
+                Failure::BodyTimeout => worker.metrics.client_timeouts.increment(),
+                _ => {}
+            }
+            return;
+        }
+        match failure {
+            Failure::Stale => return,
+            Failure::Exhausted => {
+                worker.metrics.connects_exhausted.increment();
+                return;
+            }
+            Failure::Connect | Failure::ConnectTimeout => {
+                lease.metrics().connect_failures.increment();
+            }
+            _ => lease.metrics().failures.increment(),
+        }
+        let member = lease.member();
+        let max_fails = self.pool.upstream.max_fails(&self.pool.set(), member);
+        let fail_timeout = millis(member.config.fail_timeout);
+        if member.passive.failure(worker.now(), max_fails, fail_timeout) {
+            worker.report(Report::ServerOut {
+                upstream: self.pool.upstream.config.name.clone(),
+                server: member.label.clone(),
+                reason: failure.reason(),
+            });
+        }
+    }
+
+    /// Whether to try again after this failure.
+    fn goes_on(&self, worker: &Worker, began: u64, failure: &Failure) -> bool {
+        let config = &self.pool.upstream.config;
+        let retry = &config.retry;
+        let idempotent = self.exchange.request.method.is_idempotent() || retry.non_idempotent;
+        let repeatable = idempotent && self.replay.is_whole();
+        if !failure.may_retry(config, repeatable) {
+            return false;
+        }
+        if matches!(failure, Failure::Stale) {
+            return true; // at most once: after that only fresh connections are used
+        }
+        let timeout = millis(retry.timeout);
+        let late = timeout > 0 && worker.now().saturating_sub(began) >= timeout;
+        if late || self.exchange.outcome.tries >= retry.tries {
+            return false;
+        }
+        let allowed = self.pool.upstream.budget.try_retry(worker.now(), retry.budget_percent);
+        if !allowed {
+            worker.metrics.retries_over_budget.increment();
+        }
+        allowed
+    }
+
+    /// Answers for the servers that did not.
+    async fn give_up(self, status: u16) -> After {
+        let Self { client, exchange, route, mut body, .. } = self;
+        if status == 499 {
+            exchange.outcome.status = 499;
+            return After::Reset;
+        }
+        // After a fault of the client's it is not known where the next request starts.
+        let keep = status >= 500 && reply::discard_rest(client, exchange, &mut body).await;
+        reply::write_status(client, exchange, Some(route), status, keep);
+        if keep { After::Keep } else { After::Close }
+    }
+
+    async fn attempt(
+        &mut self,
+        worker: &Worker,
+        lease: &Lease,
+        fresh: bool,
+    ) -> Result<After, Failure> {
+        self.exchange.outcome.server = Some(lease.member().address);
+        self.exchange.outcome.upstream_status = None;
+        let mut connection = self.connection(worker, lease, fresh).await?;
+        connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
+        let done = self.converse(worker, lease, &mut connection).await?;
+        let now = worker.now();
+        self.exchange.outcome.upstream_ended = Some(now);
+        let after = match done {
+            Done::Answered { after, reusable } => {
+                if reusable && self.pool.upstream.config.proxy_protocol.is_none() {
+                    self.pool.put(lease, connection, now);
+                    worker.note_pooled();
+                }
+                after
+            }
+            Done::Upgraded => {
+                let Client { stream, input, timer, .. } = &mut *self.client;
+                let timeout = millis(worker.service.http.tunnel_timeout);
+                let server = (&connection.stream, &mut connection.input);
+                flow::tunnel((stream, input), server, timer, timeout).await;
+                After::Close
+            }
+        };
+        Ok(after)
+    }
+
+    /// A connection to the leased server: an idle one, or a new one.
+    async fn connection(
+        &mut self,
+        worker: &Worker,
+        lease: &Lease,
+        fresh: bool,
+    ) -> Result<Connection, Failure> {
+        let config = &self.pool.upstream.config;
+        if !fresh && config.proxy_protocol.is_none() {
+            let (found, stale) = self.pool.take(lease, worker.now());
+            if let Some(upstream) = self.exchange.outcome.upstream.filter(|_| stale > 0) {
+                worker.metrics.upstreams[upstream].stale.add(stale as u64);
+            }
+            if let Some(connection) = found {
+                lease.metrics().reuses.increment();
+                return Ok(connection);
+            }
+        }
+        let timer = &self.client.answer_timer;
+        timer.set(millis(config.connect_timeout));
+        let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
+        let stream = match timer.guard(connecting).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(Failure::of_connect(&error)),
+            Err(_) => return Err(Failure::ConnectTimeout),
+        };
+        lease.metrics().connects.increment();
+        if let Some(version) = config.proxy_protocol {
+            stream.write(proxy_header(worker, version, &self.client.addresses));
+        }
+        Ok(Connection::new(stream, worker.now()))
+    }
+
+    /// Sends the request body while waiting for the response, then forwards that.
+    async fn converse(
+        &mut self,
+        worker: &Worker,
+        lease: &Lease,
+        connection: &mut Connection,
+    ) -> Result<Done, Failure> {
+        let config = &self.pool.upstream.config;
+        let reused = connection.is_reused();
+        let keep_wanted = self.client.keeps(self.exchange);
+        let Connection { stream: server, input: server_input, .. } = connection;
+        let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
+        let (stream, timer, addresses): (&Stream, &Timer, &Addresses) = (stream, timer, addresses);
+        let (read_timeout, x) = (millis(config.read_timeout), &mut *self.exchange);
+        let coding = match x.request.framing {
+            Framing::Chunked => Coding::Chunked,
+            _ => Coding::Identity,
+        };
+        let limits = PumpLimits {
+            client_timeout_ms: millis(worker.service.http.client_body_timeout),
+            server_timeout_ms: millis(config.send_timeout),
+            size_max: self.size_max,
+        };
+        let body = (&mut self.body, &mut self.replay);
+        let pump = pump_request((stream, input), body, server, coding, limits, timer);
+        let pump = pin!(pump);
+        let mut pump = Pump::new(pump);
+        let timer = &*answer_timer;
+        Waiting { worker, client: stream, addresses, server, timer, read_timeout, reused }
+            .response(&mut pump, server_input, x)
+            .await?;
+        x.outcome.upstream_status = Some(x.response.status);
+        lease.metrics().responses.count(x.response.status);
+        if pump.is_done() && self.pool.wants_repeated(x) {
+            return Err(Failure::Status(x.response.status));
+        }
+        lease.member().passive.success(worker.now());
+        // The client may send more of a body that the server did not wait for: the connection
+        // cannot go on then, and the client is told.
+        let keep = keep_wanted
+            && worker.draining().is_none()
+            && pump.is_done()
+            && headers::is_delimited(x.response.framing, x.request.version);
+        let mut head = WriteBuf::new(&worker.ring);
+        let edits = &self.route.response_headers;
+        headers::write_response(&mut head.bytes, x, addresses, edits, keep, &worker.date());
+        x.outcome.status = x.response.status;
+        x.outcome.head_bytes = head.bytes.len() as u64;
+        if x.response.upgrade {
+            stream.write(head);
+            return Ok(Done::Upgraded);
+        }
+        let send_timeout = millis(worker.service.http.send_timeout);
+        let respond = Respond { client: stream, server, timer, read_timeout, send_timeout };
+        let written = Cell::new(0);
+        let sent = {
+            let forward = pin!(respond.forward(x, server_input, head, &written));
+            pump.alongside(forward).await
+        };
+        x.outcome.body_bytes = written.get();
+        let reusable = x.response.persistent && pump.is_done() && server.queued() == 0;
+        match sent {
+            Ok(()) if keep => Ok(Done::Answered { after: After::Keep, reusable }),
+            Ok(()) => Ok(Done::Answered { after: After::Close, reusable }),
+            Err(Cut::Unbegun(failure)) => Err(failure),
+            Err(cut) => {
+                Ok(Done::Answered { after: cut_short(worker, lease, x, &cut), reusable: false })
+            }
+        }
+    }
+}
+
+/// How a conversation with a server ended.
+enum Done {
+    /// With a response.
+    Answered { after: After, reusable: bool },
+    /// Both sides speak another protocol now.
+    Upgraded,
+}
+
+fn proxy_header(worker: &Worker, version: ProxyVersion, addresses: &Addresses) -> WriteBuf {
+    let mut header = WriteBuf::new(&worker.ring);
+    let (peer, local) = (addresses.peer, addresses.local);
+    match version {
+        ProxyVersion::V1 => proxy_protocol::encode_v1(&mut header.bytes, peer, local),
+        ProxyVersion::V2 => proxy_protocol::encode_v2(&mut header.bytes, peer, local),
+    }
+    header
+}

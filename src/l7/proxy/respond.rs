@@ -1,0 +1,138 @@
+//! Forwarding a response to the client, and what to do when it breaks off.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use super::failure::Failure;
+use crate::l7::connection::After;
+use crate::l7::exchange::Exchange;
+use crate::l7::flow::{FlushError, throttle};
+use crate::l7::headers;
+use crate::l7::input::{BodyReader, Input};
+use crate::l7::output::BodyWriter;
+use crate::l7::pool::Lease;
+use crate::l7::worker::Worker;
+use crate::ring::{Chunk, Stream, Timer, WriteBuf};
+
+/// Why a response did not get through whole.
+#[derive(Debug)]
+pub(super) enum Cut {
+    /// The server's fault, before anything of the response was sent.
+    Unbegun(Failure),
+    /// The server's fault, inside the body.
+    Server,
+    /// `read_timeout` passed inside the body.
+    ServerTimeout,
+    /// The client did not take it.
+    Client(FlushError),
+}
+
+/// What forwards a response.
+pub(super) struct Respond<'a> {
+    pub(super) client: &'a Stream,
+    pub(super) server: &'a Stream,
+    pub(super) timer: &'a Timer,
+    pub(super) read_timeout: u64,
+    pub(super) send_timeout: u64,
+}
+
+impl Respond<'_> {
+    /// Sends the head and then the body as it comes.
+    pub(super) async fn forward(
+        &self,
+        x: &Exchange,
+        input: &mut Input,
+        head: WriteBuf,
+        written: &Cell<u64>,
+    ) -> Result<(), Cut> {
+        let mut body = BodyReader::new(x.response.framing);
+        let coding = headers::response_coding(x.response.framing, x.request.version);
+        let mut writer = BodyWriter::new(coding);
+        if x.response.framing.is_empty() {
+            self.client.write(head);
+            return Ok(());
+        }
+        let mut head = Some(head);
+        loop {
+            let Some(piece) = self.piece(&mut body, input, head.is_some()).await? else {
+                // Nothing there yet: the head does not wait for it.
+                if let Some(head) = head.take() {
+                    self.client.write(head);
+                }
+                continue;
+            };
+            match piece {
+                Some(piece) => {
+                    writer.write(self.client, head.take(), piece);
+                    written.set(writer.written());
+                }
+                None => break,
+            }
+            throttle(self.client, self.timer, self.send_timeout).await.map_err(Cut::Client)?;
+        }
+        writer.finish(self.client, head, body.trailers());
+        Ok(())
+    }
+
+    /// The next piece of the body, `Some(None)` at its end; `None` when there is nothing yet and
+    /// `only_ready` is set, that is, while nothing of the response was sent.
+    async fn piece(
+        &self,
+        body: &mut BodyReader,
+        input: &mut Input,
+        only_ready: bool,
+    ) -> Result<Option<Option<Chunk>>, Cut> {
+        let mut timed = false;
+        poll_fn(|cx| {
+            match body.poll_piece(input, self.server, cx) {
+                Poll::Ready(Ok(piece)) => return Poll::Ready(Ok(Some(piece))),
+                Poll::Ready(Err(error)) if only_ready => {
+                    return Poll::Ready(Err(Cut::Unbegun(Failure::of_body(&error))));
+                }
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut::Server)),
+                Poll::Pending if only_ready => return Poll::Ready(Ok(None)),
+                Poll::Pending => {}
+            }
+            if !timed {
+                timed = true;
+                self.timer.set(self.read_timeout);
+            }
+            if self.client.poll_reset(cx).is_ready() {
+                let gone = io::Error::from_raw_os_error(libc::ECONNRESET);
+                return Poll::Ready(Err(Cut::Client(FlushError::Io(gone))));
+            }
+            self.timer.poll_fired(cx).map(|()| Err(Cut::ServerTimeout))
+        })
+        .await
+    }
+}
+
+/// The client must not take half a response for a whole one: its connection is reset, unless the
+/// framing shows by itself that something is missing.
+pub(super) fn cut_short(worker: &Worker, lease: &Lease, x: &mut Exchange, cut: &Cut) -> After {
+    match cut {
+        Cut::Server | Cut::ServerTimeout => {
+            worker.metrics.responses_cut.increment();
+            lease.metrics().failures.increment();
+            x.outcome.error = Some(match cut {
+                Cut::Server => "the server closed the connection inside the response",
+                _ => "the server stalled inside the response",
+            });
+            let shows = headers::is_delimited(x.response.framing, x.request.version);
+            if shows { After::Close } else { After::Reset }
+        }
+        Cut::Unbegun(_) => After::Close,
+        Cut::Client(FlushError::Timeout) => {
+            worker.metrics.client_timeouts.increment();
+            x.outcome.error = Some("send_timeout");
+            After::Reset
+        }
+        Cut::Client(FlushError::Io(_)) => {
+            worker.metrics.client_aborts.increment();
+            x.outcome.error = Some("client reset the connection");
+            After::Reset
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Waiting for a server's response while the request body is still on its way.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::failure::Failure;
+use crate::l7::exchange::{Addresses, Exchange, response_edits};
+use crate::l7::flow::{FlushError, PumpError};
+use crate::l7::headers;
+use crate::l7::input::{BodyReadError, Input};
+use crate::l7::worker::Worker;
+use crate::protocol::http1::{HeadScanner, Version};
+use crate::ring::{Stream, Timer, WriteBuf};
+
+/// 1xx responses a server may send before the final one.
+const INTERIM_MAX: u32 = 16;
+
+/// The request body on its way, polled along with whatever else happens.
+pub(super) struct Pump<'a, F> {
+    future: Pin<&'a mut F>,
+    end: Option<Result<(), PumpError>>,
+}
+
+impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
+    pub(super) fn new(future: Pin<&'a mut F>) -> Self {
+        Self { future, end: None }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.end.is_none()
+            && let Poll::Ready(end) = self.future.as_mut().poll(cx)
+        {
+            self.end = Some(end);
+        }
+    }
+
+    /// The whole body went to the server.
+    pub(super) fn is_done(&self) -> bool {
+        matches!(self.end, Some(Ok(())))
+    }
+
+    /// The client's part in a failure, if it failed.
+    fn take_client_failure(&mut self) -> Option<Failure> {
+        match self.end.take() {
+            Some(Err(PumpError::Client(BodyReadError::Io(_)))) => Some(Failure::ClientGone),
+            Some(Err(PumpError::Client(error))) => Some(Failure::Body(error)),
+            Some(Err(PumpError::ClientTimeout)) => Some(Failure::BodyTimeout),
+            Some(Err(PumpError::TooLarge)) => Some(Failure::BodyTooLarge),
+            Some(Err(PumpError::Server(FlushError::Timeout))) => Some(Failure::Timeout),
+            other => {
+                self.end = other;
+                None
+            }
+        }
+    }
+
+    /// Runs `forward` to its end while the body goes on as long as it can.
+    pub(super) async fn alongside<T>(
+        &mut self,
+        mut forward: Pin<&mut impl Future<Output = T>>,
+    ) -> T {
+        poll_fn(|cx| {
+            self.poll(cx);
+            forward.as_mut().poll(cx)
+        })
+        .await
+    }
+}
+
+/// Waiting for a response head.
+pub(super) struct Waiting<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) client: &'a Stream,
+    pub(super) addresses: &'a Addresses,
+    pub(super) server: &'a Stream,
+    pub(super) timer: &'a Timer,
+    pub(super) read_timeout: u64,
+    /// The connection has served a request before.
+    pub(super) reused: bool,
+}
+
+impl Waiting<'_> {
+    /// Waits for the final response head and parses it; 1xx responses before it are passed on.
+    pub(super) async fn response<F: Future<Output = Result<(), PumpError>>>(
+        &self,
+        pump: &mut Pump<'_, F>,
+        input: &mut Input,
+        x: &mut Exchange,
+    ) -> Result<(), Failure> {
+        for interim in 0..=INTERIM_MAX {
+            x.answer.clear();
+            self.head(pump, input, &mut x.answer).await?;
+            let parsed = x.response.parse(&x.answer, &self.worker.limits, x.request.method);
+            if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
+                return Err(Failure::Malformed);
+            }
+            if !x.response.is_interim() {
+                return Ok(());
+            }
+            if interim < INTERIM_MAX {
+                self.forward_interim(x);
+            }
+        }
+        Err(Failure::Malformed)
+    }
+
+    /// Passes a 1xx response on; HTTP/1.0 clients do not know them.
+    fn forward_interim(&self, x: &Exchange) {
+        if x.request.version == Version::Http10 {
+            return;
+        }
+        let mut head = WriteBuf::new(&self.worker.ring);
+        let date = self.worker.date();
+        headers::write_response(
+            &mut head.bytes,
+            x,
+            self.addresses,
+            response_edits(None),
+            true,
+            &date,
+        );
+        self.client.write(head);
+    }
+
+    /// Collects the next response head, pumping the request body meanwhile.
+    async fn head<F: Future<Output = Result<(), PumpError>>>(
+        &self,
+        pump: &mut Pump<'_, F>,
+        input: &mut Input,
+        head: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        let mut scanner = HeadScanner::for_response();
+        let limits = self.worker.limits;
+        let mut timed = false;
+        poll_fn(|cx| {
+            pump.poll(cx);
+            let read = input.poll_head(self.server, &mut scanner, &limits, head, cx);
+            if let Poll::Ready(read) = read {
+                return Poll::Ready(read.map_err(|error| Failure::of_head(&error, self.reused)));
+            }
+            if let Some(failure) = pump.take_client_failure() {
+                return Poll::Ready(Err(failure));
+            }
+            if pump.end.is_none() {
+                return Poll::Pending; // its own deadlines apply
+            }
+            if !timed {
+                timed = true;
+                self.timer.set(self.read_timeout);
+            }
+            if self.client.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Failure::ClientGone));
+            }
+            self.timer.poll_fired(cx).map(|()| Err(Failure::Timeout))
+        })
+        .await
+    }
+}
