@@ -16,6 +16,7 @@ use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version};
 use crate::protocol::proxy_protocol::{self, Parsed};
+use crate::ring::timer::Elapsed;
 use crate::ring::{Stream, Timer};
 use crate::sys::socket;
 
@@ -250,15 +251,21 @@ impl Client {
 
     /// Reads a head within the time a whole head may take.
     async fn read_head(&mut self, exchange: &mut Exchange) -> Result<(), After> {
-        self.timer.set(millis(self.worker.service.http.client_header_timeout));
         let mut scanner = HeadScanner::new();
-        let limits = self.worker.limits;
-        let read = {
-            let (input, stream, head) = (&mut self.input, &self.stream, &mut exchange.head);
-            let next = poll_fn(|cx| input.poll_head(stream, &mut scanner, &limits, head, cx));
-            self.timer.guard(next).await
-        };
-        self.timer.clear();
+        let (limits, mut timed) = (self.worker.limits, false);
+        let read = poll_fn(|cx| {
+            let (input, head) = (&mut self.input, &mut exchange.head);
+            let read = input.poll_head(&self.stream, &mut scanner, &limits, head, cx);
+            if let Poll::Ready(read) = read {
+                return Poll::Ready(Ok(read));
+            }
+            // Most heads arrive whole: only the others need the deadline.
+            if !std::mem::replace(&mut timed, true) {
+                self.timer.set(millis(self.worker.service.http.client_header_timeout));
+            }
+            self.timer.poll_fired(cx).map(|()| Err(Elapsed))
+        })
+        .await;
         match read {
             Ok(Ok(())) => Ok(()),
             Ok(Err(HeadReadError::Malformed(error))) => Err(self.refuse(exchange, error.status())),
@@ -270,7 +277,7 @@ impl Client {
                 exchange.outcome.error = Some("client closed inside the request head");
                 Err(After::Close)
             }
-            Err(_) => {
+            Err(Elapsed) => {
                 self.worker.metrics.client_timeouts.increment();
                 exchange.outcome.error = Some("client_header_timeout");
                 Err(self.refuse(exchange, 408))

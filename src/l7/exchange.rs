@@ -136,10 +136,7 @@ impl Exchange {
             forwarded::identify(addresses.peer.ip(), trusted, self.values(FieldId::XForwardedFor));
         self.identity = Some(identity);
         let mut own = std::mem::take(&mut self.id);
-        match self.claims().believed(&identity).request_id {
-            Some(theirs) => own.extend_from_slice(theirs),
-            None => own.extend_from_slice(&id),
-        }
+        own.extend_from_slice(self.claims().request_id.unwrap_or(&id));
         self.id = own;
     }
 
@@ -150,19 +147,25 @@ impl Exchange {
         self.identity.unwrap_or(nobody)
     }
 
-    /// What the peer says about the request, each only when it is said exactly once.
+    /// What the peer says about the request and is believed: nothing unless it is trusted, and each
+    /// only when it is valid and said exactly once.
     #[must_use]
     pub fn claims(&self) -> forwarded::Claims<'_> {
+        let identity = self.identity();
+        if !identity.trusted_peer {
+            return forwarded::Claims::default();
+        }
         let once = |id| {
             let mut values = self.values(id);
             let first = values.next();
             if values.next().is_some() { None } else { first }
         };
-        forwarded::Claims {
+        let claims = forwarded::Claims {
             proto: once(FieldId::XForwardedProto),
             host: once(FieldId::XForwardedHost),
             request_id: once(FieldId::XRequestId),
-        }
+        };
+        claims.believed(&identity)
     }
 
     /// The values of the request's fields of this kind.

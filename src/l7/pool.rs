@@ -13,6 +13,9 @@ use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
 use crate::ring::Stream;
 use crate::ring::timer::Millis;
 
+/// Requests between two visits to the shared retry budget.
+const BUDGET_BATCH: u32 = 32;
+
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Connection {
@@ -59,6 +62,8 @@ pub struct Pool {
     /// Idle connections this shard may keep.
     idle_max: usize,
     idle: Cell<usize>,
+    /// Requests not yet counted in the budget.
+    uncounted: Cell<u32>,
 }
 
 /// The right to send one request to a member; counts as in flight until dropped.
@@ -127,7 +132,7 @@ impl Pool {
         let keepalive = upstream.config.keepalive as usize;
         let idle_max = keepalive.div_ceil(shards.max(1));
         let local = RefCell::new(Rc::new(Local::new(&upstream, set, seed)));
-        Self { upstream, local, shard, seed, idle_max, idle: Cell::new(0) }
+        Self { upstream, local, shard, seed, idle_max, idle: Cell::new(0), uncounted: Cell::new(0) }
     }
 
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
@@ -156,6 +161,22 @@ impl Pool {
     #[must_use]
     pub fn set(&self) -> Arc<MemberSet> {
         Arc::clone(&self.local.borrow().set)
+    }
+
+    /// Counts a request for the retry budget. The shared count is touched once in
+    /// [`BUDGET_BATCH`] requests, or when the budget is asked.
+    pub fn count_request(&self, now: Millis) {
+        self.uncounted.set(self.uncounted.get() + 1);
+        if self.uncounted.get() >= BUDGET_BATCH {
+            self.upstream.budget.requests(now, self.uncounted.take());
+        }
+    }
+
+    /// Asks the budget for a retry.
+    #[must_use]
+    pub fn may_retry(&self, now: Millis) -> bool {
+        self.upstream.budget.requests(now, self.uncounted.take());
+        self.upstream.budget.try_retry(now, self.upstream.config.retry.budget_percent)
     }
 
     /// Chooses a member; `None` when nobody is available that was not tried.

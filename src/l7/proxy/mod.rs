@@ -78,7 +78,7 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         let began = worker.now();
         self.exchange.outcome.upstream_started = Some(began);
-        self.pool.upstream.budget.request(began);
+        self.pool.count_request(began);
         let key = self.key(config);
         let mut tried = Tried::new();
         let mut last: Option<Failure> = None;
@@ -177,7 +177,7 @@ impl Proxied<'_> {
         if late || self.exchange.outcome.tries >= retry.tries {
             return false;
         }
-        let allowed = self.pool.upstream.budget.try_retry(worker.now(), retry.budget_percent);
+        let allowed = self.pool.may_retry(worker.now());
         if !allowed {
             worker.metrics.retries_over_budget.increment();
         }
