@@ -330,7 +330,8 @@ impl Ring {
             let pause = Timespec::from(Duration::from_millis(10));
             {
                 let io = self.io.borrow();
-                let _ = io.submitter().register_sync_cancel(None, everything);
+                // Bounded too: a write that hangs in a file system cannot be cancelled.
+                let _ = io.submitter().register_sync_cancel(Some(pause), everything);
                 let _ = io.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&pause));
             }
             self.reap(&mut batch);
