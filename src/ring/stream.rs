@@ -167,6 +167,7 @@ impl Inner {
                 ring.stats.buffers_exhausted.increment();
                 recv.starved = true;
                 ring.starved.borrow_mut().push_back(self.key.get());
+            libc::ENOBUFS if self.closed.get() => {}
             }
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
             errno if errno > 0 => recv.error = Some(errno),
@@ -313,6 +314,10 @@ impl Inner {
         }
         {
             let mut send = self.send.borrow_mut();
+            if recv.starved {
+                // While no buffer comes back nobody else takes it off the list.
+                self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
+            }
             if send.active {
                 // The queue stays: the kernel may be reading it.
                 self.ring.cancel(user_data(Tag::Send, self.key.get()));
