@@ -411,11 +411,13 @@ impl Stream {
         if let Some(chunk) = recv.queue.pop_front() {
             return Poll::Ready(Ok(Some(chunk)));
         }
-        if recv.eof {
+        let send_error = self.0.send.borrow().error;
+        // The kernel tells of a reset once. When it told the send, the receive seems to have ended
+        // in order, and what was received would pass for complete.
+        if recv.eof && send_error != Some(libc::ECONNRESET) {
             return Poll::Ready(Ok(None));
         }
-        let send_error = || self.0.send.borrow().error;
-        if let Some(errno) = recv.error.or_else(send_error) {
+        if let Some(errno) = recv.error.or(send_error) {
             return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
         }
         self.0.arm_recv(&self.0.ring, &mut recv);
