@@ -24,11 +24,13 @@ use io_uring::{cqueue, opcode, squeue};
 
 use super::buffers::GROUP;
 use super::timer::keep_waker;
-use super::{Chunk, Ring, Tag, user_data};
+use super::{Chunk, Ring, Tag, WriteBuf, user_data};
 use crate::sys::socket::{self, RawAddr};
 
 /// Received chunks a stream may hold before it is paused.
 const RECV_QUEUE_MAX: usize = 8;
+/// Chunks up to this many bytes are copied when there is something before them in the queue.
+const JOIN_MAX: usize = 2048;
 /// Chunks one send operation carries.
 const SEND_CHUNKS_MAX: usize = 8;
 
@@ -67,6 +69,8 @@ struct Send {
     /// Bytes the kernel has taken over the stream's life.
     sent: u64,
     active: bool,
+    /// Chunks at the front of the queue that the active operation reads.
+    carried: usize,
     dirty: bool,
     shutdown: bool,
     error: Option<i32>,
@@ -163,11 +167,11 @@ impl Inner {
         }
         match -result {
             0 => recv.eof = true,
+            libc::ENOBUFS if self.closed.get() => {}
             libc::ENOBUFS => {
                 ring.stats.buffers_exhausted.increment();
                 recv.starved = true;
                 ring.starved.borrow_mut().push_back(self.key.get());
-            libc::ENOBUFS if self.closed.get() => {}
             }
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
             errno if errno > 0 => recv.error = Some(errno),
@@ -239,6 +243,7 @@ impl Inner {
             }
         };
         send.active = true;
+        send.carried = send.queue.len().min(SEND_CHUNKS_MAX);
         self.submit(ring, Tag::Send, entry);
     }
 
@@ -256,6 +261,7 @@ impl Inner {
         let mut wake_recv = None;
         let send = &mut *self.send.borrow_mut();
         send.active = false;
+        send.carried = 0;
         match result {
             _ if self.closed.get() => send.queue.clear(),
             sent if sent >= 0 => {
@@ -308,16 +314,16 @@ impl Inner {
         {
             let mut recv = self.recv.borrow_mut();
             recv.queue.clear();
+            if recv.starved {
+                // While no buffer comes back nobody else takes it off the list.
+                self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
+            }
             if recv.armed && !recv.pausing {
                 self.ring.cancel(user_data(Tag::Recv, self.key.get()));
             }
         }
         {
             let mut send = self.send.borrow_mut();
-            if recv.starved {
-                // While no buffer comes back nobody else takes it off the list.
-                self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
-            }
             if send.active {
                 // The queue stays: the kernel may be reading it.
                 self.ring.cancel(user_data(Tag::Send, self.key.get()));
@@ -333,6 +339,27 @@ impl Inner {
 }
 
 impl Send {
+    /// Copies a small chunk behind what waits already, so that a slow reader does not hold a buffer
+    /// for every few bytes; gives back the chunk to be queued, if one is.
+    fn joined(&mut self, chunk: Chunk, ring: &Rc<Ring>) -> Option<Chunk> {
+        if chunk.len() > JOIN_MAX || self.queue.is_empty() {
+            return Some(chunk);
+        }
+        let waits = self.queue.len() > self.carried;
+        if let Some(Chunk::Written(buffer)) = self.queue.back_mut().filter(|_| waits) {
+            if buffer.bytes.capacity() - buffer.bytes.len() >= chunk.len() {
+                buffer.bytes.extend_from_slice(chunk.as_slice());
+                return None;
+            }
+        }
+        if let Chunk::Received(_) = chunk {
+            let mut buffer = WriteBuf::new(ring);
+            buffer.bytes.extend_from_slice(chunk.as_slice());
+            return Some(buffer.into());
+        }
+        Some(chunk)
+    }
+
     fn consume(&mut self, mut sent: usize) {
         self.sent += sent as u64;
         self.queued = self.queued.saturating_sub(sent);
@@ -475,7 +502,8 @@ impl Stream {
             return;
         }
         send.queued += chunk.len();
-        send.queue.push_back(chunk);
+        let chunk = send.joined(chunk, &self.0.ring);
+        send.queue.extend(chunk);
         self.mark_dirty(&mut send);
     }
 
