@@ -26,6 +26,9 @@ pub mod probe;
 pub mod stream;
 pub mod timer;
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
