@@ -346,11 +346,11 @@ impl Send {
             return Some(chunk);
         }
         let waits = self.queue.len() > self.carried;
-        if let Some(Chunk::Written(buffer)) = self.queue.back_mut().filter(|_| waits) {
-            if buffer.bytes.capacity() - buffer.bytes.len() >= chunk.len() {
-                buffer.bytes.extend_from_slice(chunk.as_slice());
-                return None;
-            }
+        if let Some(Chunk::Written(buffer)) = self.queue.back_mut().filter(|_| waits)
+            && buffer.bytes.capacity() - buffer.bytes.len() >= chunk.len()
+        {
+            buffer.bytes.extend_from_slice(chunk.as_slice());
+            return None;
         }
         if let Chunk::Received(_) = chunk {
             let mut buffer = WriteBuf::new(ring);
