@@ -1,5 +1,6 @@
 //! Taking connections off the shard's listening sockets, within its limits.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,8 +11,11 @@ use crate::l7::connection;
 use crate::l7::worker::{Report, Worker};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
+use crate::ring::timer::Millis;
 use crate::ring::{Stream, Timer};
 
+/// How often the operator is told of it.
+const REPORT_EVERY_MS: u64 = 10_000;
 /// How long accepting rests after descriptors ran out, unless a connection closes before.
 const REST_MS: u64 = 100;
 
@@ -20,7 +24,7 @@ const REST_MS: u64 = 100;
 pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, connections_max: usize) {
     let acceptors: Vec<Acceptor> =
         listeners.into_iter().map(|listener| Acceptor::new(&worker.ring, listener)).collect();
-    let rest = Timer::new(&worker.ring);
+    let rest = Rest { timer: Timer::new(&worker.ring), report_at: Cell::new(0) };
     while let Some((listener, accepted)) = next(worker, &acceptors, connections_max).await {
         match accepted {
             Ok(stream) => start(worker, stream, listener),
@@ -33,6 +37,13 @@ pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, connection
             start(worker, stream, listener);
         }
     }
+}
+
+/// A pause in accepting.
+struct Rest {
+    timer: Timer,
+    /// Not to be reported before this.
+    report_at: Cell<Millis>,
 }
 
 fn start(worker: &Rc<Worker>, stream: Stream, listener: usize) {
@@ -84,7 +95,7 @@ fn poll_all(acceptors: &[Acceptor], cx: &mut Context<'_>) -> Poll<(usize, io::Re
 
 /// After an error: out of descriptors means waiting for one, anything else concerns a single
 /// connection that is gone already.
-async fn pause(worker: &Worker, listener: usize, error: &io::Error, rest: &Timer) {
+async fn pause(worker: &Worker, listener: usize, error: &io::Error, rest: &Rest) {
     let exhausted = matches!(
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
@@ -94,13 +105,16 @@ async fn pause(worker: &Worker, listener: usize, error: &io::Error, rest: &Timer
         return;
     }
     worker.metrics.accept_no_descriptors.increment();
-    let listener = worker.service.listeners[listener].name.clone();
-    worker.report(Report::NoDescriptors { listener });
-    rest.set(REST_MS);
+    if worker.now() >= rest.report_at.get() {
+        rest.report_at.set(worker.now() + REPORT_EVERY_MS);
+        let listener = worker.service.listeners[listener].name.clone();
+        worker.report(Report::NoDescriptors { listener });
+    }
+    rest.timer.set(REST_MS);
     poll_fn(|cx| match worker.departed.poll_take(cx) {
         Poll::Ready(()) => Poll::Ready(()),
-        Poll::Pending => rest.poll_fired(cx),
+        Poll::Pending => rest.timer.poll_fired(cx),
     })
     .await;
-    rest.clear();
+    rest.timer.clear();
 }
