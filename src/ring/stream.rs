@@ -1,7 +1,7 @@
 //! A connected TCP socket on the ring.
 //!
 //! Receiving is one multishot operation that stays armed while the connection is idle. A stream
-//! whose reader falls behind is paused after [`RECV_QUEUE_MAX`] chunks and from then on receives a
+//! whose reader falls behind is paused after `RECV_QUEUE_MAX` chunks and from then on receives a
 //! buffer at a time, so that a slow reader holds little of the shared pool.
 //!
 //! Sending is a queue: [`Stream::write`] appends, the ring turns everything queued in a round into
