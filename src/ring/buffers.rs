@@ -69,9 +69,7 @@ impl BufferPool {
             available: Cell::new(0),
             limit,
         };
-        while pool.len() < initial.min(limit) {
-            pool.grow();
-        }
+        while pool.len() < initial.min(limit) && pool.grow() {}
         Rc::new(pool)
     }
 

@@ -1,7 +1,7 @@
 //! A connected TCP socket on the ring.
 //!
 //! Receiving is one multishot operation that stays armed while the connection is idle. A stream
-//! whose reader falls behind is paused after 8 chunks and from then on receives a
+//! whose reader falls behind is paused after `RECV_QUEUE_MAX` chunks and from then on receives a
 //! buffer at a time, so that a slow reader holds little of the shared pool.
 //!
 //! Sending is a queue: [`Stream::write`] appends, the ring turns everything queued in a round into
@@ -24,11 +24,13 @@ use io_uring::{cqueue, opcode, squeue};
 
 use super::buffers::GROUP;
 use super::timer::keep_waker;
-use super::{Chunk, Ring, Tag, user_data};
+use super::{Chunk, Ring, Tag, WriteBuf, user_data};
 use crate::sys::socket::{self, RawAddr};
 
 /// Received chunks a stream may hold before it is paused.
 const RECV_QUEUE_MAX: usize = 8;
+/// Chunks up to this many bytes are copied when there is something before them in the queue.
+const JOIN_MAX: usize = 2048;
 /// Chunks one send operation carries.
 const SEND_CHUNKS_MAX: usize = 8;
 
@@ -67,6 +69,8 @@ struct Send {
     /// Bytes the kernel has taken over the stream's life.
     sent: u64,
     active: bool,
+    /// Chunks at the front of the queue that the active operation reads.
+    carried: usize,
     dirty: bool,
     shutdown: bool,
     error: Option<i32>,
@@ -163,6 +167,7 @@ impl Inner {
         }
         match -result {
             0 => recv.eof = true,
+            libc::ENOBUFS if self.closed.get() => {}
             libc::ENOBUFS => {
                 ring.stats.buffers_exhausted.increment();
                 recv.starved = true;
@@ -220,14 +225,8 @@ impl Inner {
     fn send_next(&self, ring: &Ring, send: &mut Send) {
         let entry = match send.queue.len() {
             0 => {
-                if send.shutdown {
-                    send.shutdown = false;
-                    // Not through the ring: a worker thread of the kernel would look the
-                    // descriptor up later, when its number may be another connection's. What the
-                    // call could say (not connected any more) is seen by the receive as well.
-                    if let Some(fd) = &self.fd {
-                        let _ = socket::shutdown_write(fd.as_fd());
-                    }
+                if mem::take(&mut send.shutdown) {
+                    self.shutdown_write();
                 }
                 return;
             }
@@ -244,13 +243,25 @@ impl Inner {
             }
         };
         send.active = true;
+        send.carried = send.queue.len().min(SEND_CHUNKS_MAX);
         self.submit(ring, Tag::Send, entry);
+    }
+
+    /// Not through the ring: the kernel gives that operation to a worker thread, which looks the
+    /// descriptor up when it runs. By then a close may have freed the number and another socket
+    /// have got it.
+    fn shutdown_write(&self) {
+        if let Some(fd) = &self.fd {
+            // Fails only for a connection that is gone, of which the receive tells.
+            let _ = socket::shutdown_write(fd.as_fd());
+        }
     }
 
     pub(super) fn on_send(&self, ring: &Ring, result: i32) {
         let mut wake_recv = None;
         let send = &mut *self.send.borrow_mut();
         send.active = false;
+        send.carried = 0;
         match result {
             _ if self.closed.get() => send.queue.clear(),
             sent if sent >= 0 => {
@@ -303,6 +314,10 @@ impl Inner {
         {
             let mut recv = self.recv.borrow_mut();
             recv.queue.clear();
+            if recv.starved {
+                // While no buffer comes back nobody else takes it off the list.
+                self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
+            }
             if recv.armed && !recv.pausing {
                 self.ring.cancel(user_data(Tag::Recv, self.key.get()));
             }
@@ -324,6 +339,27 @@ impl Inner {
 }
 
 impl Send {
+    /// Copies a small chunk behind what waits already, so that a slow reader does not hold a buffer
+    /// for every few bytes; gives back the chunk to be queued, if one is.
+    fn joined(&mut self, chunk: Chunk, ring: &Rc<Ring>) -> Option<Chunk> {
+        if chunk.len() > JOIN_MAX || self.queue.is_empty() {
+            return Some(chunk);
+        }
+        let waits = self.queue.len() > self.carried;
+        if let Some(Chunk::Written(buffer)) = self.queue.back_mut().filter(|_| waits)
+            && buffer.bytes.capacity() - buffer.bytes.len() >= chunk.len()
+        {
+            buffer.bytes.extend_from_slice(chunk.as_slice());
+            return None;
+        }
+        if let Chunk::Received(_) = chunk {
+            let mut buffer = WriteBuf::new(ring);
+            buffer.bytes.extend_from_slice(chunk.as_slice());
+            return Some(buffer.into());
+        }
+        Some(chunk)
+    }
+
     fn consume(&mut self, mut sent: usize) {
         self.sent += sent as u64;
         self.queued = self.queued.saturating_sub(sent);
@@ -402,11 +438,13 @@ impl Stream {
         if let Some(chunk) = recv.queue.pop_front() {
             return Poll::Ready(Ok(Some(chunk)));
         }
-        if recv.eof {
+        let send_error = self.0.send.borrow().error;
+        // The kernel tells of a reset once. When it told the send, the receive seems to have ended
+        // in order, and what was received would pass for complete.
+        if recv.eof && send_error != Some(libc::ECONNRESET) {
             return Poll::Ready(Ok(None));
         }
-        let send_error = || self.0.send.borrow().error;
-        if let Some(errno) = recv.error.or_else(send_error) {
+        if let Some(errno) = recv.error.or(send_error) {
             return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
         }
         self.0.arm_recv(&self.0.ring, &mut recv);
@@ -464,7 +502,8 @@ impl Stream {
             return;
         }
         send.queued += chunk.len();
-        send.queue.push_back(chunk);
+        let chunk = send.joined(chunk, &self.0.ring);
+        send.queue.extend(chunk);
         self.mark_dirty(&mut send);
     }
 
@@ -531,6 +570,15 @@ impl Stream {
     #[must_use]
     pub fn ring(&self) -> &Rc<Ring> {
         &self.0.ring
+    }
+}
+
+#[cfg(test)]
+impl Stream {
+    /// Whether the receive waits for a buffer; chunks received and not taken; chunks not sent yet.
+    pub(super) fn state(&self) -> (bool, usize, usize) {
+        let recv = self.0.recv.borrow();
+        (recv.starved, recv.queue.len(), self.0.send.borrow().queue.len())
     }
 }
 

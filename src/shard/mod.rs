@@ -2,10 +2,10 @@
 
 pub mod accept;
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -19,6 +19,7 @@ use crate::l7::metrics::Metrics;
 use crate::l7::pool::{Pool, millis};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::l7::worker::{Reporter, Worker};
+use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
 use crate::shard::accept::ConnectionLimit;
@@ -163,15 +164,14 @@ async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: 
         plan.seed,
     ));
     start_tasks(&worker);
-    let accepting = Rc::new(Cell::new(true));
-    let (over, accepted_worker) = (Rc::clone(&accepting), Rc::clone(&worker));
+    let accepted_all = Rc::new(Event::default());
+    let (over, accepted_worker) = (Rc::clone(&accepted_all), Rc::clone(&worker));
     spawn(&ring, async move {
         accept::run(&accepted_worker, listeners, connections).await;
-        over.set(false);
-        accepted_worker.departed.set();
+        over.set();
     });
     let drain_timeout = obey(&worker, Rc::new(wake), &messages).await;
-    drain(&worker, &accepting, drain_timeout).await;
+    drain(&worker, &accepted_all, drain_timeout).await;
     if let Some(log) = &worker.log {
         log.close(&ring).await;
     }
@@ -222,17 +222,20 @@ async fn obey(worker: &Worker, wake: Rc<WakeFd>, messages: &Receiver<Message>) -
     }
 }
 
-/// Lets requests in flight finish, for `timeout` at most.
-async fn drain(worker: &Worker, accepting: &Cell<bool>, timeout: Duration) {
+/// Lets requests in flight finish, for `timeout` at most. `accepted_all` is set once the accepting
+/// task is over; until then that task is the one that `departed` wakes.
+async fn drain(worker: &Worker, accepted_all: &Event, timeout: Duration) {
     worker.drain();
     worker.pools.iter().for_each(Pool::clear);
     let timer = Timer::new(&worker.ring);
     timer.set(millis(timeout));
+    if timer.guard(pin!(accepted_all.take())).await.is_err() {
+        return;
+    }
     poll_fn(|cx| {
-        if !accepting.get() && worker.connections() == 0 {
+        if worker.connections() == 0 {
             return Poll::Ready(());
         }
-        // Taken more than once because the accepting task waits for the same event first.
         while worker.departed.poll_take(cx).is_ready() {}
         timer.poll_fired(cx)
     })

@@ -1,0 +1,134 @@
+//! What a connection carries, and how it ends.
+
+use std::io::{Read, Write};
+use std::thread;
+
+use super::super::WriteBuf;
+use super::*;
+
+#[test]
+fn a_large_vectored_write_reaches_a_slow_reader_intact() {
+    let _alone = alone();
+    run(64, 64, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        shrink(&stream.as_fd(), libc::SO_SNDBUF, 32 * 1024); // so that sends are partial
+        let mut expected = Vec::new();
+        for i in 0..120u64 {
+            let piece = noise(i, 1 + usize::try_from(i * i * 7).expect("small"));
+            expected.extend_from_slice(&piece);
+            if i % 3 == 0 {
+                let mut buffer = WriteBuf::new(&ring);
+                buffer.bytes.extend_from_slice(&piece);
+                stream.write(buffer);
+            } else {
+                stream.write(bytes::Bytes::from(piece));
+            }
+            if i % 10 == 0 {
+                turn(&ring).await; // some pieces come while a send is under way
+            }
+        }
+        stream.shutdown_write();
+        let reader = thread::spawn(move || {
+            let (mut all, mut piece) = (Vec::new(), [0; 1500]);
+            loop {
+                match peer.read(&mut piece).expect("no reset") {
+                    0 => return all,
+                    n => all.extend_from_slice(&piece[..n]),
+                }
+            }
+        });
+        flushed(&stream).await.expect("the reader reads");
+        assert_eq!(stream.sent(), expected.len() as u64);
+        assert!(reader.join().expect("the reader") == expected, "the bytes differ");
+    });
+}
+
+#[test]
+fn after_the_half_close_the_other_direction_goes_on() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        stream.write(bytes::Bytes::from_static(b"question"));
+        stream.shutdown_write();
+        let peer = thread::spawn(move || {
+            let mut question = String::new();
+            peer.read_to_string(&mut question).expect("an orderly end");
+            peer.write_all(b"answer").expect("still open in this direction");
+            question
+        });
+        assert_eq!(read_to_end(&stream).await.expect("an orderly end"), b"answer");
+        assert_eq!(peer.join().expect("the peer"), "question");
+        assert!(stream.recv().await.expect("an end stays an end").is_none());
+    });
+}
+
+#[test]
+fn half_closing_starts_no_kernel_worker() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        stream.shutdown_write();
+        turn(&ring).await;
+        assert_eq!(peer.read(&mut [0]).expect("an orderly end"), 0);
+        let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
+        let workers = tasks
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .filter(|name| name.starts_with("iou-wrk"))
+            .count();
+        assert_eq!(workers, 0);
+    });
+}
+
+#[test]
+fn a_reset_is_an_error_for_both_directions() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, peer) = connection(&ring, &listener);
+        reset(peer);
+        let error = stream.recv().await.map(drop).expect_err("a reset is no end");
+        assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
+        stream.write(bytes::Bytes::from_static(b"too late"));
+        assert!(flushed(&stream).await.is_err());
+        assert!(!stream.is_quiet());
+    });
+}
+
+/// The kernel tells an error once. When it tells the send, the receive sees an end.
+#[test]
+fn a_reset_that_the_send_is_told_of_is_no_end_for_the_receiver() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        stream.watch();
+        peer.write_all(b"half of an answer").expect("an empty socket");
+        turn(&ring).await;
+        reset(peer);
+        stream.write(bytes::Bytes::from_static(b"more of the question"));
+        let first = stream.recv().await.expect("came before the reset").expect("likewise");
+        assert_eq!(first.as_slice(), b"half of an answer");
+        let second = stream.recv().await.map(|chunk| chunk.is_none());
+        assert!(second.is_err(), "a reset connection seems to have ended in order: {second:?}");
+    });
+}
+
+#[test]
+fn an_answer_is_received_although_sending_failed() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        for _ in 0..200 {
+            let (stream, mut peer) = connection(&ring, &listener);
+            stream.watch();
+            peer.write_all(b"early answer").expect("an empty socket");
+            reset(peer);
+            stream.write(bytes::Bytes::from_static(b"body that nobody wants"));
+            let answer = stream.recv().await.expect("came before the reset").expect("likewise");
+            assert_eq!(answer.as_slice(), b"early answer");
+        }
+    });
+}
