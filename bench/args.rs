@@ -25,8 +25,20 @@ pub(crate) enum Command {
     Serve(Serve),
     /// Send requests and measure how they are answered
     #[command(after_help = RUN_NOTES)]
-    Run(Run),
+    Run(Box<Run>),
+    /// Make load for `run --agents` on another host; for trusted networks only
+    #[command(after_help = AGENT_NOTES)]
+    Agent(Agent),
 }
+
+const AGENT_NOTES: &str = "\
+Whoever can reach it can have it send requests anywhere: there is no authentication. Bind it to an
+address that only the load hosts see. It serves one run at a time and refuses others meanwhile.
+
+Example, on two hosts and a third that drives them:
+  ringgate-bench agent --bind 10.0.0.1:7000
+  ringgate-bench agent --bind 10.0.0.2:7000
+  ringgate-bench run http://10.0.1.1/ --agents 10.0.0.1:7000,10.0.0.2:7000 --connections 512";
 
 const RUN_NOTES: &str = "\
 Closed loop (the default): each connection sends its next request when the last is answered, so a
@@ -118,9 +130,22 @@ pub(crate) struct Run {
     /// Write the whole result as JSON to a file, or to standard output (-) in place of the summary
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<String>,
+    /// Agents that make the load, as host:port; connections and rate are divided among them
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["threads", "cpus"])]
+    pub(crate) agents: Vec<String>,
     /// No line a second on standard error
     #[arg(long)]
     pub(crate) no_live: bool,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Agent {
+    /// Where to listen for runs; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
     #[command(flatten)]
     pub(crate) placement: Placement,
 }

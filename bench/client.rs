@@ -117,10 +117,13 @@ impl Client {
             if !self.queued.is_empty() {
                 return true;
             }
+            let on_its_own = self.load.one_each;
             match self.next(self.load.clock.now()) {
                 Next::Over => return false,
-                _ if !self.load.one_each => return true,
+                // In the closed loop latency counts from sending, not from connecting.
+                Next::Send(_) if !on_its_own && self.load.pace.is_none() => return true,
                 Next::Send(since) => self.queue(since),
+                Next::Wait(_) if !on_its_own => return true,
                 Next::Wait(until) => self.load.sleeper.sleep_until(until).await,
             }
         }

@@ -65,7 +65,10 @@ impl Fleet {
         let _ = limits::raise_locked_memory();
         let files = limits::raise_open_files().map_or(1024, |limit| limit.soft);
         if u64::from(plan.connections) + 64 > files {
-            return Err(format!("{} connections: only {files} open files allowed", plan.connections));
+            return Err(format!(
+                "{} connections: only {files} open files allowed",
+                plan.connections
+            ));
         }
         let mut cpus = placement.cpus();
         // More threads than connections would have nothing to do.
@@ -93,7 +96,8 @@ impl Fleet {
     fn await_ready(&self) -> Result<(), String> {
         let deadline = Instant::now() + READY_TIME;
         for _ in 0..self.sources.count {
-            match self.sources.news.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self.sources.news.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(News::Ready) => {}
                 Ok(News::Failed(why)) => return Err(why),
                 Ok(_) | Err(RecvTimeoutError::Timeout) => return Err("a thread hangs".to_owned()),

@@ -97,7 +97,8 @@ mod tests {
         let seconds = Duration::from_secs;
         let mut recent = Tally::default();
         recent.counts.responses = 3000;
-        let shown = |recent: &Tally, at| line(recent, seconds(at), seconds(2), seconds(2), seconds(12));
+        let shown =
+            |recent: &Tally, at| line(recent, seconds(at), seconds(2), seconds(2), seconds(12));
         assert_eq!(shown(&recent, 1), "  8%    1s warm-up  1500/s");
         (1..=100).for_each(|value| recent.latency.saturating_record(value * 10_000));
         recent.counts.errors.timeout = 2;

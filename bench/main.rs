@@ -1,5 +1,6 @@
 //! `ringgate-bench`: a load generator on Ringgate's reactor, and a minimal server to point it at.
 
+mod agent;
 mod args;
 mod client;
 mod fleet;
@@ -15,6 +16,7 @@ mod serve;
 mod sleeper;
 mod tally;
 mod target;
+mod wire;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Serve(options) => serve::run(&options),
         Command::Run(options) => run::run(&options),
+        Command::Agent(options) => agent::serve(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

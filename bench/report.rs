@@ -29,7 +29,8 @@ impl Outcome {
     pub(crate) fn text(&self) -> String {
         let (plan, counts) = (&self.plan, &self.tally.counts);
         let mut text = String::new();
-        let loop_kind = plan.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} requests/s"));
+        let loop_kind =
+            plan.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} requests/s"));
         let threads: usize = self.machines.iter().map(|(_, machine)| machine.threads).sum();
         let _ = writeln!(
             text,
@@ -177,7 +178,10 @@ mod tests {
         ] {
             assert_eq!(latency(ns), text);
         }
-        assert_eq!((rate(1.5), rate(99.0), rate(123_456.7)), ("1.50".into(), "99.0".into(), "123457".into()));
+        assert_eq!(
+            (rate(1.5), rate(99.0), rate(123_456.7)),
+            ("1.50".into(), "99.0".into(), "123457".into())
+        );
     }
 
     fn outcome() -> Outcome {
@@ -195,7 +199,14 @@ mod tests {
     #[test]
     fn the_summary_tells_what_went_wrong() {
         let text = outcome().text();
-        for part in ["requests/s  500", "2.50 MB/s", "p50 500 µs", "timeout 3", "NOT SENT    4", "2 threads"] {
+        for part in [
+            "requests/s  500",
+            "2.50 MB/s",
+            "p50 500 µs",
+            "timeout 3",
+            "NOT SENT    4",
+            "2 threads",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         let fine = Outcome { tally: Tally::default(), ..outcome() };

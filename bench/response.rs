@@ -4,8 +4,8 @@
 //! connection means what that meant, so it is compared instead of parsed.
 
 use ringgate::protocol::http1::{
-    BodyDecoder, FIELDS_MAX, Framing, HEAD_BYTES_MAX, HeadScanner, Limits, Method, ResponseHead, Scan,
-    Step,
+    BodyDecoder, FIELDS_MAX, Framing, HEAD_BYTES_MAX, HeadScanner, Limits, Method, ResponseHead,
+    Scan, Step,
 };
 
 const LIMITS: Limits = Limits { head_bytes: HEAD_BYTES_MAX, headers: FIELDS_MAX };
@@ -187,7 +187,12 @@ mod tests {
             (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok", &[]),
         ];
         for (input, expected) in table {
-            assert_eq!(all(&[input], Method::Get).as_deref(), Ok(expected), "{}", input.escape_ascii());
+            assert_eq!(
+                all(&[input], Method::Get).as_deref(),
+                Ok(expected),
+                "{}",
+                input.escape_ascii()
+            );
         }
     }
 

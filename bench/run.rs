@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
+use crate::agent::Agents;
 use crate::args::Run;
 use crate::fleet::{Fleet, News, Sources};
 use crate::live::Live;
@@ -21,10 +22,15 @@ const LINE: Duration = Duration::from_secs(1);
 /// Does it; an error also when nothing was answered.
 pub(crate) fn run(options: &Run) -> Result<(), String> {
     let plan = plan(options)?;
-    let fleet = Fleet::prepare(&plan, &options.placement)?;
-    let machines = vec![("local".to_owned(), Machine::this(fleet.threads()))];
+    let (machines, sources) = if options.agents.is_empty() {
+        let fleet = Fleet::prepare(&plan, &options.placement)?;
+        (vec![("local".to_owned(), Machine::this(fleet.threads()))], fleet.start())
+    } else {
+        let mut agents = Agents::prepare(&plan, &options.agents)?;
+        (std::mem::take(&mut agents.machines), agents.start()?)
+    };
     let mut live = Live::new(!options.no_live, &plan);
-    let tally = collect(fleet.start(), &mut live)?;
+    let tally = collect(sources, &mut live)?;
     report(options, Outcome { plan, machines, tally })
 }
 
@@ -45,7 +51,8 @@ fn plan(options: &Run) -> Result<Plan, String> {
         }],
     };
     let header = |text: &String| {
-        let (name, value) = text.split_once(':').ok_or(format!("`{text}`: write \"Name: value\""))?;
+        let (name, value) =
+            text.split_once(':').ok_or(format!("`{text}`: write \"Name: value\""))?;
         Ok((name.to_owned(), value.trim().to_owned()))
     };
     let plan = Plan {

@@ -158,7 +158,8 @@ mod tests {
             let (woken, all) = (Rc::new(RefCell::new(Vec::new())), Rc::new(Event::default()));
             let begin = clock.now();
             for after in [3_000_000, 1_000_000, 2_000_000, 1_000_001] {
-                let (sleeper, woken, all) = (Rc::clone(&sleeper), Rc::clone(&woken), Rc::clone(&all));
+                let (sleeper, woken, all) =
+                    (Rc::clone(&sleeper), Rc::clone(&woken), Rc::clone(&all));
                 spawn(&ring, async move {
                     sleeper.sleep_until(begin + after).await;
                     woken.borrow_mut().push((after, clock.now() - begin));

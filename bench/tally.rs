@@ -195,11 +195,24 @@ mod tests {
             tally.latency.saturating_record(value * scale);
         }
         let errors = Errors {
-            connect: 1, closed: 2, timeout: 3, malformed: 4, status_4xx: 5, status_5xx: 6, overdue: 7,
+            connect: 1,
+            closed: 2,
+            timeout: 3,
+            malformed: 4,
+            status_4xx: 5,
+            status_5xx: 6,
+            overdue: 7,
         };
         tally.counts = Counts {
-            sent: 10, responses: 20, measured: 30, bytes: 40, opened: 50, unsent: 60,
-            behind_max_ns: 70 * scale, behind_sum_ns: 80, errors,
+            sent: 10,
+            responses: 20,
+            measured: 30,
+            bytes: 40,
+            opened: 50,
+            unsent: 60,
+            behind_max_ns: 70 * scale,
+            behind_sum_ns: 80,
+            errors,
         };
         tally.note_second(usize::try_from(scale).unwrap());
         tally

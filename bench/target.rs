@@ -210,12 +210,23 @@ mod tests {
         ];
         for (url, host, port, path) in table {
             let target = Target::parse(url).unwrap();
-            assert_eq!((target.host.as_str(), target.port, target.path.as_str()), (host, port, path));
+            assert_eq!(
+                (target.host.as_str(), target.port, target.path.as_str()),
+                (host, port, path)
+            );
         }
-        for url in
-            ["a:80", "https://a/", "http://", "http://:80", "http://a:0", "http://a:99999", "http://u@a/",
-             "http://a/ b", "http://a/#x", "http://a b/"]
-        {
+        for url in [
+            "a:80",
+            "https://a/",
+            "http://",
+            "http://:80",
+            "http://a:0",
+            "http://a:99999",
+            "http://u@a/",
+            "http://a/ b",
+            "http://a/#x",
+            "http://a b/",
+        ] {
             assert!(Target::parse(url).is_err(), "{url}");
         }
     }
@@ -223,8 +234,11 @@ mod tests {
     #[test]
     fn mixes() {
         let mix = parse_mix("# comment\n\n 9 GET /\n1 POST /up?x 2048\n").unwrap();
-        let entry = |weight, method: &str, path: &str, body| {
-            Entry { weight, method: method.into(), path: path.into(), body }
+        let entry = |weight, method: &str, path: &str, body| Entry {
+            weight,
+            method: method.into(),
+            path: path.into(),
+            body,
         };
         assert_eq!(mix, [entry(9, "GET", "/", 0), entry(1, "POST", "/up?x", 2048)]);
         for (text, says) in [
@@ -262,9 +276,13 @@ mod tests {
     #[test]
     fn headers_that_would_break_the_request_are_refused() {
         assert!(check_header("X-A", "b c\t").is_ok());
-        for (name, value) in
-            [("X A", "b"), ("", "b"), ("X", "a\r\nb"), ("content-Length", "3"), ("Connection", "close")]
-        {
+        for (name, value) in [
+            ("X A", "b"),
+            ("", "b"),
+            ("X", "a\r\nb"),
+            ("content-Length", "3"),
+            ("Connection", "close"),
+        ] {
             assert!(check_header(name, value).is_err(), "{name}: {value}");
         }
     }
