@@ -22,7 +22,7 @@ const PROMPT: Duration = Duration::from_secs(10);
 /// For getting ready, which includes resolving the name of the server.
 const PREPARE: Duration = Duration::from_secs(60);
 /// How often an agent reports.
-const REPORT: Duration = Duration::from_secs(1);
+const REPORT: Duration = Duration::from_millis(500);
 /// What an agent may be late with a report, in either direction, before it counts as lost.
 const SILENCE: Duration = Duration::from_secs(15);
 /// Conversations of an agent at a time; all but one are told that it is busy.

@@ -51,7 +51,8 @@ come in bursts of some 50 µs; that, too, counts as latency. What waited longer 
 sent and counted as overdue; what is left at the end is counted as unsent.
 
 Errors: connect (not opened), closed (before the whole response), timeout, malformed, 4xx, 5xx,
-overdue; over the whole run, warm-up included. Exit code 0 even then, 1 when nothing was answered.
+overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
+an agent failed, 2 for wrong usage.
 
 Examples:
   ringgate-bench serve --bind 127.0.0.1:9000 &

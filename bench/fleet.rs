@@ -22,8 +22,8 @@ use crate::sleeper::{Clock, Sleeper};
 use crate::tally::Tally;
 use crate::target;
 
-/// How often a thread reports.
-const REPORT_MS: u64 = 1000;
+/// How often a thread reports: often enough that a line a second does not miss much.
+const REPORT_MS: u64 = 200;
 /// Reports that may wait to be added up.
 const NEWS_MAX: usize = 1024;
 /// How long threads may take to make their rings.
@@ -211,7 +211,7 @@ impl Worker {
         })
     }
 
-    /// Reports every second until all connections are over, or the run is aborted.
+    /// Reports from time to time until all connections are over, or the run is aborted.
     async fn watch(&self, load: &Load) {
         let timer = Timer::new(&load.ring);
         timer.set(REPORT_MS);

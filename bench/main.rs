@@ -25,17 +25,25 @@ use clap::Parser as _;
 
 use args::{Args, Command};
 
+/// Wrong usage; clap has the same code.
+const EXIT_USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Serve(options) => serve::run(&options),
-        Command::Run(options) => run::run(&options),
         Command::Agent(options) => agent::serve(&options),
+        Command::Run(options) => match run::plan(&options) {
+            Ok(plan) => run::run(&options, plan),
+            Err(why) => return complain(&why, EXIT_USAGE),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "ringgate-bench: {error}");
-            ExitCode::FAILURE
-        }
+        Err(why) => complain(&why, 1),
     }
+}
+
+fn complain(why: &str, code: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "ringgate-bench: {why}");
+    ExitCode::from(code)
 }

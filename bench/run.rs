@@ -20,8 +20,7 @@ use crate::target::{self, Entry, Target};
 const LINE: Duration = Duration::from_secs(1);
 
 /// Does it; an error also when nothing was answered.
-pub(crate) fn run(options: &Run) -> Result<(), String> {
-    let plan = plan(options)?;
+pub(crate) fn run(options: &Run, plan: Plan) -> Result<(), String> {
     let (machines, sources) = if options.agents.is_empty() {
         let fleet = Fleet::prepare(&plan, &options.placement)?;
         (vec![("local".to_owned(), Machine::this(fleet.threads()))], fleet.start())
@@ -34,8 +33,8 @@ pub(crate) fn run(options: &Run) -> Result<(), String> {
     report(options, Outcome { plan, machines, tally })
 }
 
-/// What the options ask for.
-fn plan(options: &Run) -> Result<Plan, String> {
+/// What the options ask for; an error is wrong usage.
+pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let requests = match &options.requests {
         Some(file) => {
