@@ -54,7 +54,7 @@ pub(crate) fn serve(options: &args::Agent) -> Result<(), String> {
             let result = Line::new(stream)
                 .map_err(|error| error.to_string())
                 .and_then(|line| converse(line, &placement, &busy));
-            let said = result.err().unwrap_or("run is over".to_owned());
+            let said = result.err().unwrap_or_else(|| "run is over".to_owned());
             let _ = writeln!(io::stderr(), "{peer}: {said}");
             open.fetch_sub(1, Ordering::Relaxed);
         });
@@ -175,7 +175,7 @@ impl Agents {
 fn connect(address: &str) -> Result<Line, String> {
     let found: Vec<SocketAddr> =
         address.to_socket_addrs().map_err(|error| format!("{error}: write host:port"))?.collect();
-    let first = found.first().ok_or("no address".to_owned())?;
+    let first = found.first().ok_or_else(|| "no address".to_owned())?;
     let stream = TcpStream::connect_timeout(first, PROMPT).map_err(|error| error.to_string())?;
     Line::new(stream).map_err(|error| error.to_string())
 }

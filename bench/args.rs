@@ -101,7 +101,7 @@ pub(crate) struct Run {
     /// Load before that, which is not measured
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::duration)]
     pub(crate) warmup: Duration,
-    /// Longest wait for a connection or a response
+    /// Longest wait for a connection or a response; with --pipeline, from one response to the next
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub(crate) timeout: Duration,
     /// Open loop: requests a second over all connections, at even distances

@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use ringgate::ring::event::Event as Signal;
@@ -31,7 +32,7 @@ const GRACE_NS: u64 = 100_000_000;
 pub(crate) struct Load {
     pub(crate) ring: Rc<Ring>,
     pub(crate) address: SocketAddr,
-    pub(crate) wires: Vec<Wire>,
+    pub(crate) wires: Arc<[Wire]>,
     pub(crate) turns: RefCell<Turns>,
     /// Of the open loop.
     pub(crate) pace: Option<RefCell<Pace>>,

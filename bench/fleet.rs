@@ -20,12 +20,14 @@ use crate::pace::{Pace, Turns};
 use crate::plan::Plan;
 use crate::sleeper::{Clock, Sleeper};
 use crate::tally::Tally;
-use crate::target;
+use crate::target::{self, Wire};
 
 /// How often a thread reports: often enough that a line a second does not miss much.
 const REPORT_MS: u64 = 200;
 /// Reports that may wait to be added up.
 const NEWS_MAX: usize = 1024;
+/// How far the ring's clock may lag when the run begins.
+const CLOCK_LAG: Duration = Duration::from_millis(10);
 /// How long threads may take to make their rings.
 const READY_TIME: Duration = Duration::from_secs(20);
 
@@ -73,17 +75,19 @@ impl Fleet {
         let mut cpus = placement.cpus();
         // More threads than connections would have nothing to do.
         cpus.truncate(usize::try_from(plan.connections).unwrap_or(usize::MAX));
+        let close = plan.new_connections;
+        let wires = target::wires(&plan.requests, &target.authority, &plan.headers, close);
         let (sender, news) = sync_channel(NEWS_MAX);
         let abort = Arc::new(AtomicBool::new(false));
-        let count = cpus.len();
+        let (count, epoch) = (cpus.len(), Instant::now());
         let mut go = Vec::new();
         for (index, cpu) in cpus.into_iter().enumerate() {
             let (start, started) = sync_channel(1);
             go.push(start);
             let (plan, news, abort) = (plan.clone(), sender.clone(), Arc::clone(&abort));
-            let authority = target.authority.clone();
+            let wires = Arc::clone(&wires);
             let worker =
-                Worker { index, count, cpu, plan, authority, address, news, started, abort };
+                Worker { index, count, cpu, plan, wires, address, epoch, news, started, abort };
             thread::Builder::new()
                 .name(format!("load-{index}"))
                 .spawn(move || worker.run())
@@ -128,8 +132,10 @@ struct Worker {
     count: usize,
     cpu: Option<usize>,
     plan: Plan,
-    authority: String,
+    wires: Arc<[Wire]>,
     address: SocketAddr,
+    /// When the ring's clock began.
+    epoch: Instant,
     news: SyncSender<News>,
     started: Receiver<Instant>,
     abort: Arc<AtomicBool>,
@@ -142,11 +148,8 @@ impl Worker {
             let _ = news.send(News::Failed(format!("cannot pin a thread to CPU {cpu}")));
             return;
         }
-        let settings = Settings {
-            buffers: 128,
-            buffers_limit: buffers::BUFFERS_MAX / 4,
-            epoch: Instant::now(),
-        };
+        let settings =
+            Settings { buffers: 128, buffers_limit: buffers::BUFFERS_MAX / 4, epoch: self.epoch };
         let result = executor::run(settings, Arc::default(), move |ring| self.serve(ring));
         let said = match result {
             Ok(Ok(Some(tally))) => News::Ended(Box::new(tally)),
@@ -169,8 +172,10 @@ impl Worker {
         let load = Rc::new(load);
         let sleeping = Rc::clone(&load);
         spawn(&ring, async move { sleeping.sleeper.run(&sleeping.ring).await });
-        // The ring looks at its own clock only when it is entered; timers count from there.
-        load.sleeper.sleep_until(load.clock.now() + 1).await;
+        // The ring looks at its own clock only when it is entered, and timers count from there.
+        while self.epoch.elapsed() > Duration::from_millis(ring.now()) + CLOCK_LAG {
+            load.sleeper.sleep_until(load.clock.now() + 100_000).await;
+        }
         let total = u64::from(self.plan.connections);
         let mine = (self.index as u64..total).step_by(self.count);
         load.active.set(mine.clone().count());
@@ -189,12 +194,10 @@ impl Worker {
         let plan = &self.plan;
         let weights = plan.requests.iter().map(|entry| entry.weight);
         let (index, count) = (self.index as u64, self.count as u64);
-        let wires =
-            target::wires(&plan.requests, &self.authority, &plan.headers, plan.new_connections);
         Ok(Load {
             ring: Rc::clone(ring),
             address: self.address,
-            wires,
+            wires: Arc::clone(&self.wires),
             turns: RefCell::new(Turns::new(weights, index << 32)),
             pace: plan.rate.map(|rate| RefCell::new(Pace::new(rate, index, count))),
             sleeper: Sleeper::new(clock)?,

@@ -30,7 +30,7 @@ impl Outcome {
         let (plan, counts) = (&self.plan, &self.tally.counts);
         let mut text = String::new();
         let loop_kind =
-            plan.rate.map_or("closed loop".to_owned(), |rate| format!("{rate} requests/s"));
+            plan.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate} requests/s"));
         let threads: usize = self.machines.iter().map(|(_, machine)| machine.threads).sum();
         let _ = writeln!(
             text,

@@ -51,7 +51,7 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
     };
     let header = |text: &String| {
         let (name, value) =
-            text.split_once(':').ok_or(format!("`{text}`: write \"Name: value\""))?;
+            text.split_once(':').ok_or_else(|| format!("`{text}`: write \"Name: value\""))?;
         Ok((name.to_owned(), value.trim().to_owned()))
     };
     let plan = Plan {

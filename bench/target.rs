@@ -1,6 +1,7 @@
 //! Where requests go, and their bytes.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ringgate::protocol::http1::Method;
@@ -82,7 +83,8 @@ pub(crate) fn parse_mix(text: &str) -> Result<Vec<Entry>, String> {
         if words.is_empty() || line.trim_start().starts_with('#') {
             continue;
         }
-        let entry = parse_entry(&words).ok_or("write `weight METHOD PATH [body bytes]`".to_owned());
+        let form = || "write `weight METHOD PATH [body bytes]`".to_owned();
+        let entry = parse_entry(&words).ok_or_else(form);
         let checked = entry.and_then(|entry| entry.check().map(|()| entry));
         mix.push(checked.map_err(|why| format!("line {}: {why}", number + 1))?);
     }
@@ -170,7 +172,7 @@ pub(crate) fn wires(
     authority: &str,
     headers: &[(String, String)],
     close: bool,
-) -> Vec<Wire> {
+) -> Arc<[Wire]> {
     let longest = mix.iter().map(|entry| entry.body).filter(|&body| body > JOINED_MAX).max();
     let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let filler = Bytes::from(vec![b'x'; length(longest.unwrap_or(0))]);

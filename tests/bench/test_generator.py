@@ -1,10 +1,12 @@
 """The load generator: it counts right, agrees with wrk, names errors, and cannot overlook a stall."""
 
+import json
 import os
 import pty
 import re
 import signal
 import statistics
+import struct
 import subprocess
 import threading
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import Nginx, eventually, free_port, say
+from harness import Client, Deadline, Nginx, eventually, free_port, say
 from harness.client import run as run_tool
 
 from .generator import background, bench, failures, load, run, url
@@ -348,9 +350,35 @@ def test_an_agent_that_dies_fails_the_run(tmp_path, counting):
         eventually(lambda: run(url(nginx), *SHORT, "--agents", one.text).returncode == 0, 10)
 
 
-def test_an_agent_refuses_nonsense(tmp_path):
-    from harness import Client
+def tell(client, message):
+    data = json.dumps(message).encode()
+    client.send(struct.pack(">I", len(data)) + data)
 
+
+def hear(client):
+    (length,) = struct.unpack(">I", client.stream.exactly(4, Deadline(10), "length"))
+    return json.loads(client.stream.exactly(length, Deadline(10), "message"))
+
+
+def test_a_late_start_is_no_timeout(tmp_path, counting):
+    nginx = counting()
+    plan = load(url(nginx), *SHORT, "--connections", 4, "--timeout", "500ms")["options"]
+    with background(tmp_path / "a", "agent") as agent, Client(agent.address) as client:
+        tell(client, {"message": "prepare", "protocol": 1, "plan": plan})
+        assert hear(client)["message"] == "ready"
+        time.sleep(1.2)  # other agents may take their time; the rings sleep meanwhile
+        tell(client, {"message": "start"})
+        totals, last = Counter(), False
+        while not last:
+            report = hear(client)
+            last = report["last"]
+            client.stream.exactly(report["histogram_bytes"], Deadline(10), "histogram")
+            totals += Counter(report["counts"]["errors"])
+            totals["opened"] += report["counts"]["opened"]
+        assert totals == {"opened": 4}
+
+
+def test_an_agent_refuses_nonsense(tmp_path):
     with background(tmp_path / "a", "agent") as agent:
         for nonsense in (b"\xff" * 64, b"\x00\x00\x00\x02{}", b"GET / HTTP/1.1\r\n\r\n"):
             with Client(agent.address) as client:
@@ -389,8 +417,6 @@ def test_on_a_terminal_there_is_one_line(counting):
 
 
 def test_the_json_goes_to_a_file_too(counting, tmp_path):
-    import json
-
     nginx = counting()
     done = run(url(nginx), *SHORT, "--no-live", "--json", tmp_path / "result.json")
     assert done.returncode == 0 and "requests/s" in done.stdout
@@ -430,9 +456,10 @@ def test_threads_are_pinned_where_they_should_be(counting):
     def placed():
         tasks = list(Path(f"/proc/{child.pid}/task").iterdir())
         load_tasks = [int(t.name) for t in tasks if (t / "comm").read_text().startswith("load-")]
-        return sorted(sorted(os.sched_getaffinity(task)) for task in load_tasks)
+        # A load thread's helpers have its name and CPU.
+        return {tuple(os.sched_getaffinity(task)) for task in load_tasks}
 
     try:
-        eventually(lambda: placed() == [[cpu] for cpu in cpus], 5, "a thread on each CPU")
+        eventually(lambda: placed() == {(cpu,) for cpu in cpus}, 5, "a thread on each CPU")
     finally:
         assert child.wait(20) == 0
