@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import statistics
 import struct
 import subprocess
@@ -360,22 +361,64 @@ def hear(client):
     return json.loads(client.stream.exactly(length, Deadline(10), "message"))
 
 
-def test_a_late_start_is_no_timeout(tmp_path, counting):
-    nginx = counting()
-    plan = load(url(nginx), *SHORT, "--connections", 4, "--timeout", "500ms")["options"]
-    with background(tmp_path / "a", "agent") as agent, Client(agent.address) as client:
-        tell(client, {"message": "prepare", "protocol": 1, "plan": plan})
-        assert hear(client)["message"] == "ready"
-        time.sleep(1.2)  # other agents may take their time; the rings sleep meanwhile
-        tell(client, {"message": "start"})
-        totals, last = Counter(), False
-        while not last:
-            report = hear(client)
-            last = report["last"]
-            client.stream.exactly(report["histogram_bytes"], Deadline(10), "histogram")
-            totals += Counter(report["counts"]["errors"])
-            totals["opened"] += report["counts"]["opened"]
-        assert totals == {"opened": 4}
+class FullQueue:
+    """A listener that drops connects until `open()`; the kernel tries them again after a second."""
+
+    def __enter__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.address = self.listener.getsockname()
+        self.waiting = [socket.socket() for _ in range(4)]
+        for one in self.waiting:
+            one.setblocking(False)
+            one.connect_ex(self.address)
+        return self
+
+    def open(self):
+        for one in self.waiting:
+            one.close()
+        self.listener.listen(64)
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+            except OSError:
+                return
+
+    @staticmethod
+    def answer(connection):
+        with connection:
+            try:
+                while connection.recv(65536):
+                    connection.sendall(say())
+            except OSError:
+                pass
+
+    def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def test_a_late_start_is_no_timeout(tmp_path, serve):
+    plan = load(url(serve()), *SHORT, "--connections", 1)["options"]
+    with FullQueue() as slow, background(tmp_path / "a", "agent") as agent:
+        plan |= {"url": url(slow), "timeout_ms": 2500, "duration_ms": 2500}
+        with Client(agent.address) as client:
+            tell(client, {"message": "prepare", "protocol": 1, "plan": plan})
+            assert hear(client)["message"] == "ready"
+            time.sleep(3)  # other agents may take their time; the rings sleep meanwhile
+            tell(client, {"message": "start"})
+            threading.Timer(0.3, slow.open).start()
+            totals, last = Counter(), False
+            while not last:
+                report = hear(client)
+                last = report["last"]
+                client.stream.exactly(report["histogram_bytes"], Deadline(10), "histogram")
+                totals += Counter(report["counts"]["errors"])
+                totals["opened"] += report["counts"]["opened"]
+    assert totals == {"opened": 1}
 
 
 def test_an_agent_refuses_nonsense(tmp_path):
