@@ -89,7 +89,7 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// Where to send requests: http://host[:port][/path]
+    /// Where to send requests, as in http://127.0.0.1:8080/path
     #[arg(value_name = "URL")]
     pub(crate) url: String,
     /// Connections, over all threads
@@ -125,7 +125,7 @@ pub(crate) struct Run {
     /// A header field to add, as in "Name: value"; may be repeated
     #[arg(long = "header", short = 'H', value_name = "FIELD")]
     pub(crate) headers: Vec<String>,
-    /// A file with a mix of requests: lines of `weight METHOD PATH [body bytes]`
+    /// A file with a mix of requests in place of the path: lines of `weight METHOD PATH [body bytes]`
     #[arg(long, value_name = "FILE")]
     pub(crate) requests: Option<PathBuf>,
     /// Write the whole result as JSON to a file, or to standard output (-) in place of the summary

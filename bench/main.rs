@@ -1,4 +1,18 @@
 //! `ringgate-bench`: a load generator on Ringgate's reactor, and a minimal server to point it at.
+//!
+//! - `serve` answers every request with one prebuilt response ([`serve`], [`request_heads`]).
+//! - `run` makes load. [`plan`] is what it does, [`target`] the bytes it sends. Each thread of a
+//!   [`fleet`] has a ring; each connection is a task ([`client`]) that reads responses with the
+//!   product's codec ([`response`]) and counts into its thread's [`tally`]. Threads report their
+//!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
+//!   makes the [`report`].
+//! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
+//!
+//! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
+//! A free connection takes the next due time, be it past or to come, sleeps until then ([`sleeper`])
+//! and sends. So the order and the number of requests do not depend on the server, and latency
+//! counts from the due time however late the request was sent: because all connections were busy,
+//! because the timer woke several requests in one burst, or because this process had no CPU.
 
 mod agent;
 mod args;
