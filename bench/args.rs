@@ -12,7 +12,7 @@ pub(crate) const BODY_MAX: u64 = 256 * 1024 * 1024;
 
 /// Load for HTTP/1.1 servers, measured with HDR histograms; and a server that is cheaper than they.
 #[derive(Debug, Parser)]
-#[command(name = "ringgate-bench", version, about)]
+#[command(name = "ringgate-bench", version)]
 #[command(propagate_version = false, disable_help_subcommand = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
