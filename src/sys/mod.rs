@@ -9,6 +9,7 @@ pub mod limits;
 pub mod notify;
 pub mod signal;
 pub mod socket;
+pub mod timer;
 
 use std::io;
 

@@ -1,0 +1,196 @@
+//! The commands and what they take.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use ringgate::control::config::units;
+
+/// Bytes of the largest body, in either direction: it is held in memory.
+pub(crate) const BODY_MAX: u64 = 256 * 1024 * 1024;
+
+/// Load for HTTP/1.1 servers, measured with HDR histograms; and a server that is cheaper than they.
+#[derive(Debug, Parser)]
+#[command(name = "ringgate-bench", version)]
+#[command(propagate_version = false, disable_help_subcommand = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer every request with the same response, as cheaply as possible
+    Serve(Serve),
+    /// Send requests and measure how they are answered
+    #[command(after_help = RUN_NOTES)]
+    Run(Box<Run>),
+    /// Make load for `run --agents` on another host; for trusted networks only
+    #[command(after_help = AGENT_NOTES)]
+    Agent(Agent),
+}
+
+const AGENT_NOTES: &str = "\
+Whoever can reach it can have it send requests anywhere: there is no authentication. Bind it to an
+address that only the load hosts see. It serves one run at a time and refuses others meanwhile.
+
+Example, on two hosts and a third that drives them:
+  ringgate-bench agent --bind 10.0.0.1:7000
+  ringgate-bench agent --bind 10.0.0.2:7000
+  ringgate-bench run http://10.0.1.1/ --agents 10.0.0.1:7000,10.0.0.2:7000 --connections 512";
+
+const RUN_NOTES: &str = "\
+Closed loop (the default): each connection sends its next request when the last is answered, so a
+slow server is asked less. Latency counts from sending.
+
+Open loop (--rate): requests are due at even distances, whatever the server does. A free connection
+sends the next that is due; when none is free, requests wait. Latency counts from when a request was
+due, so a stall shows in every request that it held up (no coordinated omission). Sending itself may
+come in bursts of some 50 µs; that, too, counts as latency. What waited longer than --timeout is not
+sent and counted as overdue; what is left at the end is counted as unsent.
+
+Errors: connect (not opened), closed (before the whole response), timeout, malformed, 4xx, 5xx,
+overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
+an agent failed, 2 for wrong usage.
+
+Examples:
+  ringgate-bench serve --bind 127.0.0.1:9000 &
+  ringgate-bench run http://127.0.0.1:9000/ --connections 64 --duration 10s
+  ringgate-bench run http://127.0.0.1:9000/ --rate 20000 --json result.json";
+
+/// Which threads there are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Placement {
+    /// Threads, each with a ring of its own [default: one for each CPU it may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// CPUs to pin the threads to, in turn, as in 0-3,6 [default: not pinned]
+    #[arg(long, value_name = "LIST", value_parser = cpu_list)]
+    pub(crate) cpus: Option<CpuList>,
+}
+
+/// CPU numbers; a type of its own because clap takes a bare vector for several values.
+#[derive(Debug, Clone)]
+pub(crate) struct CpuList(pub(crate) Vec<usize>);
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    /// Where to listen; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
+    /// Size of the response body in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    #[arg(value_parser = clap::value_parser!(u64).range(0..=BODY_MAX))]
+    pub(crate) body: u64,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Run {
+    /// Where to send requests, as in http://127.0.0.1:8080/path
+    #[arg(value_name = "URL")]
+    pub(crate) url: String,
+    /// Connections, over all threads
+    #[arg(long, short, value_name = "N", default_value_t = 64)]
+    pub(crate) connections: u32,
+    /// How long to measure
+    #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub(crate) duration: Duration,
+    /// Load before that, which is not measured
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::duration)]
+    pub(crate) warmup: Duration,
+    /// Longest wait for a connection or a response; with --pipeline, from one response to the next
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub(crate) timeout: Duration,
+    /// Open loop: requests a second over all connections, at even distances
+    #[arg(long, value_name = "N")]
+    pub(crate) rate: Option<u64>,
+    /// Requests on their way on one connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) pipeline: u16,
+    /// Open a connection for each request
+    #[arg(long)]
+    pub(crate) new_connections: bool,
+    /// Closed loop: time between a response and the next request
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = units::duration)]
+    pub(crate) think: Duration,
+    /// Method of the requests
+    #[arg(long, value_name = "METHOD", default_value = "GET", conflicts_with = "requests")]
+    pub(crate) method: String,
+    /// Size of the request body in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 0, conflicts_with = "requests")]
+    pub(crate) body: u64,
+    /// A header field to add, as in "Name: value"; may be repeated
+    #[arg(long = "header", short = 'H', value_name = "FIELD")]
+    pub(crate) headers: Vec<String>,
+    /// A file with a mix of requests in place of the path: lines of `weight METHOD PATH [body bytes]`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) requests: Option<PathBuf>,
+    /// Write the whole result as JSON to a file, or to standard output (-) in place of the summary
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<String>,
+    /// Agents that make the load, as host:port; connections and rate are divided among them
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(conflicts_with_all = ["threads", "cpus"])]
+    pub(crate) agents: Vec<String>,
+    /// No line a second on standard error
+    #[arg(long)]
+    pub(crate) no_live: bool,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Agent {
+    /// Where to listen for runs; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+impl Placement {
+    /// The CPU of each thread, `None` where the scheduler may choose.
+    pub(crate) fn cpus(&self) -> Vec<Option<usize>> {
+        let listed = self.cpus.as_ref().map(|list| list.0.as_slice()).unwrap_or_default();
+        let count = match self.threads {
+            Some(threads) => usize::from(threads),
+            None if listed.is_empty() => ringgate::sys::cpu::allowed().len().max(1),
+            None => listed.len(),
+        };
+        (0..count).map(|thread| listed.get(thread % listed.len().max(1)).copied()).collect()
+    }
+}
+
+fn cpu_list(text: &str) -> Result<CpuList, String> {
+    let cpus = units::cpus(text)?;
+    let allowed = ringgate::sys::cpu::allowed();
+    match cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        Some(cpu) => Err(format!("CPU {cpu} is not among those this process may use")),
+        None => Ok(CpuList(cpus)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn threads_take_the_cpus_in_turn() {
+        let cpus = Some(CpuList(vec![2, 5]));
+        let placed = |threads, cpus| Placement { threads, cpus }.cpus();
+        assert_eq!(placed(None, cpus.clone()), [Some(2), Some(5)]);
+        assert_eq!(placed(Some(3), cpus), [Some(2), Some(5), Some(2)]);
+        assert_eq!(placed(Some(2), None), [None, None]);
+        assert!(!placed(None, None).is_empty());
+    }
+}

@@ -1,0 +1,226 @@
+//! The result, for people and for programs.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::machine::Machine;
+use crate::plan::Plan;
+use crate::tally::Tally;
+
+/// The percentiles of the JSON form.
+const PERCENTILES: [f64; 12] =
+    [1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99, 100.0];
+
+/// A run that is over.
+pub(crate) struct Outcome {
+    pub(crate) plan: Plan,
+    /// The hosts: this one, or each agent with its name.
+    pub(crate) machines: Vec<(String, Machine)>,
+    pub(crate) tally: Tally,
+}
+
+impl Outcome {
+    fn seconds(&self) -> f64 {
+        self.plan.duration_ms as f64 / 1000.0
+    }
+
+    /// The summary.
+    pub(crate) fn text(&self) -> String {
+        let (plan, counts) = (&self.plan, &self.tally.counts);
+        let mut text = String::new();
+        let loop_kind =
+            plan.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate} requests/s"));
+        let threads: usize = self.machines.iter().map(|(_, machine)| machine.threads).sum();
+        let _ = writeln!(
+            text,
+            "{}  {loop_kind}, {} connections, {threads} threads, {} s after {} s of warm-up",
+            plan.url,
+            plan.connections,
+            self.seconds(),
+            plan.warmup_ms as f64 / 1000.0
+        );
+        let per_second = counts.measured as f64 / self.seconds();
+        let bytes = counts.bytes as f64 / self.seconds();
+        let _ = writeln!(text, "  requests/s  {}", rate(per_second));
+        let _ = writeln!(text, "  received    {} MB/s", rate(bytes / 1e6));
+        let histogram = &self.tally.latency;
+        let _ = write!(text, "  latency     ");
+        for quantile in [50.0, 90.0, 99.0, 99.9] {
+            let value = histogram.value_at_quantile(quantile / 100.0);
+            let _ = write!(text, "p{quantile} {}  ", latency(value));
+        }
+        let mean = histogram.mean();
+        let _ = writeln!(text, "max {}  mean {}", latency(histogram.max()), latency_of(mean));
+        let _ = writeln!(
+            text,
+            "  requests    {} sent, {} answered ({} measured) on {} connections",
+            counts.sent, counts.responses, counts.measured, counts.opened
+        );
+        if plan.rate.is_some() {
+            let mean = counts.behind_sum_ns.checked_div(counts.sent).unwrap_or(0);
+            let _ = write!(
+                text,
+                "  pace        {} behind on average, {} at most",
+                latency(mean),
+                latency(counts.behind_max_ns)
+            );
+            let unsent = counts.unsent + counts.errors.overdue;
+            let _ = match unsent {
+                0 => writeln!(text),
+                _ => writeln!(
+                    text,
+                    "\n  NOT SENT    {unsent} requests that were due: the rate was not kept, and the \
+                     latencies leave them out"
+                ),
+            };
+        }
+        let errors = counts.errors.list();
+        let seen = errors.iter().filter(|(_, count)| *count > 0);
+        let seen: Vec<String> = seen.map(|(name, count)| format!("{name} {count}")).collect();
+        let none = "none".to_owned();
+        let seen = if seen.is_empty() { none } else { seen.join(", ") };
+        let _ = writeln!(text, "  errors      {seen}");
+        text
+    }
+
+    /// Everything.
+    pub(crate) fn json(&self) -> Value {
+        let (counts, histogram) = (&self.tally.counts, &self.tally.latency);
+        let machines = self.machines.iter().map(|(host, machine)| {
+            json!({ "host": host, "kernel": machine.kernel, "cpu": machine.cpu,
+                    "cpus": machine.cpus, "threads": machine.threads })
+        });
+        let percentiles = PERCENTILES.iter().map(|&percentile| {
+            json!([percentile, micros(histogram.value_at_quantile(percentile / 100.0))])
+        });
+        let at = |quantile| micros(histogram.value_at_quantile(quantile));
+        json!({
+            "tool": "ringgate-bench",
+            "version": env!("CARGO_PKG_VERSION"),
+            "options": self.plan,
+            "machines": machines.collect::<Vec<_>>(),
+            "seconds": self.seconds(),
+            "requests_per_second": counts.measured as f64 / self.seconds(),
+            "bytes_per_second": counts.bytes as f64 / self.seconds(),
+            "requests": {
+                "sent": counts.sent,
+                "responses": counts.responses,
+                "measured": counts.measured,
+                "unsent": counts.unsent,
+            },
+            "bytes": counts.bytes,
+            "connections_opened": counts.opened,
+            "per_second": self.tally.seconds,
+            "latency_us": {
+                "count": histogram.len(),
+                "min": micros(histogram.min()),
+                "mean": histogram.mean() / 1e3,
+                "deviation": histogram.stdev() / 1e3,
+                "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p99_9": at(0.999),
+                "max": micros(histogram.max()),
+                "percentiles": percentiles.collect::<Vec<_>>(),
+            },
+            "behind_us": {
+                "max": micros(counts.behind_max_ns),
+                "mean": micros(counts.behind_sum_ns.checked_div(counts.sent).unwrap_or(0)),
+            },
+            "errors": counts.errors,
+        })
+    }
+}
+
+fn micros(ns: u64) -> f64 {
+    ns as f64 / 1e3
+}
+
+/// Nanoseconds, in three digits and a unit.
+pub(crate) fn latency(ns: u64) -> String {
+    latency_of(ns as f64)
+}
+
+fn latency_of(ns: f64) -> String {
+    match ns {
+        short if short < 999_500.0 => format!("{} µs", digits(short / 1e3)),
+        middle if middle < 999_500_000.0 => format!("{} ms", digits(middle / 1e6)),
+        long => format!("{} s", digits(long / 1e9)),
+    }
+}
+
+fn digits(value: f64) -> String {
+    match value {
+        small if small < 9.995 => format!("{small:.2}"),
+        middle if middle < 99.95 => format!("{middle:.1}"),
+        large => format!("{large:.0}"),
+    }
+}
+
+/// A number of things a second.
+pub(crate) fn rate(value: f64) -> String {
+    if value < 100.0 { digits(value) } else { format!("{value:.0}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::tests::plan;
+
+    #[test]
+    fn figures_have_three_digits_and_a_unit() {
+        for (ns, text) in [
+            (0, "0.00 µs"),
+            (9_994, "9.99 µs"),
+            (9_996, "10.0 µs"),
+            (123_456, "123 µs"),
+            (999_600, "1.00 ms"),
+            (99_960_000, "100 ms"),
+            (2_500_000_000, "2.50 s"),
+        ] {
+            assert_eq!(latency(ns), text);
+        }
+        assert_eq!(
+            (rate(1.5), rate(99.0), rate(123_456.7)),
+            ("1.50".into(), "99.0".into(), "123457".into())
+        );
+    }
+
+    fn outcome() -> Outcome {
+        let mut tally = Tally::default();
+        (1..=1000).for_each(|value| tally.latency.saturating_record(value * 1000));
+        tally.counts.measured = 1000;
+        tally.counts.sent = 1100;
+        tally.counts.bytes = 5_000_000;
+        tally.counts.errors.timeout = 3;
+        tally.counts.unsent = 4;
+        let plan = Plan { rate: Some(500), duration_ms: 2000, ..plan() };
+        Outcome { plan, machines: vec![("here".to_owned(), Machine::this(2))], tally }
+    }
+
+    #[test]
+    fn the_summary_tells_what_went_wrong() {
+        let text = outcome().text();
+        for part in [
+            "requests/s  500",
+            "2.50 MB/s",
+            "p50 500 µs",
+            "timeout 3",
+            "NOT SENT    4",
+            "2 threads",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let fine = Outcome { tally: Tally::default(), ..outcome() };
+        assert!(fine.text().contains("errors      none") && !fine.text().contains("NOT SENT"));
+    }
+
+    #[test]
+    fn the_json_has_everything() {
+        let json = outcome().json();
+        assert_eq!(json["requests_per_second"], 500.0);
+        assert_eq!(json["options"]["connections"], 7);
+        assert_eq!(json["errors"]["timeout"], 3);
+        assert!((json["latency_us"]["p99"].as_f64().unwrap() - 990.0).abs() < 1.0);
+        assert_eq!(json["latency_us"]["percentiles"].as_array().unwrap().len(), PERCENTILES.len());
+        assert_eq!(json["machines"][0]["threads"], 2);
+    }
+}

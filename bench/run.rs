@@ -1,0 +1,122 @@
+//! `ringgate-bench run`: makes load, adds up, reports.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
+
+use crate::agent::Agents;
+use crate::args::Run;
+use crate::fleet::{Fleet, News, Sources};
+use crate::live::Live;
+use crate::machine::Machine;
+use crate::plan::Plan;
+use crate::report::Outcome;
+use crate::tally::Tally;
+use crate::target::{self, Entry, Target};
+
+/// Time between two live lines.
+const LINE: Duration = Duration::from_secs(1);
+
+/// Does it; an error also when nothing was answered.
+pub(crate) fn run(options: &Run, plan: Plan) -> Result<(), String> {
+    let (machines, sources) = if options.agents.is_empty() {
+        let fleet = Fleet::prepare(&plan, &options.placement)?;
+        (vec![("local".to_owned(), Machine::this(fleet.threads()))], fleet.start())
+    } else {
+        let mut agents = Agents::prepare(&plan, &options.agents)?;
+        (std::mem::take(&mut agents.machines), agents.start()?)
+    };
+    let mut live = Live::new(!options.no_live, &plan);
+    let tally = collect(sources, &mut live)?;
+    report(options, Outcome { plan, machines, tally })
+}
+
+/// What the options ask for; an error is wrong usage.
+pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let requests = match &options.requests {
+        Some(file) => {
+            let named = |why: String| format!("{}: {why}", file.display());
+            let text = fs::read_to_string(file).map_err(|error| named(error.to_string()))?;
+            target::parse_mix(&text).map_err(named)?
+        }
+        None => vec![Entry {
+            weight: 1,
+            method: options.method.clone(),
+            path: Target::parse(&options.url)?.path,
+            body: options.body,
+        }],
+    };
+    let header = |text: &String| {
+        let (name, value) =
+            text.split_once(':').ok_or_else(|| format!("`{text}`: write \"Name: value\""))?;
+        Ok((name.to_owned(), value.trim().to_owned()))
+    };
+    let plan = Plan {
+        url: options.url.clone(),
+        connections: options.connections,
+        duration_ms: millis(options.duration),
+        warmup_ms: millis(options.warmup),
+        timeout_ms: millis(options.timeout),
+        pipeline: options.pipeline,
+        new_connections: options.new_connections,
+        think_ms: millis(options.think),
+        rate: options.rate,
+        headers: options.headers.iter().map(header).collect::<Result<_, String>>()?,
+        requests,
+    };
+    plan.check().map(|_| plan)
+}
+
+/// Adds up what the sources tell until all are over.
+fn collect(sources: Sources, live: &mut Live) -> Result<Tally, String> {
+    let began = Instant::now();
+    let (mut total, mut left, mut next_line) = (Tally::default(), sources.count, LINE);
+    while left > 0 {
+        match sources.news.recv_timeout(next_line.saturating_sub(began.elapsed())) {
+            Ok(News::Ready) => {}
+            Ok(News::Report(part)) => {
+                live.note(&part);
+                total.add(&part);
+            }
+            Ok(News::Ended(part)) => {
+                live.note(&part);
+                total.add(&part);
+                left -= 1;
+            }
+            Ok(News::Failed(why)) => {
+                sources.abort.store(true, Ordering::Relaxed);
+                live.end();
+                return Err(why);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                live.show(began.elapsed());
+                next_line += LINE;
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err("a thread died".to_owned()),
+        }
+    }
+    live.end();
+    Ok(total)
+}
+
+fn report(options: &Run, outcome: Outcome) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot write the result: {error}");
+    let json = format!("{:#}\n", outcome.json());
+    let mut text = outcome.text();
+    match options.json.as_deref() {
+        Some("-") => text = json,
+        Some(file) => fs::write(file, json).map_err(failed)?,
+        None => {}
+    }
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
+        _ => {}
+    }
+    if outcome.tally.counts.responses == 0 {
+        return Err("no response at all".to_owned());
+    }
+    Ok(())
+}
