@@ -24,6 +24,7 @@ pub mod executor;
 pub mod op;
 pub mod probe;
 pub mod stream;
+mod tasks;
 pub mod timer;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ use slab::Slab;
 
 use crate::counter::Counter;
 use buffers::{BufferPool, WriteBuffers};
+use tasks::Tasks;
 use timer::{Millis, Wheel};
 
 pub use chunk::{Chunk, WriteBuf};
@@ -103,8 +105,7 @@ pub struct Ring {
     in_flight: Cell<usize>,
     epoch: Instant,
     now: Cell<Millis>,
-    /// How often tasks have been polled; the loop sleeps only when that stands still.
-    polls: Cell<u64>,
+    tasks: Tasks,
     stats: Arc<Stats>,
     /// The loop is over: nothing is submitted any more.
     ended: Cell<bool>,
@@ -160,7 +161,7 @@ impl Ring {
             in_flight: Cell::new(0),
             now: Cell::new(millis_since(settings.epoch)),
             epoch: settings.epoch,
-            polls: Cell::new(0),
+            tasks: Tasks::default(),
             stats,
             ended: Cell::new(false),
         }))
