@@ -164,7 +164,7 @@ impl Pool {
     }
 
     /// Counts a request for the retry budget. The shared count is touched once in
-    /// [`BUDGET_BATCH`] requests, or when the budget is asked.
+    /// 32 requests, or when the budget is asked.
     pub fn count_request(&self, now: Millis) {
         self.uncounted.set(self.uncounted.get() + 1);
         if self.uncounted.get() >= BUDGET_BATCH {
