@@ -1,9 +1,9 @@
 //! The ring's place in a glommio executor: the ring's loop is its main task.
 //!
-//! The loop polls the tasks that are ready, then submits and sleeps in our ring. The tasks of
-//! connections are the ring's own and not glommio's, whose wakers count references
-//! with locked instructions, several times a request. Nothing on these threads may wait on glommio's
-//! timers or I/O, which would be late while our ring sleeps.
+//! The loop polls the tasks that are ready, then submits and sleeps in our ring. The tasks are the
+//! ring's own and not glommio's, whose wakers count references with locked instructions several
+//! times a request. Nothing on these threads may wait on glommio's timers or I/O, which would be
+//! late while our ring sleeps.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};

@@ -26,7 +26,7 @@ const REPORT_MS: u64 = 10_000;
 /// How many client connections there may be; counted over all shards, since the kernel does not
 /// spread connections evenly. Close to it, shards accept one connection at a time, so that the count
 /// is exceeded by one for each other shard and listener at most, or by what comes in beyond
-/// [`NEAR`] before a shard looks.
+/// 256 before a shard looks.
 #[derive(Debug, Clone)]
 pub struct ConnectionLimit {
     /// Open now.
