@@ -19,6 +19,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent
 PEERS = BENCH / "peers"
 RINGGATE = BENCH.parent / "target/release/ringgate"
+ORIGIN = BENCH.parent / "target/release/ringgate-bench"
 NAMES = ("ringgate", "nginx", "haproxy")
 HOST = "shop.example"
 BODY = "0123456789abcdef" * 8
@@ -171,16 +172,40 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def start(who, cpu, backend_port=0, max_connections=4096):
-    """Starts a contender, or the backend when `who` is "backend", alone on `cpu`; returns it once it answers."""
+class Backend:
+    """What stands behind the contenders: nginx, which echoes what it was sent, for the check of features, and
+    `ringgate-bench serve` for the load. nginx and wrk on one CPU are slower than the fastest contender, and a
+    contender that has to wait pays for going to sleep."""
+
+    def __init__(self, cpu):
+        self.echo = start("backend", cpu)
+        self.port, self.origin_port = self.echo.port, free_port()
+        command = [ORIGIN, "serve", "--bind", f"127.0.0.1:{self.origin_port}", "--body", str(len(BODY))]
+        try:
+            with open(self.echo.directory / "origin.log", "wb") as output:
+                process = spawn(cpu, command, stdout=output, stderr=subprocess.STDOUT)
+            directory = Path(tempfile.mkdtemp(prefix="ringgate-bench-origin-"))
+            self.origin = Server("origin", self.origin_port, directory, process)
+            self.origin.wait_ready()
+        except BaseException:
+            self.echo.stop()
+            raise
+
+    def stop(self):
+        self.origin.stop()
+        self.echo.stop()
+
+
+def start(who, cpu, backend=None, max_connections=4096):
+    """Starts a contender, or the echo when `who` is "backend", alone on `cpu`; returns it once it answers."""
     label, kind, binary = ("backend", "backend", shutil.which("nginx")) if who == "backend" else (
         who.label, who.kind, who.binary)
     directory = Path(tempfile.mkdtemp(prefix=f"ringgate-bench-{kind}-"))
     port = free_port()
     template = next(PEERS.glob(f"{kind}.*"))
     text = template.read_text()
-    for key, value in (("DIR", directory), ("PORT", port), ("BACKEND_PORT", backend_port),
-                       ("MAXCONN", max_connections), ("BODY", BODY)):
+    for key, value in (("DIR", directory), ("PORT", port), ("BACKEND_PORT", backend.port if backend else 0),
+                       ("ORIGIN_PORT", backend.origin_port if backend else 0), ("MAXCONN", max_connections), ("BODY", BODY)):
         text = text.replace(f"@{key}@", str(value))
     config = directory / template.name
     config.write_text(text)
@@ -202,7 +227,7 @@ def start(who, cpu, backend_port=0, max_connections=4096):
 def check_features(server):
     """Fails unless the contender does the work all of them are measured at: body, headers, upstream keep-alive."""
     status, body = get(server.port)
-    if (status, body) != (200, BODY):
+    if (status, len(body)) != (200, len(BODY)):
         raise BenchError(f"{server.label}: unexpected response {status} {body!r}")
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
     try:

@@ -1,6 +1,6 @@
 """Layer-7 proxy benchmark: ringgate next to nginx and HAProxy, or one ringgate binary next to another.
 
-The contender runs alone on one CPU; wrk and the origin server (nginx answering 128 bytes) share another. Every
+The contender runs alone on one CPU; wrk and the origin server (`ringgate-bench serve`, 128 bytes) share another. Every
 contender is configured to do the same work (bench/peers/), which is checked before anything is measured. All
 contenders are started afresh each round and take turns within it, so that drift of the machine hits them alike and
 ratios are taken within a round.
@@ -42,7 +42,7 @@ FIGURES = ("requests_per_second", "cpu_us_per_request", "p50_us", "p99_us", "swi
 def run_rounds(contenders, settings):
     """All slices: in each round every contender is started afresh and measured in rotated order."""
     slices = []
-    backend = c.start("backend", settings.load_cpu)
+    backend = c.Backend(settings.load_cpu)
     try:
         for number in range(settings.rounds):
             shift = number % len(contenders)
@@ -57,7 +57,7 @@ def run_round(contenders, number, backend, settings):
     slices, servers = [], []
     try:
         for who in contenders:
-            servers.append(c.start(who, settings.contender_cpu, backend.port))
+            servers.append(c.start(who, settings.contender_cpu, backend))
             c.check_features(servers[-1])
         for connections in settings.connections:
             for server in servers:

@@ -74,7 +74,7 @@ def still_open(clients):
 def measure(who, backend, settings):
     """Growth per idle connection of one freshly started contender."""
     # nginx closes idle connections once fewer than a sixteenth of worker_connections are free.
-    server = c.start(who, settings.contender_cpu, backend.port, settings.idle + settings.idle // 8 + SPARE_FILES)
+    server = c.start(who, settings.contender_cpu, backend, settings.idle + settings.idle // 8 + SPARE_FILES)
     clients = []
     try:
         c.check_features(server)
@@ -138,7 +138,7 @@ def main():
     contenders = c.choose(settings.only, settings.ringgate)
     results = []
     with prepare(settings, settings.idle + SPARE_FILES):
-        backend = c.start("backend", settings.load_cpu)
+        backend = c.Backend(settings.load_cpu)
         try:
             for number in range(settings.rounds):
                 shift = number % len(contenders)
