@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import tomllib
 
 import pytest
@@ -68,3 +69,28 @@ def test_demo_says_which_port_is_taken(tmp_path):
         done = run_once("run", "--demo", cwd=tmp_path)
     assert done.returncode == 1 and "127.0.0.1:18081" in done.stderr, (done.returncode, done.stderr)
     assert "curl" not in done.stdout, "nothing to try while it does not run"
+
+
+# seccomp(2): io_uring_setup, number 425 on every architecture, answers EPERM; everything else goes on.
+FORBID_IO_URING = r"""
+import ctypes, os, struct, sys
+LD_NR, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06
+ERRNO_EPERM, ALLOW = 0x00050001, 0x7FFF0000
+steps = [(LD_NR, 0, 0, 0), (JUMP_EQUAL, 0, 1, 425), (RETURN, 0, 0, ERRNO_EPERM), (RETURN, 0, 0, ALLOW)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, FILTER = 38, 22, 2
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(PR_SET_SECCOMP, FILTER, program) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_forbidden_io_uring_is_explained():
+    """Where a container's seccomp profile forbids io_uring, the start says so and how to allow it."""
+    command = ["/usr/bin/python3", "-c", FORBID_IO_URING, str(binary()), "run", "--demo"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 1, result
+    assert "seccomp" in result.stderr and "io_uring_setup" in result.stderr, result.stderr
+    assert "panicked" not in result.stderr
