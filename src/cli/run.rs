@@ -10,7 +10,7 @@ use crate::control::supervise;
 const DEMO_HINTS: &str = "
 Ringgate's demo is up: a proxy on 127.0.0.1:8080 before two sample upstreams. Try:
 
-  curl http://127.0.0.1:8080/            one upstream, then the other
+  curl http://127.0.0.1:8080/            from one of the two upstreams
   curl -i http://127.0.0.1:8080/ping     a fixed response
   curl -i http://127.0.0.1:8080/old      a redirect
   curl http://127.0.0.1:9090/status      what it is doing
