@@ -1,7 +1,6 @@
 //! A client connection from the first byte to the last: one request after the other.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::Poll;
@@ -374,12 +373,6 @@ impl Client {
                 _ => return,
             }
         }
-    }
-
-    /// The address of the client, for hashing.
-    #[must_use]
-    pub fn peer(&self) -> SocketAddr {
-        self.addresses.peer
     }
 }
 

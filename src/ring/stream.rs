@@ -553,12 +553,6 @@ impl Stream {
         Poll::Pending
     }
 
-    /// The errno that ended sending, if it has ended.
-    #[must_use]
-    pub fn send_error(&self) -> Option<i32> {
-        self.0.send.borrow().error
-    }
-
     /// Makes the close send a reset: the peer must not take what it got for complete.
     pub fn reset_on_close(&self) {
         if let Some(fd) = &self.0.fd {
