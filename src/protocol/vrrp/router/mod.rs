@@ -25,7 +25,7 @@ const LATE_MIN: Duration = Duration::from_millis(2);
 const PREFERRED: u8 = 254;
 
 /// One virtual router on this node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct VirtualRouter {
     config: Config,
     /// Own source address on each path.
@@ -48,7 +48,7 @@ pub struct VirtualRouter {
 }
 
 /// What is known while in Backup.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Backup {
     /// Active_Adver_Interval: that of the active router.
     interval: Interval,
@@ -76,7 +76,7 @@ struct Backup {
 }
 
 /// What is known while in Active.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Active {
     /// Adver_Timer.
     advert_at: Moment,
