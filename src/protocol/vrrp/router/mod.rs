@@ -329,7 +329,7 @@ impl VirtualRouter {
     }
 
     /// Notices that this router has not been running: it may have missed advertisements, so it
-    /// listens for one interval and the skew before it may claim.
+    /// listens for two intervals (one advertisement may be lost) and the skew before it may claim.
     fn note_awake(&mut self, now: Moment) {
         let interval = self.backup.interval.duration();
         let gap = now.since(self.backup.awake);
@@ -338,7 +338,7 @@ impl VirtualRouter {
         if gap > tolerated && self.backup.relistens < RELISTENS_MAX {
             self.late += 1;
             self.backup.relistens += 1;
-            let listen = interval + self.skew();
+            let listen = interval * 2 + self.skew();
             self.backup.listen_until = now.after(listen);
         }
     }
