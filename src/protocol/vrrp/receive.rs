@@ -187,7 +187,7 @@ impl Receiver {
     ) -> Result<bool, Error> {
         if let Some((kind, data)) = packet.auth {
             return match (&self.accepts.auth, kind) {
-                (Auth::None | Auth::Hmac { .. }, 0) => Ok(false),
+                (Auth::None, 0) => Ok(false),
                 (Auth::Pass(password), 1) if password.matches(data) => Ok(false),
                 (Auth::Pass(_), 1) => Err(Error::Password),
                 _ => Err(Error::AuthType),

@@ -227,11 +227,11 @@ fn replay_slots_are_bounded_and_least_recent_goes() {
             build(&mut sender(Version::V3, &["192.0.2.100"], auth()), 1, &from(n), Form::Message)
         })
         .collect();
-    for n in 0..8 {
-        assert!(judge(&mut receiver, &multicast(&from(n), &packets[n])).is_ok());
+    for (n, packet) in packets[..8].iter().enumerate() {
+        assert!(judge(&mut receiver, &multicast(&from(n), packet)).is_ok());
     }
-    for n in 0..8 {
-        let outcome = judge(&mut receiver, &multicast(&from(n), &packets[n]));
+    for (n, packet) in packets[..8].iter().enumerate() {
+        let outcome = judge(&mut receiver, &multicast(&from(n), packet));
         assert_eq!(outcome.unwrap_err(), Error::Replay);
     }
     assert!(judge(&mut receiver, &multicast(&from(8), &packets[8])).is_ok());

@@ -180,7 +180,8 @@ fn the_owner_is_not_tracked_but_leaves_when_unhealthy() {
     let expected = (vec![advert(0), Action::Release], Some(Reason::Unhealthy));
     assert_eq!(split(out), expected);
     let out = run(|out| router.set_healthy(at(3), true, out));
-    assert_eq!(split(out).1, Some(Reason::Owner));
+    let claimed = vec![advert(255), Action::Claim, Action::Announce];
+    assert_eq!(split(out), (claimed, Some(Reason::Owner)));
 }
 
 #[test]
