@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::control::tuning::Standing;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -32,6 +33,19 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// The machine's settings; `None`: none are tuned.
+    pub tuning: Option<TuningState>,
+}
+
+/// The machine's settings.
+#[derive(Debug)]
+pub struct TuningState {
+    /// The profiles.
+    pub profiles: Vec<String>,
+    /// Settings changed at the start.
+    pub changed: usize,
+    /// Where they stood when last looked at.
+    pub standing: RefCell<Standing>,
 }
 
 /// An upstream and its members now.

@@ -64,6 +64,7 @@ tables! {
     File {
         node: Node<NodeKeys>,
         log: Node<Log>,
+        tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
         listener: Nodes<Listener>,
@@ -74,6 +75,7 @@ tables! {
     NodeKeys {
         shards: Leaf,
         pin: Leaf,
+        steering: Leaf,
         max_connections: Leaf,
         drain_timeout: Leaf,
         receive_buffers: Leaf,
@@ -87,6 +89,18 @@ tables! {
         access: Leaf,
         access_file: Leaf,
         access_buffer: Leaf,
+    }
+    /// `[tuning]`
+    Tuning {
+        profile: Leaf,
+        set: Node<Named<Leaf>>,
+        force: Leaf,
+        allow: Leaf,
+        require: Leaf,
+        interfaces: Leaf,
+        check_interval: Leaf,
+        root: Leaf,
+        state_dir: Leaf,
     }
     /// `[admin]`
     Admin {
@@ -198,10 +212,11 @@ tables! {
 }
 
 /// Every table of fixed keys: how it is written, and its keys.
-pub(super) const TABLES: [(&str, &[&str]); 16] = [
+pub(super) const TABLES: [(&str, &[&str]); 17] = [
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[log]", Log::KEYS),
+    ("[tuning]", Tuning::KEYS),
     ("[admin]", Admin::KEYS),
     ("[http]", Http::KEYS),
     ("[[listener]]", Listener::KEYS),
@@ -304,7 +319,7 @@ macro_rules! wanted {
     ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
 }
 
-wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect);
+wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

@@ -8,6 +8,7 @@ mod http;
 mod listeners;
 mod node;
 mod routes;
+mod tuning;
 mod upstreams;
 
 use super::place::{Place, Report, Reported};
@@ -22,6 +23,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
     let listeners = listeners::listeners(&root, file, admin.as_ref().ok().copied().flatten());
+    let admin_address = admin.as_ref().ok().copied().flatten();
+    let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
@@ -29,5 +32,6 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     };
     let routes = routes::routes(&root, file, &names);
     let service = Service { http, listeners, routes: routes?, upstreams: upstreams? };
-    Ok(Config { node: node?, log: log?, admin: admin?, service, warnings: Vec::new() })
+    let (node, log, admin) = (node?, log?, admin?);
+    Ok(Config { node, log, tuning, admin, service, warnings: Vec::new() })
 }
