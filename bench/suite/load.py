@@ -1,0 +1,106 @@
+"""Load: ringgate-bench against one contender, with what the contender and the CPUs did meanwhile."""
+
+import json
+import subprocess
+import time
+
+from . import BenchError
+from .contenders import BENCH, route_paths
+from .process import HOST, process_tree, spawn
+from .usage import Moment
+
+# What the generator needs to start, and the harness to read its counters, under load.
+MARGIN_SECONDS = 0.12
+# Idle share of the contender's CPUs above which its throughput and latency were set by somebody else.
+IDLE_MAX = 0.05
+# Share of the contender's CPUs used by others, or stolen by the hypervisor, above which a slice counts as disturbed.
+FOREIGN_MAX = 0.05
+
+
+def command(server, scenario, bed, warmup, seconds, rate=None):
+    """The generator's command line."""
+    line = [BENCH, "run", f"http://127.0.0.1:{server.port}{scenario.path}", "--json", "-", "--no-live",
+            "--connections", scenario.connections, "--warmup", f"{warmup * 1000:.0f}ms",
+            "--duration", f"{seconds * 1000:.0f}ms", "--timeout", "10s", "--header", f"Host: {HOST}",
+            "--threads", len(bed.load_cpus), *scenario.options]
+    if scenario.routes:
+        mix = server.directory / "mix.txt"
+        mix.write_text("".join(f"1 GET {path}item\n" for path in route_paths(scenario.routes)))
+        line += ["--requests", mix]
+    return line + (["--rate", rate] if rate else [])
+
+
+def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
+    """One run; returns the generator's result, and the rates of the measured time or what `during` returned.
+
+    The generator counts its own measured time; the kernel's counters are read a little inside it. Both are
+    rates of a steady state, so they need not begin and end at the same instant.
+    """
+    process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds, rate), stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, text=True)
+    try:
+        time.sleep(warmup + MARGIN_SECONDS)
+        if during:
+            seen = during(process_tree(server.process.pid), seconds - MARGIN_SECONDS)
+        else:
+            pids = process_tree(server.process.pid)
+            before = Moment.of(pids, bed.cpus)
+            time.sleep(max(0.1, seconds - 1.5 * MARGIN_SECONDS))
+            seen = Moment.of(pids, bed.cpus).since(before, bed.cpus)
+        output, complaint = process.communicate(timeout=seconds + 60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    if process.returncode != 0:
+        raise BenchError(f"{server.label}, {scenario.name}: the load generator failed: {complaint}\n{server.tail()}")
+    return json.loads(output), seen
+
+
+def slice_of(server, scenario, bed, warmup, seconds, rate=None):
+    """Warms the contender up, then measures one slice."""
+    result, seen = run(server, scenario, bed, warmup, seconds, rate)
+    per_second = result["requests_per_second"]
+    if per_second == 0:
+        raise BenchError(f"{server.label}, {scenario.name}: no response in the measured time\n{server.tail()}")
+    own = bed.share(seen, bed.contender_cpus)
+    # Kept apart from the threads' time by some kernels, but spent for them.
+    cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
+    foreign = max(0.0, own["busy"] * len(bed.contender_cpus) - cpu)
+    idle = {"contender": own["idle"], "load": bed.share(seen, bed.load_cpus)["idle"],
+            "origin": bed.share(seen, bed.origin_cpus)["idle"]}
+    latency = result["latency_us"]
+    per_request = lambda value: value / per_second
+    disturbed = foreign > FOREIGN_MAX * len(bed.contender_cpus) or own["steal"] > FOREIGN_MAX
+    return {
+        "contender": server.label,
+        "rate": rate,
+        "requests": result["requests"]["measured"],
+        "requests_per_second": per_second,
+        "cpu_us_per_request": per_request(cpu * 1e6),
+        # With the kernel's threads on these CPUs and whatever else ran there.
+        "busy_us_per_request": per_request(own["busy"] * len(bed.contender_cpus) * 1e6),
+        "p50_us": latency["p50"], "p99_us": latency["p99"], "p99_9_us": latency["p99_9"], "max_us": latency["max"],
+        "behind_mean_us": result["behind_us"]["mean"],
+        "unsent": result["requests"]["unsent"] + result["errors"]["overdue"],
+        "switches_per_request": per_request(seen["switches_per_second"]),
+        "segments_per_request": per_request(seen["segments_per_second"]),
+        "loopback_bytes_per_request": per_request(seen["loopback_bytes_per_second"]),
+        "body_bytes_per_second": result["bytes_per_second"],
+        "rss": seen["rss"],
+        "idle": idle, "foreign": foreign, "steal": own["steal"],
+        "bottleneck": bottleneck(idle, bed),
+        "disturbed": disturbed,
+        "valid": idle["contender"] <= IDLE_MAX and not disturbed,
+        "errors": {kind: count for kind, count in result["errors"].items() if count and kind != "overdue"},
+    }
+
+
+def bottleneck(idle, bed):
+    """Whose CPUs had no time left; nobody's when all waited for each other."""
+    if idle["contender"] <= IDLE_MAX:
+        return "contender"
+    if bed.load_cpus == bed.origin_cpus:
+        return "load and origin" if idle["load"] <= IDLE_MAX else "nobody"
+    tight = [who for who in ("load", "origin") if idle[who] <= IDLE_MAX]
+    return " and ".join(tight) or "nobody"
