@@ -42,13 +42,13 @@ def parse(argv):
     add("--only", default=",".join(contenders.NAMES), help="contenders, comma separated (default: %(default)s)")
     add("--quick", action="store_true", help="few and short slices: a look, no result")
     add("--rounds", type=int, help="rounds of each scenario (default: 5)")
-    add("--seconds", type=float, help="length of a slice (default: 1.0; 0.5 with --base)")
+    add("--seconds", type=float, help="length of a slice (default: 1.0; 0.2 with --base)")
     add("--warmup", type=float, default=0.3, help="seconds of load before each slice (default: %(default)s)")
     add("--latency-rounds", type=int, help="rounds at each share of the maximum; 0 for none (default: 3)")
     add("--idle", type=int, default=10_000, metavar="N", help="idle connections (default: %(default)s)")
     add("--no-syscalls", dest="syscalls", action="store_false", help="do not count system calls")
     add("--base", metavar="REV", help="compare with this revision, or with a ringgate binary at this path")
-    add("--pairs", type=int, help="with --base: pairs of slices for each scenario (default: 40)")
+    add("--pairs", type=int, help="with --base: pairs of slices for each scenario (default: 80)")
     add("--no-pure", dest="pure", action="store_false", help="with --base: no instruction counts")
     add("--ringgate", type=Path, help="the binary to measure (default: target/release/ringgate)")
     add("--contender-cpus", "--contender-cpu", default="0", metavar="LIST", help="default: %(default)s")
@@ -58,7 +58,7 @@ def parse(argv):
     add("--report", type=Path, metavar="JSON", help="only write the report of these results again")
     settings = parser.parse_args(argv)
     fill_in(settings)
-    bounds = {"rounds": (1, 200), "seconds": (0.4, 60), "warmup": (0.1, 10), "latency_rounds": (0, 50),
+    bounds = {"rounds": (1, 200), "seconds": (0.2, 60), "warmup": (0.1, 10), "latency_rounds": (0, 50),
               "idle": (1, 500_000), "pairs": (3, 1000)}
     for name, (least, most) in bounds.items():
         if not least <= getattr(settings, name) <= most:
@@ -72,9 +72,9 @@ def fill_in(settings):
     default = lambda value, usual, short: value if value is not None else short if quick else usual
     settings.rounds = default(settings.rounds, 5, 2)
     settings.latency_rounds = default(settings.latency_rounds, 3, 1)
-    settings.seconds = default(settings.seconds, 0.5 if settings.base else 1.0, 0.5)
+    settings.seconds = default(settings.seconds, 0.2 if settings.base else 1.0, 0.2 if settings.base else 0.5)
     settings.latency_seconds = settings.seconds if quick else max(settings.seconds, 1.5)
-    settings.pairs = default(settings.pairs, 40, 10)
+    settings.pairs = default(settings.pairs, 80, 15)
     if quick:
         settings.idle = min(settings.idle, 2000)
 

@@ -1,8 +1,8 @@
 """Two revisions of Ringgate: many short slices in pairs, and instruction counts of the pure parts.
 
-Each pair is one slice of each, freshly started, in alternating order. The ratio is taken pair by pair, so that
-drift cancels, and the interval of its median needs no assumption about the noise. CPU time per request is what is
-compared: it holds whoever the bottleneck is.
+Each pair is one slice of each, in alternating order; both are started afresh for every few pairs, so that no memory
+layout is there to stay. The ratio is taken pair by pair, so that drift cancels, and the interval of its median needs
+no assumption about the noise. CPU time per request is what is compared: it holds whoever the bottleneck is.
 """
 
 import os
@@ -11,18 +11,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from . import BenchError, contenders, machine, pure, stats
 from .contenders import Contender, Origin
-from .load import slice_of
-from .measure import Progress, started, told
+from .load import whole_run_of
+from .measure import Progress, started
 
 # What a comparison measures unless told otherwise.
 SCENARIOS = ("keepalive-64", "keepalive-256", "new-connections", "body-16k")
 FIGURES = ("cpu_us_per_request", "requests_per_second", "p99_us", "switches_per_request", "rss")
 BASE, OURS = "base", "ours"
+# Pairs that one start of both is used for.
+PAIRS_A_START = 5
+# Pairs without disturbance that are enough to leave out the others.
+QUIET_PAIRS = 12
+# Load before what counts for requests/s.
+SETTLE_SECONDS = 0.05
 # The build directory of base revisions: kept, so that the next one compiles little.
 BASES = Path(os.environ.get("CARGO_TARGET_DIR", machine.ROOT / "target")) / "bench-base"
 
@@ -102,26 +108,43 @@ def run(pair, scenarios, bed, settings):
         origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
         slices = []
         try:
-            for number in range(settings.pairs):
-                for who in pair if number % 2 == 0 else pair[::-1]:
-                    with started(who, bed, origin, scenario) as server:
-                        one = slice_of(server, scenario, bed, settings.warmup, settings.seconds)
-                    slices.append({"round": number} | one)
-                    progress.note(scenario, f"{who.label} {number + 1}/{settings.pairs}", told(one, scenario))
+            for first in range(0, settings.pairs, PAIRS_A_START):
+                numbers = range(first, min(first + PAIRS_A_START, settings.pairs))
+                slices += run_block(pair, scenario, origin, bed, settings, numbers, progress)
         finally:
             origin.stop()
         results.append(summarise(scenario, slices))
     return results
 
 
+def run_block(pair, scenario, origin, bed, settings, numbers, progress):
+    """Some pairs of the same two processes, which sleep while it is not their turn."""
+    slices = []
+    with ExitStack() as stack:
+        servers = [stack.enter_context(started(who, bed, origin, scenario)) for who in pair]
+        for server in servers:
+            whole_run_of(server, scenario, bed, 0.0, settings.warmup)
+        for number in numbers:
+            for server in servers if number % 2 == 0 else servers[::-1]:
+                one = whole_run_of(server, scenario, bed, SETTLE_SECONDS, settings.seconds)
+                slices.append({"round": number} | one)
+                progress.note(scenario, f"{server.label} {number + 1}/{settings.pairs}",
+                              f"{one['requests_per_second']:>8.0f}/s {one['cpu_us_per_request']:>7.2f} us"
+                              f"{'  DISTURBED' if one['disturbed'] else ''}{'  ERRORS' if one['errors'] else ''}")
+    return slices
+
+
 def summarise(scenario, slices):
-    """Both sides and the ratios between them."""
-    sides = {label: {figure: stats.spread([one[figure] for one in slices if one["contender"] == label])
+    """Both sides and the ratios between them, from undisturbed pairs if there are enough."""
+    disturbed = {one["round"] for one in slices if one["disturbed"]}
+    quiet = [one for one in slices if one["round"] not in disturbed]
+    used = quiet if len(quiet) >= 2 * QUIET_PAIRS else slices
+    sides = {label: {figure: stats.spread([one[figure] for one in used if one["contender"] == label])
                      for figure in FIGURES} for label in (BASE, OURS)}
-    ratios = {figure: stats.ratio(slices, OURS, BASE, figure) for figure in FIGURES}
+    ratios = {figure: stats.ratio(used, OURS, BASE, figure) for figure in FIGURES}
     return {"name": scenario.name, "title": scenario.title, "sides": sides, "ratios": ratios,
             "verdict": verdict(ratios["cpu_us_per_request"]), "slices": slices,
-            "disturbed": sum(one["disturbed"] for one in slices),
+            "pairs": len(used) // 2, "disturbed": len(disturbed),
             "failures": [f"pair {one['round'] + 1}, {one['contender']}: {one['errors']}"
                          for one in slices if one["errors"]]}
 

@@ -57,6 +57,43 @@ def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
     return json.loads(output), seen
 
 
+def whole_run_of(server, scenario, bed, warmup, seconds):
+    """A short slice of a warm contender: its CPU time from before the load to after it, over all responses.
+
+    The contender is idle at both ends, so that the kernel's account is exact, and no time is lost to margins; the
+    price is that opening the connections is in it.
+    """
+    pids = process_tree(server.process.pid)
+    before = Moment.of(pids, bed.cpus)
+    process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds), stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, text=True)
+    try:
+        output, complaint = process.communicate(timeout=seconds + 60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    seen = Moment.of(pids, bed.cpus).since(before, bed.cpus)
+    if process.returncode != 0:
+        raise BenchError(f"{server.label}, {scenario.name}: the load generator failed: {complaint}\n{server.tail()}")
+    result = json.loads(output)
+    responses, span = result["requests"]["responses"], seen["seconds"]
+    own = bed.share(seen, bed.contender_cpus)
+    cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
+    foreign = max(0.0, own["busy"] * len(bed.contender_cpus) - cpu)
+    return {
+        "contender": server.label,
+        "requests": responses,
+        "requests_per_second": result["requests_per_second"],
+        "cpu_us_per_request": cpu * span * 1e6 / responses,
+        "p50_us": result["latency_us"]["p50"], "p99_us": result["latency_us"]["p99"],
+        "switches_per_request": seen["switches_per_second"] * span / responses,
+        "rss": seen["rss"], "foreign": foreign, "steal": own["steal"],
+        "disturbed": foreign > FOREIGN_MAX * len(bed.contender_cpus) or own["steal"] > FOREIGN_MAX,
+        "errors": {kind: count for kind, count in result["errors"].items() if count},
+    }
+
+
 def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     """Warms the contender up, then measures one slice."""
     result, seen = run(server, scenario, bed, warmup, seconds, rate)

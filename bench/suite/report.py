@@ -256,9 +256,12 @@ def compare_tables(result):
         rows.append([one["name"], digits(base["cpu_us_per_request"]["median"]), digits(ours["cpu_us_per_request"]["median"]),
                      f"{cpu['median']:.3f} [{cpu['low']:.3f}–{cpu['high']:.3f}]", f"{cpu['q1']:.3f}–{cpu['q3']:.3f}",
                      ratio(shares["requests_per_second"]), ratio(shares["p99_us"]),
-                     f"{micros(base['p99_us']['median'])} → {micros(ours['p99_us']['median'])}", one["disturbed"], one["verdict"]])
+                     f"{micros(base['p99_us']['median'])} → {micros(ours['p99_us']['median'])}", one["pairs"], one["disturbed"], one["verdict"]])
     lines += table(["scenario", "base CPU µs", "ours CPU µs", "CPU ours/base [95 %]", "quartiles", "requests/s", "p99", "p99 medians",
-                    "disturbed", "verdict"], rows)
+                    "pairs used", "pairs disturbed", "verdict"], rows)
+    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU went to others or was stolen in one of its slices; "
+              "such pairs are left out where enough others remain. The interval is that of the median of the paired "
+              "ratios: a verdict says that it does not contain 1."]
     pure = result["pure"]
     if "left_out" in pure:
         return lines + ["", f"No instruction counts: {pure['left_out']}."]
