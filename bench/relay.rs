@@ -23,8 +23,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 /// Relays until the process is killed.
 pub(crate) fn run(options: &Relay) -> Result<(), String> {
     let to = options.to;
-    let what = format!("relaying to {to}");
-    serve_each(&[options.bind], &options.placement, BUFFERS, &what, move |ring, client| {
+    serve_each(&[options.bind], &options.placement, BUFFERS, "relaying", move |ring, client| {
         spawn(ring, connection(Rc::clone(ring), client, to));
     })
 }

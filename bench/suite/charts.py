@@ -4,6 +4,8 @@ import math
 from html import escape
 
 WIDTH = 880
+# Height of a heading between rows.
+HEADING = 26
 # Contenders by kind: class in the style sheet, and a marker, so that colour is not all that tells them apart.
 SERIES = {"ringgate": ("a", "circle"), "nginx": ("b", "square"), "haproxy": ("c", "diamond"), "relay": ("d", "cross")}
 STYLE = """
@@ -130,7 +132,7 @@ def ranges(title, note, groups, entries):
     """Latency on a logarithmic axis: `groups` are (heading, [(label, kind, p50, p99, p99.9 in µs)])."""
     left, right, top, row_height = 250, 50, 104, 21
     rows = sum(len(found) for _, found in groups)
-    height = top + row_height * rows + 30 * len(groups) + 40
+    height = top + row_height * rows + HEADING * len(groups) + 52
     svg = Svg(height, title, note)
     svg.legend(entries)
     values = [value for _, found in groups for _, _, *latencies in found for value in latencies]
@@ -143,14 +145,14 @@ def ranges(title, note, groups, entries):
         svg.text(across(10 ** power), bottom + 20, name, "soft", "middle")
     y = top
     for heading, found in groups:
-        svg.text(24, y + 14, heading, "ink")
-        y += 30 if len(heading) > 24 else 6
+        svg.text(24, y + 20, heading)
+        y += HEADING
         for label, kind, low, middle, high in found:
+            at = y + row_height / 2
+            svg.text(left - 14, at + 4, label, "soft small", "end")
+            svg.line(across(low), at, across(high), at, f"span {SERIES[kind][0]}")
+            svg.mark(across(middle), at, kind, f"{label}: p50 {low:.0f}, p99 {middle:.0f}, p99.9 {high:.0f} µs")
             y += row_height
-            svg.text(left - 14, y - 6, label, "soft small", "end")
-            svg.line(across(low), y - 10, across(high), y - 10, f"span {SERIES[kind][0]}")
-            svg.mark(across(middle), y - 10, kind, f"{label}: p50 {low:.0f}, p99 {middle:.0f}, p99.9 {high:.0f} µs")
-        y += 24 if len(heading) <= 24 else 0
     return str(svg)
 
 

@@ -126,17 +126,17 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
         "body_bytes_per_second": result["bytes_per_second"],
         "rss": seen["rss"],
         "idle": idle, "foreign": foreign, "steal": own["steal"],
-        "bottleneck": bottleneck(idle, bed),
+        "bottleneck": bottleneck(idle, disturbed, bed),
         "disturbed": disturbed,
         "valid": idle["contender"] <= IDLE_MAX and not disturbed,
         "errors": {kind: count for kind, count in result["errors"].items() if count and kind != "overdue"},
     }
 
 
-def bottleneck(idle, bed):
+def bottleneck(idle, disturbed, bed):
     """Whose CPUs had no time left; nobody's when all waited for each other."""
     if idle["contender"] <= IDLE_MAX:
-        return "contender"
+        return "others on the contender's CPU" if disturbed else "contender"
     if bed.load_cpus == bed.origin_cpus:
         return "load and origin" if idle["load"] <= IDLE_MAX else "nobody"
     tight = [who for who in ("load", "origin") if idle[who] <= IDLE_MAX]

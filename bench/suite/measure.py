@@ -186,7 +186,7 @@ def told(one, scenario):
     """A slice in a line."""
     idle = one["idle"]
     marks = [mark for mark, on in (
-        (f"NOT SATURATED ({one['bottleneck']})", not scenario.paced and not one["rate"] and idle["contender"] > 0.05),
+        (f"NOT SATURATED ({one['bottleneck']})", not scenario.paced and not one["rate"] and one["bottleneck"] != "contender"),
         ("DISTURBED", one["disturbed"]), ("ERRORS", bool(one["errors"]))) if on]
     return (f"{one['requests_per_second']:>8.0f}/s {one['cpu_us_per_request']:>7.2f} us  p99 {one['p99_us'] / 1e3:.2f} ms"
             f"  idle {idle['contender']:.0%}/{idle['load']:.0%} {' '.join(marks)}")
@@ -213,7 +213,9 @@ def summarise(contenders, scenario, slices, levels, calls):
             for peer in contenders if peer.label != who.label}
         row["levels"] = [level_of(levels, who.label, percent) for percent in LEVELS if levels]
         rows.append(row)
-    return {"name": scenario.name, "title": scenario.title, "group": scenario.group, "body": scenario.body,
+    idle = scenario.idle and slices
+    title = f"{slices[0]['connections']:,} idle connections" if idle else scenario.title
+    return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body,
             "connections": scenario.connections, "paced": scenario.paced, "idle": scenario.idle, "rows": rows,
             "slices": slices, "level_slices": levels, "syscalls": calls,
             "failures": [f"round {one['round'] + 1}, {one['contender']}: {one['errors']}"

@@ -36,8 +36,8 @@ class Scenario:
 
 def keepalive(connections):
     """Small requests on connections that stay."""
-    return Scenario(f"keepalive-{connections}", f"{connections:,} connections", "Small keep-alive requests", connections,
-                    latency=connections in (64, 256))
+    title = f"small, {connections:,} connection{'s' if connections > 1 else ''}"
+    return Scenario(f"keepalive-{connections}", title, "Small keep-alive requests", connections, latency=connections in (64, 256))
 
 
 ALL = (
