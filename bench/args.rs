@@ -148,6 +148,9 @@ pub(crate) struct Run {
     /// No line a second on standard error
     #[arg(long)]
     pub(crate) no_live: bool,
+    /// Lines `measuring` and `measured` on standard error at those moments, for who looks meanwhile
+    #[arg(long)]
+    pub(crate) marks: bool,
     #[command(flatten)]
     pub(crate) placement: Placement,
 }

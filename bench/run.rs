@@ -14,7 +14,7 @@ use ringgate::sys::signal::{self, SignalFd};
 use crate::agent::Agents;
 use crate::args::Run;
 use crate::fleet::{Fleet, News, Sources};
-use crate::live::Live;
+use crate::live::{Live, Marks};
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report::Outcome;
@@ -38,9 +38,10 @@ pub(crate) fn run(options: &Run, plan: Plan) -> Result<u8, String> {
         (std::mem::take(&mut agents.machines), agents.start()?)
     };
     let mut live = Live::new(!options.no_live, &plan);
+    let marks = Marks::new(options.marks, &plan);
     let began = Instant::now();
     let agents = !options.agents.is_empty();
-    let tally = collect(sources, &mut live, &interruption, agents)?;
+    let tally = collect(sources, &mut live, marks, &interruption, agents)?;
     let measured = began.elapsed().saturating_sub(options.warmup).min(options.duration);
     let code = interruption.code();
     let measured = if code == 0 { options.duration } else { measured };
@@ -122,6 +123,7 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
 fn collect(
     sources: Sources,
     live: &mut Live,
+    mut marks: Marks,
     interruption: &Interruption,
     agents: bool,
 ) -> Result<Tally, String> {
@@ -134,7 +136,9 @@ fn collect(
                 break;
             }
         }
-        match sources.news.recv_timeout(next_line.saturating_sub(began.elapsed())) {
+        marks.say(began.elapsed());
+        let next = marks.next().map_or(next_line, |mark| mark.min(next_line));
+        match sources.news.recv_timeout(next.saturating_sub(began.elapsed())) {
             Ok(News::Ready) => {}
             Ok(News::Report(part)) => {
                 live.note(&part);
@@ -150,6 +154,7 @@ fn collect(
                 live.end();
                 return Err(why);
             }
+            Err(RecvTimeoutError::Timeout) if began.elapsed() < next_line => {}
             Err(RecvTimeoutError::Timeout) => {
                 live.show(began.elapsed());
                 next_line += LINE;
@@ -157,6 +162,7 @@ fn collect(
             Err(RecvTimeoutError::Disconnected) => return Err("a thread died".to_owned()),
         }
     }
+    marks.say(began.elapsed());
     live.end();
     Ok(total)
 }

@@ -1,6 +1,7 @@
 """Load: ringgate-bench against one contender, with what the contender and the CPUs did meanwhile."""
 
 import json
+import select
 import subprocess
 import time
 
@@ -9,8 +10,8 @@ from .contenders import BENCH, route_paths
 from .process import HOST, process_tree, spawn
 from .usage import Moment
 
-# What the generator needs to start, and the harness to read its counters, under load.
-MARGIN_SECONDS = 0.12
+# How long the generator may take to get ready, and to end after the measured time.
+READY_SECONDS = 30
 # Idle share of the contender's CPUs above which its throughput and latency were set by somebody else.
 IDLE_MAX = 0.05
 # Share of the contender's CPUs used by others, or stolen by the hypervisor, above which a slice counts as disturbed.
@@ -31,30 +32,51 @@ def command(server, scenario, bed, warmup, seconds, rate=None):
 
 
 def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
-    """One run; returns the generator's result, and the rates of the measured time or what `during` returned.
+    """One run; returns the generator's result, and what was counted meanwhile or what `during` returned.
 
-    The generator counts its own measured time; the kernel's counters are read a little inside it. Both are
-    rates of a steady state, so they need not begin and end at the same instant.
+    The generator says when its measured time begins and ends, and the kernel's counters are read then.
     """
-    process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds, rate), stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE, text=True)
+    process = spawn(bed.load_cpus, [*command(server, scenario, bed, warmup, seconds, rate), "--marks"],
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    deadline = time.monotonic() + READY_SECONDS + warmup + seconds
     try:
-        time.sleep(warmup + MARGIN_SECONDS)
-        if during:
-            seen = during(process_tree(server.process.pid), seconds - MARGIN_SECONDS)
-        else:
-            pids = process_tree(server.process.pid)
-            before = Moment.of(pids, bed.cpus)
-            time.sleep(max(0.1, seconds - 1.5 * MARGIN_SECONDS))
-            seen = Moment.of(pids, bed.cpus).since(before, bed.cpus)
-        output, complaint = process.communicate(timeout=seconds + 60)
+        pids = process_tree(server.process.pid)
+        begun = await_mark(process, "measuring", deadline)
+        before = Moment.of(pids, bed.cpus)
+        seen = during(pids, 0.9 * seconds) if during and begun else None
+        if begun:
+            await_mark(process, "measured", deadline)
+        seen = seen or Moment.of(pids, bed.cpus).since(before, bed.cpus)
+        return finish(process, server, scenario), seen
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(process)
+
+
+def await_mark(process, word, deadline):
+    """Waits for a line of the generator's standard error; false when it ended instead."""
+    ready, _, _ = select.select([process.stderr], [], [], max(0.0, deadline - time.monotonic()))
+    if not ready:
+        raise BenchError(f"the load generator did not say that it is {word}")
+    line = process.stderr.readline().decode(errors="replace").strip()
+    if line and line != word:
+        raise BenchError(f"the load generator said {line!r} where {word!r} was due")
+    return bool(line)
+
+
+def finish(process, server, scenario):
+    """The generator's result, once it has ended."""
+    output, complaint = process.communicate(timeout=READY_SECONDS)
     if process.returncode != 0:
-        raise BenchError(f"{server.label}, {scenario.name}: the load generator failed: {complaint}\n{server.tail()}")
-    return json.loads(output), seen
+        said = complaint.decode(errors="replace")
+        raise BenchError(f"{server.label}, {scenario.name}: the load generator failed: {said}\n{server.tail()}")
+    return json.loads(output)
+
+
+def end(process):
+    """Ends a generator that was given up."""
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def whole_run_of(server, scenario, bed, warmup, seconds):
@@ -66,17 +88,12 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
     pids = process_tree(server.process.pid)
     before = Moment.of(pids, bed.cpus)
     process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds), stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE, text=True)
+                    stderr=subprocess.PIPE)
     try:
-        output, complaint = process.communicate(timeout=seconds + 60)
+        result = finish(process, server, scenario)
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        end(process)
     seen = Moment.of(pids, bed.cpus).since(before, bed.cpus)
-    if process.returncode != 0:
-        raise BenchError(f"{server.label}, {scenario.name}: the load generator failed: {complaint}\n{server.tail()}")
-    result = json.loads(output)
     responses, span = result["requests"]["responses"], seen["seconds"]
     own = bed.share(seen, bed.contender_cpus)
     cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
@@ -97,8 +114,8 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
 def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     """Warms the contender up, then measures one slice."""
     result, seen = run(server, scenario, bed, warmup, seconds, rate)
-    per_second = result["requests_per_second"]
-    if per_second == 0:
+    per_second, measured = result["requests_per_second"], result["requests"]["measured"]
+    if measured == 0:
         raise BenchError(f"{server.label}, {scenario.name}: no response in the measured time\n{server.tail()}")
     own = bed.share(seen, bed.contender_cpus)
     # Kept apart from the threads' time by some kernels, but spent for them.
@@ -107,12 +124,12 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     idle = {"contender": own["idle"], "load": bed.share(seen, bed.load_cpus)["idle"],
             "origin": bed.share(seen, bed.origin_cpus)["idle"]}
     latency = result["latency_us"]
-    per_request = lambda value: value / per_second
+    per_request = lambda a_second: a_second * seen["seconds"] / measured
     disturbed = foreign > FOREIGN_MAX * len(bed.contender_cpus) or own["steal"] > FOREIGN_MAX
     return {
         "contender": server.label,
         "rate": rate,
-        "requests": result["requests"]["measured"],
+        "requests": measured,
         "requests_per_second": per_second,
         "cpu_us_per_request": per_request(cpu * 1e6),
         # With the kernel's threads on these CPUs and whatever else ran there.

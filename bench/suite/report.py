@@ -57,6 +57,7 @@ def whole(result, pictures):
         lines += ["", f"## {group}", "", *(idle_table(members) if members[0]["idle"] else figures_table(members))]
         if group == "Small keep-alive requests":
             lines += picture("cpu", "CPU time per small request by number of connections")
+            lines += picture("requests", "Small requests a second by number of connections")
         if members[0]["idle"]:
             lines += picture("memory", "Memory per idle connection")
     if any(one["level_slices"] for one in scenarios):
@@ -193,10 +194,14 @@ def draw(scenarios):
     closed = [one for one in scenarios if not one["idle"] and one["rows"]]
     kept = [one for one in closed if one["group"] == "Small keep-alive requests"]
     if len(kept) > 1:
-        series = [(kind, label, [value(one, kind, "cpu_us_per_request") for one in kept]) for kind, label in present(kept)]
+        names = [f"{one['connections']:,}" for one in kept]
+        series = lambda figure, scale: [(kind, label, [value(one, kind, figure, scale) for one in kept])
+                                        for kind, label in present(kept)]
         pictures["cpu"] = charts.lines("CPU time per small request", "µs of the contender's CPU per keep-alive request, by number of "
-                                       "connections; medians, lower is better", [f"{one['connections']:,}" for one in kept],
-                                       series, "µs")
+                                       "connections; medians, lower is better", names, series("cpu_us_per_request", 1), "µs")
+        pictures["requests"] = charts.lines("Small requests a second", "thousands a second on the contender's CPUs, by number of "
+                                            "connections; medians, higher is better (stars in the table: not its maximum)", names,
+                                            series("requests_per_second", 1e-3), "thousand/s")
     rows = []
     for one in closed:
         own = next((row for row in one["rows"] if row["kind"] == "ringgate"), None)
@@ -239,9 +244,9 @@ def present(scenarios):
     return list(dict.fromkeys((row["kind"], row["contender"]) for one in scenarios for row in one["rows"]))
 
 
-def value(one, kind, figure):
+def value(one, kind, figure, scale):
     """A median, or None."""
-    return next((row[figure]["median"] for row in one["rows"] if row["kind"] == kind and row[figure]), None)
+    return next((row[figure]["median"] * scale for row in one["rows"] if row["kind"] == kind and row[figure]), None)
 
 
 def compare_tables(result):

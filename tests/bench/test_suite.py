@@ -249,7 +249,7 @@ def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
         assert part in page
     for name in re.findall(r"\]\(([^)]+\.svg)\)", page):
         tree.parse(tmp_path / name)
-    assert len(list(tmp_path.glob("*.svg"))) == 4
+    assert len(list(tmp_path.glob("*.svg"))) == 5
     before = page
     bench_run("--report", path)
     assert path.with_suffix(".md").read_text() == before
