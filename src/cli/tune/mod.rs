@@ -159,7 +159,12 @@ fn plan_json(plan: &Plan) -> Value {
         .into_iter()
         .map(|status| (status.name().to_owned(), plan.count(status).into()))
         .collect();
-    json!({ "items": plan.items, "counts": counts, "interfaces": plan.interfaces })
+    json!({
+        "items": plan.items,
+        "counts": counts,
+        "interfaces": plan.interfaces,
+        "kernel_parameters": plan.kernel_parameters(),
+    })
 }
 
 fn apply(
@@ -204,25 +209,38 @@ fn start_watch(config: &Config) -> io::Result<()> {
 /// Waits for the end of a trial, and reverts what is not confirmed by then.
 fn watch(place: &Place) -> Result<Answer, Stopped> {
     const LOOK: Duration = Duration::from_millis(500);
+    /// Attempts to revert, a look apart: what fails for a minute needs a person.
+    const ATTEMPTS: u32 = 120;
     new_session();
     let (machine, store) = located(place);
+    let mut attempts = 0;
     loop {
-        match trial::standing(&store).map_err(failed(&store))? {
-            Standing::None => break,
-            Standing::Pending(left) => std::thread::sleep(left.min(LOOK)),
-            Standing::Overdue => {
-                let lock = locked(&store)?;
-                // Confirmed while this waited for the lock?
-                if trial::standing(&store).map_err(failed(&store))? == Standing::Overdue {
-                    let undone = trial::revert(&machine, &store, &lock).map_err(failed(&store))?;
-                    if !undone.failed.is_empty() {
-                        return Err(Stopped::failed("not everything could be reverted"));
-                    }
+        match trial::standing(&store) {
+            Ok(Standing::None) => break,
+            Ok(Standing::Pending(left)) => std::thread::sleep(left.min(LOOK)),
+            Ok(Standing::Overdue) | Err(_) => match revert_overdue(&machine, &store) {
+                Ok(()) => {}
+                Err(stopped) if attempts >= ATTEMPTS => return Err(stopped),
+                Err(_) => {
+                    attempts += 1;
+                    std::thread::sleep(LOOK);
                 }
-            }
+            },
         }
     }
     Ok(Answer { text: String::new(), json: json!({}), code: DONE })
+}
+
+fn revert_overdue(machine: &Machine, store: &Store) -> Result<(), Stopped> {
+    let lock = locked(store)?;
+    // Confirmed while this waited for the lock?
+    if trial::standing(store).map_err(failed(store))? == Standing::Overdue {
+        let undone = trial::revert(machine, store, &lock).map_err(failed(store))?;
+        if !undone.failed.is_empty() {
+            return Err(Stopped::failed("not everything could be reverted"));
+        }
+    }
+    Ok(())
 }
 
 fn confirm(place: &Place) -> Result<Answer, Stopped> {
