@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::balance::{Scheduler, Tried, View};
+use crate::l7::channel::Channel;
 use crate::l7::exchange::Exchange;
 use crate::l7::input::Input;
 use crate::l7::metrics::ServerMetrics;
-use crate::l7::transport::Transport;
 use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
 
 use crate::ring::timer::Millis;
@@ -21,7 +21,7 @@ const BUDGET_BATCH: u32 = 32;
 #[derive(Debug)]
 pub struct Connection {
     /// What it goes through.
-    pub stream: Transport,
+    pub stream: Channel,
     /// Received and not consumed.
     pub input: Input,
     /// When it was opened.
@@ -33,7 +33,7 @@ pub struct Connection {
 impl Connection {
     /// A fresh one.
     #[must_use]
-    pub fn new(stream: Transport, now: Millis) -> Self {
+    pub fn new(stream: Channel, now: Millis) -> Self {
         Self { stream, input: Input::default(), opened: now, requests: 0 }
     }
 

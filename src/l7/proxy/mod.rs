@@ -13,6 +13,7 @@ use self::respond::{Cut, Respond, cut_short};
 use self::wait::{Pump, Waiting};
 use crate::balance::hash::{hash, hash_ip};
 use crate::balance::{Policy, Tried};
+use crate::l7::channel::Channel;
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange};
@@ -22,7 +23,6 @@ use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
-use crate::l7::transport::Transport;
 use crate::l7::worker::{Report, Worker};
 use crate::protocol::http1::Framing;
 use crate::protocol::proxy_protocol;
@@ -65,7 +65,7 @@ pub async fn serve(
     }
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
-    let body = BodyReader::new(framing);
+    let body = BodyReader::on(&client.stream, framing);
     let retry = &pool.upstream.config.retry;
     let repeats =
         retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
@@ -105,7 +105,8 @@ impl Proxied<'_> {
             if matches!(failure, Failure::Stale) {
                 metrics.stale.increment();
                 fresh = true;
-            } else {
+            } else if !matches!(failure, Failure::Unprocessed) || self.pool.set().members.len() > 1
+            {
                 tried.insert(lease.index());
             }
             last = Some(failure);
@@ -139,7 +140,7 @@ impl Proxied<'_> {
             return;
         }
         match failure {
-            Failure::Stale => return,
+            Failure::Stale | Failure::Unprocessed => return,
             Failure::Exhausted => {
                 worker.metrics.connects_exhausted.increment();
                 return;
@@ -168,6 +169,9 @@ impl Proxied<'_> {
         let idempotent = self.exchange.request.method.is_idempotent() || retry.non_idempotent;
         let repeatable = idempotent && self.replay.is_whole();
         if !failure.may_retry(config, repeatable) {
+            return false;
+        }
+        if matches!(failure, Failure::Unprocessed) && !self.replay.is_whole() {
             return false;
         }
         if matches!(failure, Failure::Stale) {
@@ -213,7 +217,8 @@ impl Proxied<'_> {
         self.exchange.outcome.upstream_ended = Some(now);
         let after = match done {
             Done::Answered { after, reusable } => {
-                if reusable && self.pool.upstream.config.proxy_protocol.is_none() {
+                let own = connection.stream.http2().is_none();
+                if own && reusable && self.pool.upstream.config.proxy_protocol.is_none() {
                     self.pool.put(lease, connection, now);
                     worker.note_pooled();
                 }
@@ -252,7 +257,7 @@ impl Proxied<'_> {
         timer.set(millis(config.connect_timeout));
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
         let stream = match timer.guard(connecting).await {
-            Ok(Ok(stream)) => Transport::from(stream),
+            Ok(Ok(stream)) => Channel::from(stream),
             Ok(Err(error)) => return Err(Failure::of_connect(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
         };
@@ -275,8 +280,7 @@ impl Proxied<'_> {
         let keep_wanted = self.client.keeps(self.exchange);
         let Connection { stream: server, input: server_input, .. } = connection;
         let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
-        let (stream, timer, addresses): (&Transport, &Timer, &Addresses) =
-            (stream, timer, addresses);
+        let (stream, timer, addresses): (&Channel, &Timer, &Addresses) = (stream, timer, addresses);
         let (read_timeout, x) = (millis(config.read_timeout), &mut *self.exchange);
         let coding = match x.request.framing {
             Framing::Chunked => Coding::Chunked,
@@ -313,7 +317,7 @@ impl Proxied<'_> {
         x.outcome.status = x.response.status;
         x.outcome.head_bytes = head.bytes.len() as u64;
         if x.response.upgrade {
-            stream.write(head);
+            stream.write_head(head, false);
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(worker.service.http.send_timeout);

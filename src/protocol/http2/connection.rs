@@ -327,6 +327,12 @@ impl Connection {
         self.last_served.is_some()
     }
 
+    /// Whether only the first GOAWAY was sent, which takes streams under way.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.last_served == Some(ID_MAX)
+    }
+
     /// A PING, whose answer shows as [`Event::Pong`](super::Event::Pong).
     pub fn ping(&mut self) {
         frame::push_ping(&mut self.output, 0, *b"ringgate");
@@ -344,10 +350,10 @@ impl Connection {
         self.streams.get(id).is_none_or(|stream| stream.sent_end)
     }
 
-    /// Whether the stream is not over.
+    /// Whether the peer has ended its half of a stream, or it is over.
     #[must_use]
-    pub fn is_open(&self, id: u32) -> bool {
-        self.streams.get(id).is_some()
+    pub fn has_received_end(&self, id: u32) -> bool {
+        self.streams.get(id).is_none_or(|stream| stream.received_end)
     }
 
     pub(super) fn has_opened(&self, id: u32) -> bool {

@@ -170,6 +170,8 @@ impl Assembler {
                 self.cookies.extend_from_slice(value);
                 return Some(());
             }
+            // HTTP/2 has no use for it, and we make one of our own (RFC 8441 section 5).
+            b"sec-websocket-key" if self.seen & PROTOCOL != 0 => return Some(()),
             b"content-length" => {
                 if self.kind == Kind::Trailers || self.summary.length.is_some() {
                     return None;
@@ -289,13 +291,18 @@ impl Assembler {
 pub fn fields_of(head: &[u8]) -> (&[u8], impl Iterator<Item = (&[u8], &[u8])>) {
     let mut rest = head;
     let start = next_line(&mut rest).unwrap_or_default();
-    let fields = std::iter::from_fn(move || {
+    (start, field_lines(rest))
+}
+
+/// Name and value of each of these field lines, up to an empty one.
+pub fn field_lines(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = lines;
+    std::iter::from_fn(move || {
         let line = next_line(&mut rest).filter(|line| !line.is_empty())?;
         let colon = memchr::memchr(b':', line)?;
         let value = line.get(colon + 1..)?;
         Some((line.get(..colon)?, value.strip_prefix(b" ").unwrap_or(value)))
-    });
-    (start, fields)
+    })
 }
 
 fn next_line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {

@@ -502,10 +502,11 @@ impl Connection {
     }
 
     fn request(&mut self, id: u32, end: bool, faulty: bool, now: u64) -> Outcome {
-        if self.is_too_late(id) {
-            return Ok(None); // the GOAWAY has told that it is not served
-        }
         self.last_peer = id;
+        if self.is_too_late(id) {
+            self.streams.note_reset(id); // the GOAWAY has told that it is not served
+            return Ok(None);
+        }
         if u32::try_from(self.streams.len()).is_ok_and(|open| open >= self.limits.streams) {
             self.count(Rate::Error, now)?;
             self.refuse(id, Code::REFUSED_STREAM);

@@ -72,6 +72,7 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
         send_timeout: seconds("send_timeout", &raw.send_timeout, 60),
         read_timeout: seconds("read_timeout", &raw.read_timeout, 60),
         retry: retry(place, raw),
+        http2: place.boolean("http2", &raw.http2, false),
         proxy_protocol: place.choice("proxy_protocol", &raw.proxy_protocol, &versions, None),
         hash_key: hash_key?,
         servers: servers?,

@@ -40,10 +40,6 @@ impl Table {
         self.max
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Changes the maximum, dropping what no longer fits; how many entries that were.
     pub(super) fn set_max(&mut self, max: usize) -> usize {
         self.max = max;
@@ -118,7 +114,7 @@ mod tests {
         assert_eq!(table.get(63), Some((&b"b"[..], &b"2"[..])));
         assert_eq!((table.get(64), table.get(0)), (None, None));
         assert_eq!(table.insert(&[b'x'; 70], b""), (2, false), "too large: emptied");
-        assert_eq!((table.len(), table.size), (0, 0));
+        assert_eq!((table.entries.len(), table.size), (0, 0));
     }
 
     #[test]
