@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -36,6 +37,8 @@ pub struct Mux {
     /// The task is awake or woken: waking it again would be for nothing.
     awake: Cell<bool>,
     closed: Cell<bool>,
+    /// Client role: who waits for the server's SETTINGS.
+    settling: RefCell<Option<Waker>>,
 }
 
 #[derive(Debug)]
@@ -111,6 +114,7 @@ impl Mux {
             waker: RefCell::default(),
             awake: Cell::new(true),
             closed: Cell::new(false),
+            settling: RefCell::default(),
         })
     }
 
@@ -244,6 +248,9 @@ impl Mux {
                 return Some(if fault { News::Fault } else { News::Reset });
             }
             Event::Window { id: 0 } => {
+                if let Some(waker) = self.settling.take() {
+                    waker.wake();
+                }
                 for position in 0..state.ids.len() {
                     let id = state.ids[position];
                     state.make_ready(id);
@@ -361,6 +368,21 @@ impl Mux {
         self.transport().poll_flushed(cx, OUT_LOW).map(|_| ())
     }
 
+    /// Ready once the peer's SETTINGS have come.
+    ///
+    /// # Errors
+    /// When the connection ends before.
+    pub fn poll_settled(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        if self.closed.get() {
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::InvalidData)));
+        }
+        if !self.state.borrow().connection.is_inside_head() {
+            return Poll::Ready(Ok(()));
+        }
+        keep_waker(&mut self.settling.borrow_mut(), cx);
+        Poll::Pending
+    }
+
     /// Ready once a stream was reset or the connection is lost.
     pub fn poll_reset(&self, id: u32, cx: &Context<'_>) -> Poll<()> {
         match self.state().slot(id) {
@@ -375,6 +397,9 @@ impl Mux {
     /// Ends all streams: the connection is lost, or given up.
     pub fn close(&self, code: Code) {
         self.closed.set(true);
+        if let Some(waker) = self.settling.take() {
+            waker.wake();
+        }
         let state = &mut *self.state();
         state.slots.iter_mut().for_each(|slot| slot.give_up(code));
     }
