@@ -29,7 +29,7 @@ class Reply:
     """What came on one stream."""
 
     def __init__(self):
-        self.heads, self.body, self.trailers, self.ended, self.reset = [], b"", None, False, None
+        self.heads, self.body, self.trailers, self.ended, self.reset = [], bytearray(), None, False, None
 
     @property
     def status(self):
@@ -39,7 +39,7 @@ class Reply:
         return dict(self.heads[-1]).get(name)
 
     def __repr__(self):
-        return f"<{self.heads} {self.body[:60]!r} {self.trailers} ended={self.ended} reset={self.reset}>"
+        return f"<{self.heads} {bytes(self.body[:60])!r} {self.trailers} ended={self.ended} reset={self.reset}>"
 
 
 class H2:

@@ -315,20 +315,21 @@ impl Request {
                 exchange.outcome.body_bytes = stream.sent();
             }
             Some(After::Reset) => stream.reset(Code::INTERNAL_ERROR),
-            Some(_) if !stream.is_finished() => stream.reset(Code::INTERNAL_ERROR),
             Some(_) => {}
         }
         client.finish(&exchange);
         worker.recycle(exchange);
         let send_timeout = millis(worker.service.http.send_timeout);
-        match flush(&client.stream, 0, &client.answer_timer, send_timeout).await {
-            Ok(()) | Err(FlushError::Io(_)) => {}
+        let flushed = flush(&client.stream, 0, &client.answer_timer, send_timeout).await;
+        let Some(stream) = client.stream.http2() else { return };
+        match flushed {
             Err(FlushError::Timeout) => {
                 worker.metrics.client_timeouts.increment();
-                if let Some(stream) = client.stream.http2() {
-                    stream.reset(Code::CANCEL);
-                }
+                stream.reset(Code::CANCEL);
             }
+            // What there is of an answer that broke off has got out; the client has to learn that.
+            Ok(()) if !stream.is_finished() => stream.reset(Code::INTERNAL_ERROR),
+            Ok(()) | Err(FlushError::Io(_)) => {}
         }
     }
 }
