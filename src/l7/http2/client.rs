@@ -101,7 +101,7 @@ impl Connections {
     /// # Errors
     /// When the server closes or answers in something other than HTTP/2.
     pub async fn start(
-        &self,
+        self: &Rc<Self>,
         transport: Transport,
         limits: &http1::Limits,
         config: &Upstream,
@@ -121,8 +121,15 @@ impl Connections {
         let mux = Mux::new(ring, Role::Client, limits);
         mux.attach(transport);
         let idle_ms = if config.keepalive == 0 { 0 } else { millis(config.keepalive_timeout) };
-        spawn(ring, run(Rc::clone(&mux), idle_ms));
+        let (connections, ended) = (Rc::clone(self), Rc::clone(&mux));
+        spawn(ring, async move {
+            run(&ended, idle_ms).await;
+            connections.open.borrow_mut().retain(|entry| !Rc::ptr_eq(&entry.mux, &ended));
+        });
         poll_fn(|cx| mux.poll_settled(cx)).await?;
+        if mux.is_closed() {
+            return Err(io::Error::from(io::ErrorKind::ConnectionReset));
+        }
         self.open.borrow_mut().push(Entry { mux, opened: ring.now(), requests: 0 });
         Ok(())
     }
@@ -152,12 +159,12 @@ pub fn retire(mux: &Rc<Mux>) {
 }
 
 /// Reads and writes a connection until it ends.
-async fn run(mux: Rc<Mux>, idle_ms: u64) {
+async fn run(mux: &Rc<Mux>, idle_ms: u64) {
     let timer = Timer::new(mux.ring());
     let mut idle = false;
     let over = poll_fn(|cx| {
         mux.watch(cx);
-        let lost = read(&mux, cx);
+        let lost = read(mux, cx);
         mux.pump();
         while mux.poll_room(cx).is_ready() {
             mux.pump();

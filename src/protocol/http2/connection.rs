@@ -12,6 +12,9 @@ use super::{Code, FRAME_HEADER_LEN, Limits, PREFACE, Reason};
 /// The highest stream id.
 const ID_MAX: u32 = 0x7fff_ffff;
 
+/// Small window updates that may be outstanding.
+const SMALL_UPDATES_MAX: u32 = 1000;
+
 /// Which end of the connection this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -35,6 +38,8 @@ pub struct Connection {
     pub(super) send_window: i64,
     pub(super) receive_window: i64,
     credit: u32,
+    /// Small window updates that are to be expected, since small frames went out.
+    pub(super) small_updates: u32,
     /// The highest stream the peer has opened.
     pub(super) last_peer: u32,
     /// Client role: the next stream to open.
@@ -74,6 +79,7 @@ impl Connection {
             send_window: i64::from(WINDOW_DEFAULT),
             receive_window: i64::from(limits.connection_window.max(WINDOW_DEFAULT)),
             credit: 0,
+            small_updates: 0,
             last_peer: 0,
             next: 1,
             last_served: None,
@@ -245,6 +251,10 @@ impl Connection {
         let bytes = i64::try_from(len).unwrap_or(i64::MAX);
         stream.send_window -= bytes;
         self.send_window -= bytes;
+        // A frame that was cut to the window earns nothing: the peer may be opening it byte by byte.
+        if stream.send_window > 0 && self.send_window > 0 {
+            self.small_updates = (self.small_updates + 2).min(SMALL_UPDATES_MAX);
+        }
         stream.sent_end |= end;
         out.reserve(FRAME_HEADER_LEN + len.min(4096));
         frame::push_header(out, len, frame::DATA, if end { frame::END_STREAM } else { 0 }, id);

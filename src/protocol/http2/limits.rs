@@ -25,7 +25,7 @@ pub struct Limits {
     pub settings: u32,
     /// Frames a second that carry nothing: DATA and field blocks without bytes.
     pub empty: u32,
-    /// Window updates a second of less than 256 bytes.
+    /// Window updates a second of less than 256 bytes, beyond two for each frame of DATA we sent.
     pub small_updates: u32,
     /// CONTINUATION frames in one field block.
     pub continuations: u32,

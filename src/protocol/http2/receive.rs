@@ -658,7 +658,9 @@ impl Connection {
         };
         let by = i64::from(by & 0x7fff_ffff);
         let id = header.stream;
-        if by < SMALL {
+        if by < SMALL && self.small_updates > 0 {
+            self.small_updates -= 1;
+        } else if by < SMALL {
             self.count(Rate::SmallUpdate, now)?;
         }
         if id == 0 {
