@@ -166,7 +166,7 @@ impl Wanted {
             Self::OneOf(values) => {
                 let now = selected(now);
                 match values.first() {
-                    _ if values.iter().any(|value| *value == now) => Judged::Holds,
+                    _ if values.contains(&now) => Judged::Holds,
                     Some(first) => Judged::Becomes(first.clone()),
                     None => Judged::Strange,
                 }
