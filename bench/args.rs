@@ -26,6 +26,8 @@ pub(crate) enum Command {
     /// Send requests and measure how they are answered
     #[command(after_help = RUN_NOTES)]
     Run(Box<Run>),
+    /// Pass bytes on between clients and a server without reading them: the floor for a proxy
+    Relay(Relay),
     /// Make load for `run --agents` on another host; for trusted networks only
     #[command(after_help = AGENT_NOTES)]
     Agent(Agent),
@@ -52,7 +54,12 @@ sent and counted as overdue; what is left at the end is counted as unsent.
 
 Errors: connect (not opened), closed (before the whole response), timeout, malformed, 4xx, 5xx,
 overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
-an agent failed, 2 for wrong usage.
+an agent failed, 2 for wrong usage. SIGINT and SIGTERM end the run early: the result of what was
+measured until then is printed, marked as interrupted, and the exit code is 130 or 143.
+
+Slow clients (--read-rate): after each piece it takes (16 KiB at most) a connection rests for as long
+as the rate asks. Up to 128 KiB of a response are received ahead of that, and the kernel's receive
+buffer holds some more: the server feels the rate only in responses larger than these.
 
 Examples:
   ringgate-bench serve --bind 127.0.0.1:9000 &
@@ -76,9 +83,9 @@ pub(crate) struct CpuList(pub(crate) Vec<usize>);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Serve {
-    /// Where to listen; port 0 takes a free one, which is printed
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub(crate) bind: SocketAddr,
+    /// Where to listen, one address or several; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT", required = true, value_delimiter = ',')]
+    pub(crate) bind: Vec<SocketAddr>,
     /// Size of the response body in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=BODY_MAX))]
@@ -116,6 +123,9 @@ pub(crate) struct Run {
     /// Closed loop: time between a response and the next request
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = units::duration)]
     pub(crate) think: Duration,
+    /// Slow clients: bytes a second that each connection reads at most [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) read_rate: Option<u64>,
     /// Method of the requests
     #[arg(long, value_name = "METHOD", default_value = "GET", conflicts_with = "requests")]
     pub(crate) method: String,
@@ -138,6 +148,21 @@ pub(crate) struct Run {
     /// No line a second on standard error
     #[arg(long)]
     pub(crate) no_live: bool,
+    /// Lines `measuring` and `measured` on standard error at those moments, for who looks meanwhile
+    #[arg(long)]
+    pub(crate) marks: bool,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Relay {
+    /// Where to listen; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
+    /// The server
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) to: SocketAddr,
     #[command(flatten)]
     pub(crate) placement: Placement,
 }

@@ -11,7 +11,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::l7::request_id;
-use crate::protocol::http1::encode;
 
 /// Most entries of `X-Forwarded-For` that are considered and forwarded.
 pub const FORWARDED_ENTRIES_MAX: usize = 32;
