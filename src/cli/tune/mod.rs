@@ -63,7 +63,11 @@ pub(super) fn run(command: &Tune, out: &mut dyn Write, err: &mut dyn Write) -> u
         Tune::Rollback { place } => (undo(place), place.json),
         Tune::Show { key: Some(key), place } => (explain(key), place.json),
         Tune::Show { key: None, place } => (show(place), place.json),
-        Tune::Cpu { what, place } => (cpu::run(what, place, err), place.json),
+        Tune::Cpu { file, interface, place } => {
+            let (file, interface) = (file.clone(), interface.clone());
+            let what = What { file, interface, profile: vec![], force: vec![], allow: vec![] };
+            (cpu::run(&what, place, err), place.json)
+        }
         Tune::Lint { files, config, json } => (lint::run(files, config.as_deref(), err), *json),
         Tune::Watch { place } => (watch(place), place.json),
     };

@@ -117,6 +117,7 @@ tables! {
         client_max_body_size: Leaf,
         max_head_size: Leaf,
         max_headers: Leaf,
+        http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
     }
@@ -125,6 +126,7 @@ tables! {
         name: Leaf,
         bind: Leaf,
         backlog: Leaf,
+        http2: Leaf,
         proxy_protocol_from: Leaf,
     }
     /// `[[route]]`
@@ -186,6 +188,7 @@ tables! {
         connect_timeout: Leaf,
         send_timeout: Leaf,
         read_timeout: Leaf,
+        http2: Leaf,
         proxy_protocol: Leaf,
         retry: Node<Retry>,
         servers: Nodes<Server>,
