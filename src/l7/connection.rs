@@ -1,7 +1,8 @@
 //! A client connection from the first byte to the last: one request after the other.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -10,7 +11,10 @@ use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
+use crate::l7::output::buffer_of;
 use crate::l7::pool::millis;
+use crate::l7::tls::handshake;
+use crate::l7::tls::metrics::Reason;
 use crate::l7::transport::Transport;
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, proxy, reply};
@@ -27,6 +31,10 @@ const LINGER_MS: u64 = 2_000;
 const LINGER_BYTES: u64 = 1024 * 1024;
 /// While draining, a connection that was active this recently may have a request on the way.
 const DRAIN_GRACE_MS: u64 = 1_000;
+/// The answer to a request in the clear on a port for TLS.
+const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
+Content-Length: 56\r\nConnection: close\r\n\r\n\
+400 The plain HTTP request was sent to the HTTPS port.\r\n";
 /// Most bytes of a PROXY protocol header.
 const PROXY_HEADER_MAX: usize = 4096;
 
@@ -94,9 +102,13 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
         last_active,
     };
     if client.read_proxy_header().await {
-        match client.serve_requests().await {
+        let after = match client.secure().await {
+            Ok(()) => client.serve_requests().await,
+            Err(after) => after,
+        };
+        match after {
             After::Reset => client.stream.reset_on_close(),
-            After::CloseIdle => {}
+            After::CloseIdle => client.say_goodbye().await,
             _ => client.close().await,
         }
     }
@@ -107,6 +119,9 @@ impl Drop for Client {
     fn drop(&mut self) {
         self.count_bytes();
         self.figures().closed.increment();
+        if self.stream.is_broken() {
+            self.figures().tls.broken.increment();
+        }
         self.worker.leave(self.key);
     }
 }
@@ -155,6 +170,50 @@ impl Client {
         }
         self.worker.metrics.proxy_header_errors.increment();
         false
+    }
+
+    /// Makes the TLS handshake, if the listener has certificates.
+    async fn secure(&mut self) -> Result<(), After> {
+        let Some(endpoint) = self.worker.tls.endpoint(self.listener) else { return Ok(()) };
+        let timeout = millis(self.worker.service.tls.handshake_timeout);
+        self.timer.set(timeout);
+        let rest = self.input.take_rest();
+        let mut draining = false;
+        let handshake = {
+            let mut accept = pin!(handshake::accept(self.stream.stream(), rest, &endpoint));
+            poll_fn(|cx| {
+                if let Poll::Ready(done) = accept.as_mut().poll(cx) {
+                    return Poll::Ready(Some(done));
+                }
+                if self.worker.draining().is_none() {
+                    self.worker.wake_on_drain(self.key, cx);
+                } else if !std::mem::replace(&mut draining, true) {
+                    self.timer.set(timeout.min(DRAIN_GRACE_MS));
+                }
+                self.timer.poll_fired(cx).map(|()| None)
+            })
+            .await
+        };
+        let figures = &self.worker.metrics.listeners[self.listener].tls;
+        match handshake {
+            Some(Ok(session)) => {
+                figures.done(session.info().version, session.info().resumed);
+                self.stream.secure(session);
+                Ok(())
+            }
+            Some(Err(failure)) => {
+                figures.failed(failure.reason);
+                if failure.reason == Reason::PlainHttp {
+                    let text = buffer_of(&self.worker.ring, PLAIN_HTTP);
+                    self.stream.write(text);
+                }
+                Err(After::Close)
+            }
+            None => {
+                figures.failed(Reason::Timeout);
+                Err(After::Reset)
+            }
+        }
     }
 
     async fn serve_requests(&mut self) -> After {
@@ -225,6 +284,7 @@ impl Client {
         }
         self.requests += 1;
         let worker = Rc::clone(&self.worker);
+        exchange.tls = self.stream.tls().cloned();
         if let Err(refusal) = exchange.parse(&worker.limits) {
             return self.refuse(exchange, refusal.status());
         }
@@ -233,8 +293,23 @@ impl Client {
         if exchange.request.method == Method::Connect {
             return self.refuse(exchange, 405);
         }
+        if let Some(tls) = &exchange.tls {
+            exchange.hsts.clone_from(&worker.service.listeners[self.listener].hsts);
+            if !tls.serves(&exchange.host) {
+                return reply::status(self, exchange, None, 421).await;
+            }
+        }
         let routes = &worker.service.routes;
-        let Some(index) = worker.router.find(routes, self.listener, exchange) else {
+        let found = worker.router.find(routes, self.listener, exchange);
+        if let Some(redirect) = &worker.service.listeners[self.listener].redirect_https
+            && !found.is_some_and(|index| routes[index].listeners.contains(&self.listener))
+        {
+            if exchange.host.is_empty() {
+                return reply::status(self, exchange, None, 400).await;
+            }
+            return reply::redirect(self, exchange, None, redirect).await;
+        }
+        let Some(index) = found else {
             return reply::status(self, exchange, None, 404).await;
         };
         let route = &routes[index];
@@ -245,7 +320,9 @@ impl Client {
                 proxy::serve(self, exchange, route, *upstream, size_max).await
             }
             Action::Respond(respond) => reply::respond(self, exchange, route, respond).await,
-            Action::Redirect(redirect) => reply::redirect(self, exchange, route, redirect).await,
+            Action::Redirect(redirect) => {
+                reply::redirect(self, exchange, Some(route), redirect).await
+            }
         }
     }
 
@@ -351,6 +428,14 @@ impl Client {
             tries: outcome.tries,
             listener: &self.worker.service.listeners[self.listener].name,
             error: outcome.error,
+        }
+    }
+
+    /// Ends an idle connection, on which nothing is under way: inside TLS the client is told.
+    async fn say_goodbye(&mut self) {
+        if self.stream.tls().is_some() {
+            self.stream.shutdown_write();
+            let _ = flush(&self.stream, 0, &self.answer_timer, DRAIN_GRACE_MS).await;
         }
     }
 

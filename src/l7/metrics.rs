@@ -1,6 +1,7 @@
 //! What the proxy counts. Each shard has its own; the admin endpoint adds them up.
 
 use crate::counter::Counter;
+use crate::l7::tls::metrics::TlsMetrics;
 
 /// Upper bounds of the latency buckets in milliseconds; what is longer only counts in the total.
 pub const LATENCY_BOUNDS_MS: [u64; 14] =
@@ -73,8 +74,10 @@ pub struct ListenerMetrics {
     pub requests: ByClass,
     /// Bytes of requests received, heads and bodies.
     pub bytes_received: Counter,
-    /// Bytes of responses handed to the kernel.
+    /// Bytes of responses handed to the kernel, records of TLS included.
     pub bytes_sent: Counter,
+    /// TLS handshakes.
+    pub tls: TlsMetrics,
 }
 
 /// Figures of one upstream.
@@ -90,6 +93,8 @@ pub struct UpstreamMetrics {
     pub unavailable: Counter,
     /// Idle connections that turned out to be closed by the server.
     pub stale: Counter,
+    /// TLS handshakes.
+    pub tls: TlsMetrics,
 }
 
 /// A shard's figures of one server.

@@ -63,7 +63,7 @@ pub async fn respond(
 pub async fn redirect(
     client: &mut Client,
     exchange: &mut Exchange,
-    route: &Route,
+    route: Option<&Route>,
     redirect: &Redirect,
 ) -> After {
     let keep = discard_body(client, exchange).await;
@@ -71,7 +71,7 @@ pub async fn redirect(
     redirect.to.render(&Context { exchange, addresses: &client.addresses }, &mut location);
     let fields: [(&[u8], &[u8]); 1] = [(b"Location", &location)];
     let own = Own { status: redirect.status, fields: &fields, body: bytes::Bytes::new() };
-    write(client, exchange, Some(route), own, keep);
+    write(client, exchange, route, own, keep);
     if keep { After::Keep } else { After::Close }
 }
 
@@ -97,10 +97,11 @@ fn write(
     out.extend_from_slice(b"\r\n");
     exchange.outcome.status = own.status;
     exchange.outcome.head_bytes = out.len() as u64;
-    client.stream.write(buffer);
     if exchange.request.method != Method::Head && own.status != 204 && own.status != 304 {
         exchange.outcome.body_bytes = own.body.len() as u64;
-        client.stream.write(Chunk::Shared(own.body));
+        client.stream.write_both(buffer, Chunk::Shared(own.body));
+    } else {
+        client.stream.write(buffer);
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Exhausted,
     /// `connect_timeout` passed.
     ConnectTimeout,
+    /// The server does not speak TLS as it should, or is not who it should be.
+    Tls,
     /// A reused connection that the server had closed meanwhile.
     Stale,
     /// The server closed or reset the connection instead of answering.
@@ -38,7 +40,7 @@ impl Failure {
     /// The status the client gets when this was the last attempt.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::Connect | Self::Stale | Self::Broken | Self::Malformed => 502,
+            Self::Connect | Self::Tls | Self::Stale | Self::Broken | Self::Malformed => 502,
             Self::Exhausted => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
             Self::ClientGone => 499,
@@ -59,6 +61,7 @@ impl Failure {
             Self::Connect => "cannot connect to the server",
             Self::Exhausted => "out of descriptors, ports or memory",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "TLS handshake with the server failed",
             Self::Stale => "the server closed an idle connection",
             Self::Broken => "the server closed the connection before it answered",
             Self::Timeout => "the server did not answer in time",
@@ -75,7 +78,7 @@ impl Failure {
     /// Whether another server may be asked: nothing was sent, or repeating is harmless and wanted.
     pub(super) fn may_retry(&self, upstream: &Upstream, repeatable: bool) -> bool {
         match self {
-            Self::Connect | Self::ConnectTimeout => true,
+            Self::Connect | Self::ConnectTimeout | Self::Tls => true,
             Self::Stale | Self::Broken => repeatable,
             Self::Timeout => repeatable && upstream.retry.on_timeout,
             Self::Status(_) => repeatable,

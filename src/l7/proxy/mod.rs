@@ -7,6 +7,9 @@ mod wait;
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
 
 use self::failure::Failure;
 use self::respond::{Cut, Respond, cut_short};
@@ -22,6 +25,8 @@ use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
+use crate::l7::tls;
+use crate::l7::tls::metrics::Reason;
 use crate::l7::transport::Transport;
 use crate::l7::worker::{Report, Worker};
 use crate::protocol::http1::Framing;
@@ -144,7 +149,7 @@ impl Proxied<'_> {
                 worker.metrics.connects_exhausted.increment();
                 return;
             }
-            Failure::Connect | Failure::ConnectTimeout => {
+            Failure::Connect | Failure::ConnectTimeout | Failure::Tls => {
                 lease.metrics().connect_failures.increment();
             }
             _ => lease.metrics().failures.increment(),
@@ -251,7 +256,7 @@ impl Proxied<'_> {
         let timer = &self.client.answer_timer;
         timer.set(millis(config.connect_timeout));
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
-        let stream = match timer.guard(connecting).await {
+        let mut stream = match timer.guard(connecting).await {
             Ok(Ok(stream)) => Transport::from(stream),
             Ok(Err(error)) => return Err(Failure::of_connect(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
@@ -260,7 +265,53 @@ impl Proxied<'_> {
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
+        let upstream = self.exchange.outcome.upstream.unwrap_or_default();
+        if let Some(client) = worker.tls.client(upstream) {
+            self.secure(worker, lease, upstream, &mut stream, client).await?;
+        }
         Ok(Connection::new(stream, worker.now()))
+    }
+
+    /// Makes the TLS handshake with a server, within what is left of `connect_timeout`.
+    async fn secure(
+        &self,
+        worker: &Worker,
+        lease: &Lease,
+        upstream: usize,
+        stream: &mut Transport,
+        client: Arc<ClientConfig>,
+    ) -> Result<(), Failure> {
+        let config = &self.pool.upstream.config;
+        let configured = config.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+        let figures = &worker.metrics.upstreams[upstream].tls;
+        let name = tls::client::server_name(configured, &lease.member().config.address);
+        let name = name.map_err(|_| Failure::Tls)?;
+        let made = {
+            let connecting = pin!(tls::handshake::connect(stream.stream(), client, name));
+            self.client.answer_timer.guard(connecting).await
+        };
+        match made {
+            Ok(Ok(session)) => {
+                figures.done(session.info().version, session.info().resumed);
+                stream.secure(session);
+                Ok(())
+            }
+            Ok(Err(failure)) => {
+                figures.failed(failure.reason);
+                if self.pool.may_report(worker.now()) {
+                    worker.report(Report::ServerTls {
+                        upstream: config.name.clone(),
+                        server: lease.member().label.clone(),
+                        error: failure.text,
+                    });
+                }
+                Err(Failure::Tls)
+            }
+            Err(_) => {
+                figures.failed(Reason::Timeout);
+                Err(Failure::ConnectTimeout)
+            }
+        }
     }
 
     /// Sends the request body while waiting for the response, then forwards that.

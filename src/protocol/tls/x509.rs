@@ -53,6 +53,20 @@ pub fn fields(certificate: &[u8]) -> Option<Fields> {
     Some(Fields { not_after, subject: name(body.content(SEQUENCE)?)? })
 }
 
+/// Whether this is an OCSP response with an answer in it (RFC 6960 section 4.2.1).
+#[must_use]
+pub fn is_ocsp_response(bytes: &[u8]) -> bool {
+    const ENUMERATED: u8 = 0x0a;
+    const RESPONSE_BYTES: u8 = 0xa0;
+    const SUCCESSFUL: &[u8] = &[0];
+    let mut outer = Der(bytes);
+    let Some(content) = outer.content(SEQUENCE) else { return false };
+    let mut response = Der(content);
+    outer.0.is_empty()
+        && response.content(ENUMERATED) == Some(SUCCESSFUL)
+        && response.content(RESPONSE_BYTES).is_some()
+}
+
 /// A sequence of DER values.
 struct Der<'a>(&'a [u8]);
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{address, headers, listeners};
+use super::{address, headers, listeners, tls};
 use crate::balance::Policy;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Content, Node};
@@ -73,6 +73,7 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
         read_timeout: seconds("read_timeout", &raw.read_timeout, 60),
         retry: retry(place, raw),
         proxy_protocol: place.choice("proxy_protocol", &raw.proxy_protocol, &versions, None),
+        tls: tls::upstream(place, raw),
         hash_key: hash_key?,
         servers: servers?,
     })
