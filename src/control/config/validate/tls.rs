@@ -302,6 +302,6 @@ mod tests {
         assert_eq!(redirect.status, 308);
         let upstream = config.service.upstreams[0].tls.as_ref().expect("a table");
         assert_eq!((upstream.server_name.as_deref(), upstream.verify), (Some("b.test"), false));
-        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+        assert_eq!(config.warnings.len(), 2, "unused, unverified: {:?}", config.warnings);
     }
 }
