@@ -41,7 +41,8 @@ def test_a_verified_server_serves(start, authority, pair, tmp_path):
     with nginx(tmp_path / "nginx", pair) as server:
         (tmp_path / "nginx" / "big").write_bytes(body)
         for tls, name in (({"server_name": "app.test"}, "app.test"), ({}, "")):
-            proxy = start(to(server, {"ca": str(authority.cert), **tls}))
+            config = to(server, {"ca": str(authority.cert), **tls})
+            proxy = start({**config, "node": {"shards": 1}})
             assert get(proxy.address).body.decode() == f"TLSv1.3 {name} . \n"
             assert get(proxy.address, "/big").body == body
             # One connection, kept, although tickets came on it after the first answer.

@@ -14,7 +14,8 @@ fuzz_target!(|input: &[u8]| {
     if let Hello::Whole(Some(name)) = server_name(input) {
         assert!(!name.is_empty() || input.contains(&b'.'));
         assert!(name.is_ascii() && name.len() <= 255);
-        assert_eq!(server_name(&input[..input.len() - 1]), Hello::Incomplete);
+        let length = u32::from_be_bytes([0, input[1], input[2], input[3]]) as usize;
+        assert_eq!(server_name(&input[..4 + length - 1]), Hello::Incomplete);
     }
     if let Some(fields) = x509::fields(input) {
         assert!(fields.subject.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
