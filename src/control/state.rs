@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::control::certificates::Board;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -32,6 +33,8 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// Certificates.
+    pub tls: Arc<Board>,
 }
 
 /// An upstream and its members now.

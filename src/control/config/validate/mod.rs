@@ -8,6 +8,7 @@ mod http;
 mod listeners;
 mod node;
 mod routes;
+mod tls;
 mod upstreams;
 
 use super::place::{Place, Report, Reported};
@@ -21,13 +22,17 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
-    let listeners = listeners::listeners(&root, file, admin.as_ref().ok().copied().flatten());
+    let (tls, policy) = tls::settings(&root, file);
+    let taken = admin.as_ref().ok().copied().flatten();
+    let listeners = listeners::listeners(&root, file, taken, policy);
     let upstreams = upstreams::upstreams(&root, file);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
         upstreams: upstreams::names(file),
     };
     let routes = routes::routes(&root, file, &names);
-    let service = Service { http, listeners, routes: routes?, upstreams: upstreams? };
-    Ok(Config { node: node?, log: log?, admin: admin?, service, warnings: Vec::new() })
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let (node, log, admin) = (node?, log?, admin?);
+    let (base, loaded) = Default::default();
+    Ok(Config { node, log, admin, service, base, loaded, warnings: Vec::new() })
 }
