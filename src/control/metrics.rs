@@ -49,6 +49,7 @@ pub fn render(state: &State) -> String {
     upstreams(&mut page, state);
     servers(&mut page, state);
     tls(&mut page, state);
+    tuning(&mut page, state);
     page.text
 }
 
@@ -63,6 +64,23 @@ fn process(page: &mut Page, state: &State) {
         let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics).value()).sum();
         page.single(name, "counter", help, value);
     }
+}
+
+fn tuning(page: &mut Page, state: &State) {
+    let Some(tuning) = &state.tuning else { return };
+    let standing = tuning.standing.borrow();
+    page.family("ringgate_tuning_settings", "gauge", "Settings of the machine, by their standing.");
+    for (status, count) in &standing.counts {
+        page.sample("ringgate_tuning_settings", &[("status", status.name())], count);
+    }
+    let help = "1 for each setting that is not as it should be.";
+    page.family("ringgate_tuning_drift", "gauge", help);
+    for drift in &standing.drift {
+        page.sample("ringgate_tuning_drift", &[("key", &drift.key)], 1);
+    }
+    let age = standing.checked.elapsed().as_secs_f64();
+    let help = "Time since the settings were looked at.";
+    page.single("ringgate_tuning_check_age_seconds", "gauge", help, age);
 }
 
 /// A family, its help, and which counter of a shard it adds up.
