@@ -350,7 +350,11 @@ fn tls(page: &mut Page, state: &State) {
     let kind = ("ringgate_upstream_tls", "upstream", "servers");
     handshakes(page, state, kind, &upstreams, |m, i| &m.upstreams[i].tls);
     let name = "ringgate_tls_broken_connections_total";
-    page.family(name, "counter", "Connections ended by a bad record or a fatal alert, after the handshake.");
+    page.family(
+        name,
+        "counter",
+        "Connections ended by a bad record or a fatal alert, after the handshake.",
+    );
     for (index, listener) in listeners.iter().enumerate() {
         let broken =
             |shard: &crate::shard::Shard| shard.metrics.listeners[index].tls.broken.value();
