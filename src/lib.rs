@@ -9,3 +9,4 @@ pub mod protocol;
 pub mod ring;
 pub mod shard;
 pub mod sys;
+pub mod tune;

@@ -51,6 +51,13 @@ pub enum Command {
         #[arg(long)]
         demo: bool,
     },
+    /// Settings of the machine: plan, apply, verify, undo, explain
+    #[command(after_help = crate::cli::tune::EXAMPLES)]
+    Tune {
+        /// What to do
+        #[command(subcommand)]
+        command: crate::cli::tune::args::Tune,
+    },
     /// Validate a configuration file and change nothing
     #[command(after_help = CHECK_EXAMPLES)]
     Check {

@@ -51,6 +51,7 @@ pub fn render(state: &State) -> String {
     upstreams(&mut page, state);
     servers(&mut page, state);
     tls(&mut page, state);
+    tuning(&mut page, state);
     page.text
 }
 
@@ -65,6 +66,23 @@ fn process(page: &mut Page, state: &State) {
         let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics).value()).sum();
         page.single(name, "counter", help, value);
     }
+}
+
+fn tuning(page: &mut Page, state: &State) {
+    let Some(tuning) = &state.tuning else { return };
+    let standing = tuning.standing.borrow();
+    page.family("ringgate_tuning_settings", "gauge", "Settings of the machine, by their standing.");
+    for (status, count) in &standing.counts {
+        page.sample("ringgate_tuning_settings", &[("status", status.name())], count);
+    }
+    let help = "1 for each setting that is not as it should be.";
+    page.family("ringgate_tuning_drift", "gauge", help);
+    for drift in &standing.drift {
+        page.sample("ringgate_tuning_drift", &[("key", &drift.key)], 1);
+    }
+    let age = standing.checked.elapsed().as_secs_f64();
+    let help = "Time since the settings were looked at.";
+    page.single("ringgate_tuning_check_age_seconds", "gauge", help, age);
 }
 
 /// A family, its help, and which counter of a shard it adds up.
@@ -365,7 +383,11 @@ fn tls(page: &mut Page, state: &State) {
     let kind = ("ringgate_upstream_tls", "upstream", "servers");
     handshakes(page, state, kind, &upstreams, |m, i| &m.upstreams[i].tls);
     let name = "ringgate_tls_broken_connections_total";
-    page.family(name, "counter", "Connections ended by a record that could not be taken.");
+    page.family(
+        name,
+        "counter",
+        "Connections ended by a bad record or a fatal alert, after the handshake.",
+    );
     for (index, listener) in listeners.iter().enumerate() {
         let broken =
             |shard: &crate::shard::Shard| shard.metrics.listeners[index].tls.broken.value();

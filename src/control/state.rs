@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::control::certificates::Board;
+use crate::control::tuning::Standing;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -35,6 +36,19 @@ pub struct State {
     pub upstreams: Vec<UpstreamState>,
     /// Certificates.
     pub tls: Arc<Board>,
+    /// The machine's settings; `None`: none are tuned.
+    pub tuning: Option<TuningState>,
+}
+
+/// The machine's settings.
+#[derive(Debug)]
+pub struct TuningState {
+    /// The profiles.
+    pub profiles: Vec<String>,
+    /// Settings changed at the start.
+    pub changed: usize,
+    /// Where they stood when last looked at.
+    pub standing: RefCell<Standing>,
 }
 
 /// An upstream and its members now.

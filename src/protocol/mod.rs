@@ -1,6 +1,11 @@
 //! Pure codecs and state machines: bytes and a passed-in time in, values out; no socket, no clock.
 
+pub mod arp;
+pub mod checksum;
+pub mod ethernet;
 pub mod http1;
 pub mod http2;
+pub mod ndp;
 pub mod proxy_protocol;
 pub mod tls;
+pub mod vrrp;

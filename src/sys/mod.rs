@@ -3,10 +3,12 @@
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
 pub mod cpu;
+pub mod ethtool;
 pub mod file;
 pub mod kernel;
 pub mod limits;
 pub mod notify;
+pub mod process;
 pub mod signal;
 pub mod socket;
 pub mod timer;

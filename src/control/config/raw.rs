@@ -65,6 +65,7 @@ tables! {
         node: Node<NodeKeys>,
         log: Node<Log>,
         tls: Node<Tls>,
+        tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
         listener: Nodes<Listener>,
@@ -75,6 +76,7 @@ tables! {
     NodeKeys {
         shards: Leaf,
         pin: Leaf,
+        steering: Leaf,
         max_connections: Leaf,
         drain_timeout: Leaf,
         receive_buffers: Leaf,
@@ -96,6 +98,18 @@ tables! {
         session_lifetime: Leaf,
         ticket_keys: Leaf,
         reload_interval: Leaf,
+    }
+    /// `[tuning]`
+    Tuning {
+        profile: Leaf,
+        set: Node<Named<Leaf>>,
+        force: Leaf,
+        allow: Leaf,
+        require: Leaf,
+        interfaces: Leaf,
+        check_interval: Leaf,
+        root: Leaf,
+        state_dir: Leaf,
     }
     /// `[admin]`
     Admin {
@@ -232,10 +246,11 @@ tables! {
 }
 
 /// Every table of fixed keys: how it is written, and its keys.
-pub(super) const TABLES: [(&str, &[&str]); 19] = [
+pub(super) const TABLES: [(&str, &[&str]); 20] = [
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[log]", Log::KEYS),
+    ("[tuning]", Tuning::KEYS),
     ("[tls]", Tls::KEYS),
     ("[admin]", Admin::KEYS),
     ("[http]", Http::KEYS),
@@ -341,7 +356,7 @@ macro_rules! wanted {
     ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
 }
 
-wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect);
+wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

@@ -9,9 +9,11 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{CipherSuite, ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion};
 
+use super::info::{Application, Info};
 use super::metrics::Reason;
 use super::server::Endpoint;
-use super::session::{Application, Info, Kernel, Parts, RecordFailure, Session, Source};
+use super::session::{Kernel, Parts, Session};
+use super::source::{RecordFailure, Source};
 use crate::protocol::tls::client_hello::{self, Hello};
 use crate::protocol::tls::content;
 use crate::protocol::tls::record::{HEADER_LEN, Version};

@@ -62,7 +62,7 @@ impl Reason {
 pub struct TlsMetrics {
     done: [[Counter; 2]; 2],
     failed: [Counter; Reason::ALL.len()],
-    /// Connections ended because of a record that could not be taken, after the handshake.
+    /// Connections ended by a bad record or a fatal alert, after the handshake.
     pub broken: Counter,
 }
 

@@ -8,10 +8,12 @@ pub mod client;
 pub mod config;
 mod current;
 pub mod handshake;
+mod info;
 pub mod metrics;
 mod names;
 pub mod server;
 pub mod session;
+mod source;
 pub mod tickets;
 
 use std::sync::Arc;
@@ -20,7 +22,8 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs as provider};
 use rustls::{SupportedCipherSuite, SupportedProtocolVersion, version};
 
 pub use current::{Current, Shard, Snapshot};
-pub use session::{Application, Info, Session};
+pub use info::{Application, Info};
+pub use session::Session;
 
 use config::Policy;
 

@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use rustls::ConnectionTrafficSecrets;
@@ -16,10 +15,11 @@ use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 
-use super::server::Endpoint;
+use super::info::Info;
+use super::source::{RecordFailure, Source};
 use crate::protocol::tls::message::{KEY_UPDATE, Messages, kind};
 use crate::protocol::tls::record::{
-    FRAGMENT_MAX, HEADER_LEN, OVERHEAD_MAX, Opener, RecordError, Sealer, Version, record_len,
+    FRAGMENT_MAX, OVERHEAD_MAX, Opener, RecordError, Sealer, Version,
 };
 use crate::protocol::tls::{alert, content};
 use crate::ring::{Chunk, Stream, WriteBuf};
@@ -28,55 +28,6 @@ use crate::ring::{Chunk, Stream, WriteBuf};
 const IDLE_RECORDS_MAX: u32 = 32;
 const WARNING: u8 = 1;
 const FATAL: u8 = 2;
-
-/// What a handshake agreed on.
-#[derive(Debug)]
-pub struct Info {
-    /// The protocol version.
-    pub version: Version,
-    /// The cipher suite's registered name.
-    pub cipher: &'static str,
-    /// A session was resumed.
-    pub resumed: bool,
-    /// The name the client asked for, in lower case.
-    pub server_name: Option<String>,
-    /// What is spoken inside.
-    pub application: Application,
-    /// Subject of the client's certificate, which was verified; empty when there is none.
-    pub client_subject: String,
-    /// The listener's certificates at the time, and which of its policies applies.
-    pub(super) endpoint: Option<(Arc<Endpoint>, usize)>,
-}
-
-impl Info {
-    /// The version as nginx writes it.
-    #[must_use]
-    pub fn protocol(&self) -> &'static str {
-        match self.version {
-            Version::Tls12 => "TLSv1.2",
-            Version::Tls13 => "TLSv1.3",
-        }
-    }
-
-    /// Whether a request for this host may come on this connection: not when the host's policy on
-    /// client certificates is another (RFC 9110 section 15.5.20).
-    #[must_use]
-    pub fn serves(&self, host: &[u8]) -> bool {
-        self.endpoint.as_ref().is_none_or(|(endpoint, policy)| {
-            endpoint.has_one_policy()
-                || endpoint.policy_of(std::str::from_utf8(host).ok()) == *policy
-        })
-    }
-}
-
-/// A protocol inside TLS (RFC 7301).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Application {
-    /// `http/1.1`, or nothing agreed on.
-    Http1,
-    /// `h2`
-    Http2,
-}
 
 /// What stays of rustls: key changes and session tickets.
 pub(super) enum Kernel {
@@ -102,75 +53,6 @@ impl Kernel {
         .ok()?;
         Opener::new(Version::Tls13, sequence, &secrets)
     }
-}
-
-/// The ciphertext that was received: cut into records.
-#[derive(Debug, Default)]
-pub(super) struct Source {
-    /// Received, not looked at.
-    pub(super) rest: Option<Chunk>,
-    /// The beginning of a record.
-    partial: Option<WriteBuf>,
-}
-
-impl Source {
-    pub(super) fn new(rest: Option<Chunk>) -> Self {
-        Self { rest, partial: None }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_none() && self.partial.is_none()
-    }
-
-    /// The next bytes; `None` at the end of the stream.
-    pub(super) fn poll_chunk(
-        &mut self,
-        stream: &Stream,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Option<Chunk>>> {
-        match self.rest.take() {
-            Some(chunk) => Poll::Ready(Ok(Some(chunk))),
-            None => stream.poll_recv(cx),
-        }
-    }
-
-    /// The next whole record; `None` at the end of the stream.
-    pub(super) fn poll_record(
-        &mut self,
-        stream: &Stream,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Option<WriteBuf>, RecordFailure>> {
-        loop {
-            let have = self.partial.as_ref().map_or(0, |partial| partial.bytes.len());
-            let known = match &self.partial {
-                Some(partial) => record_len(&partial.bytes).map_err(RecordFailure::Record)?,
-                None => None,
-            };
-            if known == Some(have) {
-                return Poll::Ready(Ok(self.partial.take()));
-            }
-            let chunk = ready!(self.poll_chunk(stream, cx)).map_err(RecordFailure::Io)?;
-            let Some(mut chunk) = chunk else { return Poll::Ready(Ok(None)) };
-            let partial = self.partial.get_or_insert_with(|| WriteBuf::new(stream.ring()));
-            let wanted = known.unwrap_or(HEADER_LEN) - have;
-            let bytes = chunk.as_slice();
-            let taken = &bytes[..wanted.min(bytes.len())];
-            if let Some(length) = known {
-                partial.bytes.reserve(length - have);
-            }
-            partial.bytes.extend_from_slice(taken);
-            let taken = taken.len();
-            chunk.advance(taken);
-            self.rest = Some(chunk).filter(|chunk| !chunk.is_empty());
-        }
-    }
-}
-
-/// Why there is no record.
-#[derive(Debug)]
-pub(super) enum RecordFailure {
-    Io(io::Error),
-    Record(RecordError),
 }
 
 /// What a handshake leaves to its session.

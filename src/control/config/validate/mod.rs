@@ -9,6 +9,7 @@ mod listeners;
 mod node;
 mod routes;
 mod tls;
+mod tuning;
 mod upstreams;
 
 use super::place::{Place, Report, Reported};
@@ -23,8 +24,9 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
     let (tls, policy) = tls::settings(&root, file);
-    let taken = admin.as_ref().ok().copied().flatten();
-    let listeners = listeners::listeners(&root, file, taken, policy);
+    let admin_address = admin.as_ref().ok().copied().flatten();
+    let listeners = listeners::listeners(&root, file, admin_address, policy);
+    let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
@@ -34,5 +36,5 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (node, log, admin) = (node?, log?, admin?);
     let (base, loaded) = Default::default();
-    Ok(Config { node, log, admin, service, base, loaded, warnings: Vec::new() })
+    Ok(Config { node, log, tuning, admin, service, base, loaded, warnings: Vec::new() })
 }
