@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::l7::channel::Channel;
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, throttle};
@@ -13,11 +14,10 @@ use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::output::buffer_of;
 use crate::l7::pool::millis;
-use crate::l7::tls::handshake;
 use crate::l7::tls::metrics::Reason;
-use crate::l7::transport::Transport;
+use crate::l7::tls::{Application, handshake};
 use crate::l7::worker::{Worker, unix_ms};
-use crate::l7::{access_log, forwarded, proxy, reply};
+use crate::l7::{access_log, forwarded, http2, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version};
 use crate::protocol::proxy_protocol::{self, Parsed};
 use crate::ring::timer::Elapsed;
@@ -57,7 +57,7 @@ pub struct Client {
     /// What the shard's connections share.
     pub worker: Rc<Worker>,
     /// What it goes through.
-    pub stream: Transport,
+    pub stream: Channel,
     /// Received and not consumed.
     pub input: Input,
     /// Index of the listener.
@@ -68,8 +68,9 @@ pub struct Client {
     pub timer: Timer,
     /// For what is done for it: the server's part, taking the response.
     pub answer_timer: Timer,
-    requests: u32,
-    key: usize,
+    pub(super) requests: u32,
+    /// For [`Worker::leave`]; `None` for a stream, whose connection has it.
+    pub(super) key: Option<usize>,
     counted: Counted,
     last_active: u64,
 }
@@ -85,25 +86,11 @@ struct Counted {
 /// dropped when it has ended.
 pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize, seat: S) {
     let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
-    let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
     worker.metrics.listeners[listener].accepted.increment();
-    let last_active = worker.now();
-    let mut client = Client {
-        worker,
-        stream: stream.into(),
-        input: Input::default(),
-        listener,
-        addresses,
-        timer,
-        answer_timer,
-        requests: 0,
-        key,
-        counted: Counted::default(),
-        last_active,
-    };
+    let mut client = Client::new(worker, stream.into(), listener, addresses, Some(key));
     if client.read_proxy_header().await {
         let after = match client.secure().await {
-            Ok(()) => client.serve_requests().await,
+            Ok(()) => client.serve_protocol().await,
             Err(after) => after,
         };
         match after {
@@ -117,12 +104,14 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.count_bytes();
-        self.figures().closed.increment();
-        if self.stream.is_broken() {
-            self.figures().tls.broken.increment();
+        if let Some(key) = self.key {
+            self.count_bytes();
+            self.figures().closed.increment();
+            if self.stream.transport().is_broken() {
+                self.figures().tls.broken.increment();
+            }
+            self.worker.leave(key);
         }
-        self.worker.leave(self.key);
     }
 }
 
@@ -133,11 +122,40 @@ fn addresses_of(stream: &Stream) -> Option<Addresses> {
 }
 
 impl Client {
+    /// A client that has sent nothing yet; `key` is from [`Worker::enter`], `None` for a stream.
+    #[must_use]
+    pub fn new(
+        worker: Rc<Worker>,
+        stream: Channel,
+        listener: usize,
+        addresses: Addresses,
+        key: Option<usize>,
+    ) -> Self {
+        let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
+        let last_active = worker.now();
+        Self {
+            worker,
+            stream,
+            input: Input::default(),
+            listener,
+            addresses,
+            timer,
+            answer_timer,
+            requests: 0,
+            key,
+            counted: Counted::default(),
+            last_active,
+        }
+    }
+
     fn figures(&self) -> &ListenerMetrics {
         &self.worker.metrics.listeners[self.listener]
     }
 
     fn count_bytes(&mut self) {
+        if self.key.is_none() {
+            return; // the connection counts them
+        }
         let (received, sent) = (self.input.consumed(), self.stream.sent());
         self.figures().bytes_received.add(received - self.counted.received);
         self.figures().bytes_sent.add(sent - self.counted.sent);
@@ -172,6 +190,42 @@ impl Client {
         false
     }
 
+    /// Serves HTTP/2 or HTTP/1.1, as TLS has settled or the first bytes tell.
+    async fn serve_protocol(&mut self) -> After {
+        match self.speaks_http2().await {
+            Some(true) => http2::server::serve(self).await,
+            Some(false) => self.serve_requests().await,
+            None => self.end_of_idleness(),
+        }
+    }
+
+    /// Whether the client begins with HTTP/2's preface, where the listener takes that. No method of
+    /// HTTP/1.1 is called PRI (RFC 9113 section 11.6). `None` when nothing came.
+    async fn speaks_http2(&mut self) -> Option<bool> {
+        const START: &[u8] = b"PRI ";
+        if let Some(tls) = self.stream.tls() {
+            return Some(tls.application == Application::Http2);
+        }
+        if !self.worker.service.listeners[self.listener].http2 {
+            return Some(false);
+        }
+        if !self.wait_for_request().await {
+            return None;
+        }
+        if let Some(start) = self.input.peek().get(..START.len()) {
+            return Some(start == START);
+        }
+        let mut bytes = Vec::new();
+        while bytes.len() < START.len() && START.starts_with(&bytes) {
+            let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
+            let Ok(Ok(Some(chunk))) = self.timer.guard(next).await else { break };
+            bytes.extend_from_slice(chunk.as_slice());
+        }
+        let is_http2 = bytes.starts_with(START);
+        self.input.put_back(bytes);
+        Some(is_http2)
+    }
+
     /// Makes the TLS handshake, if the listener has certificates.
     async fn secure(&mut self) -> Result<(), After> {
         let Some(endpoint) = self.worker.tls.endpoint(self.listener) else { return Ok(()) };
@@ -180,13 +234,16 @@ impl Client {
         let rest = self.input.take_rest();
         let mut draining = false;
         let handshake = {
-            let mut accept = pin!(handshake::accept(self.stream.stream(), rest, &endpoint));
+            let mut accept =
+                pin!(handshake::accept(self.stream.transport().stream(), rest, &endpoint));
             poll_fn(|cx| {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
                 if self.worker.draining().is_none() {
-                    self.worker.wake_on_drain(self.key, cx);
+                    if let Some(key) = self.key {
+                        self.worker.wake_on_drain(key, cx);
+                    }
                 } else if !std::mem::replace(&mut draining, true) {
                     self.timer.set(timeout.min(DRAIN_GRACE_MS));
                 }
@@ -264,8 +321,8 @@ impl Client {
                     return Poll::Ready(false);
                 }
                 self.timer.set(DRAIN_GRACE_MS - since);
-            } else {
-                self.worker.wake_on_drain(self.key, cx);
+            } else if let Some(key) = self.key {
+                self.worker.wake_on_drain(key, cx);
             }
             self.timer.poll_fired(cx).map(|()| false)
         })
@@ -283,6 +340,11 @@ impl Client {
             return after;
         }
         self.requests += 1;
+        self.serve_head(exchange).await
+    }
+
+    /// Serves the request whose head the exchange holds.
+    pub(super) async fn serve_head(&mut self, exchange: &mut Exchange) -> After {
         let worker = Rc::clone(&self.worker);
         exchange.tls = self.stream.tls().cloned();
         if let Err(refusal) = exchange.parse(&worker.limits) {
@@ -364,7 +426,7 @@ impl Client {
 
     /// Answers what cannot be served; the connection ends, since where the next request starts is
     /// not known.
-    fn refuse(&mut self, exchange: &mut Exchange, status: u16) -> After {
+    pub(super) fn refuse(&mut self, exchange: &mut Exchange, status: u16) -> After {
         self.worker.metrics.requests_refused.increment();
         reply::write_status(self, exchange, None, status, false);
         After::Close
@@ -373,13 +435,14 @@ impl Client {
     /// Whether the connection may go on after this request.
     #[must_use]
     pub fn keeps(&self, exchange: &Exchange) -> bool {
-        exchange.request.persistent
+        self.key.is_some()
+            && exchange.request.persistent
             && self.requests < self.worker.service.http.keepalive_requests
             && self.worker.draining().is_none()
     }
 
     /// Counts and logs a request.
-    fn finish(&mut self, exchange: &Exchange) {
+    pub(super) fn finish(&mut self, exchange: &Exchange) {
         self.last_active = self.worker.now();
         let outcome = &exchange.outcome;
         if outcome.status == 0 {
@@ -409,6 +472,7 @@ impl Client {
             uri: if parsed { request.target.of(head) } else { first_line(head) },
             protocol: match request.version {
                 _ if !parsed => b"",
+                _ if self.stream.http2().is_some() => b"HTTP/2.0",
                 Version::Http10 => b"HTTP/1.0",
                 Version::Http11 => b"HTTP/1.1",
             },

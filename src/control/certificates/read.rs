@@ -80,7 +80,7 @@ impl Reader<'_> {
         for (index, upstream) in self.service.upstreams.iter().enumerate() {
             let known = before.upstreams.get(index).and_then(Option::as_ref);
             let config = upstream.tls.as_ref().and_then(|tls| {
-                let read = || self.upstream(tls);
+                let read = || self.upstream(tls, upstream.http2);
                 self.fresh_or(files_of_upstream(tls), known, read, &mut problems)
             });
             loaded.upstreams.push(config);
@@ -227,7 +227,7 @@ impl Reader<'_> {
         Ok(roots)
     }
 
-    fn upstream(&self, tls: &config::Upstream) -> Result<Arc<ClientConfig>, Problem> {
+    fn upstream(&self, tls: &config::Upstream, http2: bool) -> Result<Arc<ClientConfig>, Problem> {
         let key = &tls.key;
         let roots = match (&tls.ca, tls.verify) {
             (_, false) => None,
@@ -242,7 +242,7 @@ impl Reader<'_> {
             Some((cert, key)) => Some(Arc::new(self.pair(cert, key)?)),
             None => None,
         };
-        client::config(client::Material { roots, identity, policy: tls.policy })
+        client::config(client::Material { roots, identity, policy: tls.policy, http2 })
             .map_err(|what| self.problem(key, &what))
     }
 }

@@ -126,6 +126,7 @@ tables! {
         client_max_body_size: Leaf,
         max_head_size: Leaf,
         max_headers: Leaf,
+        http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
     }
@@ -134,6 +135,7 @@ tables! {
         name: Leaf,
         bind: Leaf,
         backlog: Leaf,
+        http2: Leaf,
         proxy_protocol_from: Leaf,
         certificates: Nodes<Certificate>,
         tls_policy: Leaf,
@@ -207,6 +209,7 @@ tables! {
         connect_timeout: Leaf,
         send_timeout: Leaf,
         read_timeout: Leaf,
+        http2: Leaf,
         proxy_protocol: Leaf,
         tls: Node<UpstreamTls>,
         retry: Node<Retry>,

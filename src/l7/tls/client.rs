@@ -24,6 +24,8 @@ pub struct Material {
     pub identity: Option<Arc<CertifiedKey>>,
     /// Versions and cipher suites.
     pub policy: Policy,
+    /// Offer HTTP/2.
+    pub http2: bool,
 }
 
 /// What handshakes with the servers are made with; shards add a session store each.
@@ -50,7 +52,11 @@ pub fn config(material: Material) -> Result<Arc<ClientConfig>, String> {
         None => builder.with_no_client_auth(),
     };
     config.enable_secret_extraction = true;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = if material.http2 {
+        vec![b"h2".to_vec(), b"http/1.1".to_vec()]
+    } else {
+        vec![b"http/1.1".to_vec()]
+    };
     Ok(Arc::new(config))
 }
 

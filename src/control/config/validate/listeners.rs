@@ -43,13 +43,16 @@ struct Seen {
 fn listener(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen, policy: Policy) -> Listener {
     let bind = bind(place, raw, seen);
     let name = name(place, raw, bind.as_ref().ok(), seen);
+    // Browsers speak HTTP/2 over TLS only.
+    let http2 = place.boolean("http2", &raw.http2, raw.certificates.is_some());
     Listener {
         name,
         // Never used: the problem is noted.
         bind: bind.unwrap_or_else(|Reported { .. }| SocketAddr::from(([0, 0, 0, 0], 0))),
         backlog: place.integer("backlog", &raw.backlog, 1..=BACKLOG_MAX, 4096),
+        http2,
         proxy_protocol_from: address::nets(place, "proxy_protocol_from", &raw.proxy_protocol_from),
-        tls: tls::listener(place, raw, policy),
+        tls: tls::listener(place, raw, policy, http2),
         hsts: tls::hsts(place, raw),
         redirect_https: tls::redirect(place, raw),
     }

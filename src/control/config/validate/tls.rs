@@ -43,7 +43,12 @@ pub(super) fn settings(root: &Place<'_>, file: &raw::File) -> (Settings, Policy)
 }
 
 /// TLS of a listener; `None` when it has no certificates.
-pub(super) fn listener(place: &Place<'_>, raw: &raw::Listener, policy: Policy) -> Option<Listener> {
+pub(super) fn listener(
+    place: &Place<'_>,
+    raw: &raw::Listener,
+    policy: Policy,
+    http2: bool,
+) -> Option<Listener> {
     let policy = place.choice("tls_policy", &raw.tls_policy, &POLICIES, policy);
     if let (None, Some((key, _))) = (&raw.certificates, place.leaf("tls_policy", &raw.tls_policy)) {
         key.problem("needs `certificates`: without them clients speak in the clear");
@@ -55,7 +60,7 @@ pub(super) fn listener(place: &Place<'_>, raw: &raw::Listener, policy: Policy) -
     }
     let tables = place.good_tables("certificates", Some(node), WRITE_CERTIFICATES);
     let certificates = tables.iter().filter_map(|(place, raw)| certificate(place, raw));
-    Some(Listener { certificates: certificates.collect(), policy, http2: false })
+    Some(Listener { certificates: certificates.collect(), policy, http2 })
 }
 
 fn certificate(place: &Place<'_>, raw: &raw::Certificate) -> Option<Certificate> {
