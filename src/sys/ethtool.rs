@@ -57,7 +57,6 @@ const RING_TX: usize = 8;
 const CHANNELS_RX_MAX: usize = 1;
 const CHANNELS_COMBINED_MAX: usize = 4;
 const CHANNELS_RX: usize = 5;
-const CHANNELS_TX: usize = 6;
 const CHANNELS_COMBINED: usize = 8;
 const COALESCE_RX_USECS: usize = 1;
 /// `ethtool_value`, and the positions in it.
@@ -101,9 +100,6 @@ pub fn set(interface: &str, parameter: Parameter, value: u32) -> io::Result<()> 
         Parameter::Lro => words[VALUE] |= FLAG_LRO,
         _ => words[at] = value,
     }
-    if parameter == Parameter::Channels && at == CHANNELS_RX {
-        words[CHANNELS_TX] = value;
-    }
     call(interface, &mut words)
 }
 
@@ -120,7 +116,8 @@ fn fetch(interface: &str, parameter: Parameter) -> io::Result<(Words, usize)> {
     let mut words = [0; WORDS];
     words[0] = command;
     call(interface, &mut words)?;
-    // Some devices, veth for one, count receive and transmit queues apart.
+    // Some devices, veth for one, count receive and transmit queues apart. Of those the receive queues
+    // are the parameter: the others have a number of their own that must not be lost.
     let apart = parameter == Parameter::Channels && words[CHANNELS_COMBINED_MAX] == 0;
     Ok((words, if apart { CHANNELS_RX } else { at }))
 }

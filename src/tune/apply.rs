@@ -87,7 +87,6 @@ pub fn apply(
         let reason = item.reason.clone().unwrap_or_default();
         Failed { key: item.key.clone(), reason }
     }));
-    report.failed.dedup_by(|a, b| a.key == b.key);
     Ok(report)
 }
 
@@ -133,6 +132,10 @@ fn refused(item: &mut Item, error: &io::Error, report: &mut Report) {
         ),
         Some(libc::EROFS) => (Status::NotApplicable, "its file system is read-only".to_owned()),
         Some(libc::EOPNOTSUPP) => (Status::NotApplicable, "the driver cannot set it".to_owned()),
+        Some(libc::EPERM) if matches!(item.target, Target::Limit(_)) => {
+            let why = "it takes CAP_SYS_RESOURCE, or Limit…= in the unit that starts this";
+            (Status::Denied, why.to_owned())
+        }
         Some(libc::EPERM | libc::EACCES) => (Status::Denied, format!("{error}")),
         _ => (Status::Change, format!("the kernel refused {:?}: {error}", item.to)),
     };

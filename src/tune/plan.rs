@@ -25,7 +25,7 @@ pub struct Item {
     pub wanted: String,
     /// The verdict.
     pub status: Status,
-    /// What would be written; `None` unless `status` is [`Status::Change`] or a refusal of it.
+    /// What would be written, or what to boot with; `None` when nothing is to be done.
     pub to: Option<String>,
     /// Why it is not applicable, refused, denied or advice.
     pub reason: Option<String>,
@@ -124,6 +124,16 @@ impl Plan {
     #[must_use]
     pub fn count(&self, status: Status) -> usize {
         self.items.iter().filter(|item| item.status == status).count()
+    }
+
+    /// Parameters that the kernel's command line lacks.
+    #[must_use]
+    pub fn kernel_parameters(&self) -> Vec<String> {
+        let missing = |item: &Item| match (&item.target, &item.to) {
+            (Target::Boot(name), Some(to)) => Some(format!("{name}={to}")),
+            _ => None,
+        };
+        self.items.iter().filter_map(missing).collect()
     }
 
     /// Items that are not as they should be.
@@ -466,7 +476,8 @@ impl Planner<'_> {
     fn permit(&self, setting: &Setting, item: &Item, to: String) -> Result<(), Verdict> {
         if item.scope == Scope::Boot {
             let parameter = setting.name.trim_start_matches("boot.");
-            return Err(Verdict::of(Status::Advice).because(format!("boot with {parameter}={to}")));
+            let advice = Verdict::of(Status::Advice).because(format!("boot with {parameter}={to}"));
+            return Err(Verdict { to: Some(to), ..advice });
         }
         if item.scope == Scope::Process && self.process == Process::Other {
             let name = setting.limit.map_or("", setting::Limit::name).to_uppercase();

@@ -19,7 +19,7 @@ pub enum Wanted {
     EachAtLeast(Vec<u64>),
     /// A range of ports at least as wide.
     PortRange([u64; 2]),
-    /// A list that has the listeners' ports.
+    /// A list that has the listeners' ports, and those of this text if it is a list too.
     Ports(String),
     /// One of these; the first is set.
     OneOf(Vec<String>),
@@ -118,8 +118,10 @@ impl Wanted {
             Self::AtMost(amount) => format!("<= {}", amount.on(size)),
             Self::EachAtLeast(list) => format!(">= {}", join(list)),
             Self::PortRange([low, high]) => format!("{low} {high} or wider"),
-            Self::Ports(_) if ports.is_empty() => "with the listeners' ports".to_owned(),
-            Self::Ports(_) => format!("with {}", show_ports(&ports.iter().copied().collect())),
+            Self::Ports(own) => match show_ports(&all_ports(own, ports)).as_str() {
+                "" => "with the listeners' ports".to_owned(),
+                list => format!("with {list}"),
+            },
             Self::OneOf(values) => values.join(" or "),
             Self::Placement(_) => "by placement".to_owned(),
             Self::Untouched(_) => "untouched".to_owned(),
@@ -142,6 +144,10 @@ impl Wanted {
                 Some(&[low, high]) => Self::PortRange([low, high]),
                 _ => exactly(),
             },
+            Self::Ports(_) => match parse_ports(value) {
+                Some(_) => Self::Ports(value.to_owned()),
+                None => exactly(),
+            },
             Self::Placement(Placed::Channels) => number.map_or_else(exactly, Self::AtLeast),
             _ => exactly(),
         }
@@ -156,11 +162,11 @@ impl Wanted {
             Self::AtMost(amount) => bound(now, amount.on(size), force, |now, want| now <= want),
             Self::EachAtLeast(list) => each_at_least(now, list, force),
             Self::PortRange(range) => port_range(now, *range, force),
-            Self::Ports(_) => with_ports(now, ports),
+            Self::Ports(own) => with_ports(now, &all_ports(own, ports)),
             Self::OneOf(values) => {
                 let now = selected(now);
                 match values.first() {
-                    _ if values.iter().any(|value| *value == now) => Judged::Holds,
+                    _ if values.contains(&now) => Judged::Holds,
                     Some(first) => Judged::Becomes(first.clone()),
                     None => Judged::Strange,
                 }
@@ -246,7 +252,13 @@ fn port_range(now: &str, [low, high]: [u64; 2], force: bool) -> Judged {
     }
 }
 
-fn with_ports(now: &str, ports: &[u16]) -> Judged {
+fn all_ports(own: &str, ports: &[u16]) -> BTreeSet<u16> {
+    let mut all = parse_ports(own).unwrap_or_default();
+    all.extend(ports);
+    all
+}
+
+fn with_ports(now: &str, ports: &BTreeSet<u16>) -> Judged {
     let Some(mut found) = parse_ports(now) else { return Judged::Strange };
     let before = found.len();
     found.extend(ports);
@@ -348,6 +360,8 @@ mod tests {
         assert_eq!(judge("1-100\n", &[80]), Judged::Holds);
         assert_eq!(judge("\n", &[]), Judged::Holds);
         assert_eq!(judge("x\n", &[80]), Judged::Strange);
+        let own = wanted.with_value("8000-8001");
+        assert_eq!(own.judge("\n", SIZE, &[80], false), becomes("80,8000-8001"));
     }
 
     #[test]

@@ -4,8 +4,6 @@ import os
 import shutil
 import subprocess
 
-import pytest
-
 from harness.proxy import binary, run_once
 
 from .root import Root
@@ -145,13 +143,8 @@ set = { "vm.swappiness" = false, "net.core.somaxconn" = 20000, "net.ipv4.tcp_syn
     assert root.snapshot() == before
 
 
-def test_without_privilege_everything_is_reported_and_nothing_changed(root, tmp_path):
-    if os.geteuid() != 0:
-        pytest.fail("needs root to drop it")
-    for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_mode & 0o001 == 0:
-            directory.chmod(directory.stat().st_mode | 0o011)
-    program = tmp_path / "ringgate"
+def test_without_privilege_everything_is_reported_and_nothing_changed(public):
+    root, program = Root(public / "root"), public / "ringgate"
     shutil.copy(binary(), program)
     before = root.snapshot()
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -214,17 +207,17 @@ def test_show_and_wrong_use(root):
 
 
 def test_cpu_picture(root):
-    done = root.tune("cpu", *EDGE, expect=0)
+    done = root.tune("cpu", expect=0)
     lines = [line.rstrip() for line in done.stdout.splitlines()]
     assert "NUMA node 1  [eth0]" in lines
     assert any(line.startswith("  ┌ cpu 2    shard 0") and "q0 irq 40" in line for line in lines)
     assert "CPUAffinity=2-3,6-7" in lines
-    plan = root.json("cpu", *EDGE)
+    plan = root.json("cpu")
     assert plan["shards"] == [2, 6, 3, 7] and plan["left"] == [0, 1, 4, 5]
     root.write("sys/devices/system/node/node0/cpulist", "0-7\n")
     shutil.rmtree(root.path / "sys/devices/system/node/node1")
     root.write("sys/devices/pci0/0000:03:00.0/numa_node", "0\n")
-    plan = root.json("cpu", *EDGE)
+    plan = root.json("cpu")
     assert plan["housekeeping"] == [0, 4] and plan["shards"] == [1, 5, 2, 6, 3, 7]
     assert plan["kernel_parameters"] == ["nohz_full=1-3,5-7", "irqaffinity=0,4"]
 
@@ -232,10 +225,8 @@ def test_cpu_picture(root):
 def test_cpu_of_this_machine():
     import json
 
-    done = run_once("tune", "cpu", "--profile", "edge", "--json")
+    done = run_once("tune", "cpu", "--json")
     assert done.returncode == 0
     plan = json.loads(done.stdout)
     assert set(plan["shards"]) <= os.sched_getaffinity(0) and plan["shards"]
 
-
-__all__ = ["Root"]

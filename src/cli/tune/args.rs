@@ -70,8 +70,12 @@ pub enum Tune {
     },
     /// Show which CPUs run shards, the control thread and interrupts
     Cpu {
-        #[command(flatten)]
-        what: What,
+        /// A configuration file, whose node.shards counts; without it shards are placed automatically
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Network interfaces in place of those with hardware
+        #[arg(long, value_name = "NAME", value_delimiter = ',')]
+        interface: Vec<String>,
         #[command(flatten)]
         place: Place,
     },

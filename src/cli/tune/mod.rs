@@ -7,6 +7,7 @@ mod render;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -63,7 +64,11 @@ pub(super) fn run(command: &Tune, out: &mut dyn Write, err: &mut dyn Write) -> u
         Tune::Rollback { place } => (undo(place), place.json),
         Tune::Show { key: Some(key), place } => (explain(key), place.json),
         Tune::Show { key: None, place } => (show(place), place.json),
-        Tune::Cpu { what, place } => (cpu::run(what, place, err), place.json),
+        Tune::Cpu { file, interface, place } => {
+            let (file, interface) = (file.clone(), interface.clone());
+            let what = What { file, interface, profile: vec![], force: vec![], allow: vec![] };
+            (cpu::run(&what, place, err), place.json)
+        }
         Tune::Lint { files, config, json } => (lint::run(files, config.as_deref(), err), *json),
         Tune::Watch { place } => (watch(place), place.json),
     };
@@ -159,7 +164,12 @@ fn plan_json(plan: &Plan) -> Value {
         .into_iter()
         .map(|status| (status.name().to_owned(), plan.count(status).into()))
         .collect();
-    json!({ "items": plan.items, "counts": counts, "interfaces": plan.interfaces })
+    json!({
+        "items": plan.items,
+        "counts": counts,
+        "interfaces": plan.interfaces,
+        "kernel_parameters": plan.kernel_parameters(),
+    })
 }
 
 fn apply(
@@ -193,8 +203,9 @@ fn apply(
 
 /// Starts the process that waits for the end of a trial.
 fn start_watch(config: &Config) -> io::Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["tune", "watch", "--root"]).arg(&config.root);
+    // This very program, even if its file has been replaced by an upgrade.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ringgate").args(["tune", "watch", "--root"]).arg(&config.root);
     command.arg("--state-dir").arg(&config.state_dir).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // It leaves the session by itself, so that a hang-up of the terminal does not end it.
@@ -204,25 +215,38 @@ fn start_watch(config: &Config) -> io::Result<()> {
 /// Waits for the end of a trial, and reverts what is not confirmed by then.
 fn watch(place: &Place) -> Result<Answer, Stopped> {
     const LOOK: Duration = Duration::from_millis(500);
+    /// Attempts to revert, a look apart: what fails for a minute needs a person.
+    const ATTEMPTS: u32 = 120;
     new_session();
     let (machine, store) = located(place);
+    let mut attempts = 0;
     loop {
-        match trial::standing(&store).map_err(failed(&store))? {
-            Standing::None => break,
-            Standing::Pending(left) => std::thread::sleep(left.min(LOOK)),
-            Standing::Overdue => {
-                let lock = locked(&store)?;
-                // Confirmed while this waited for the lock?
-                if trial::standing(&store).map_err(failed(&store))? == Standing::Overdue {
-                    let undone = trial::revert(&machine, &store, &lock).map_err(failed(&store))?;
-                    if !undone.failed.is_empty() {
-                        return Err(Stopped::failed("not everything could be reverted"));
-                    }
+        match trial::standing(&store) {
+            Ok(Standing::None) => break,
+            Ok(Standing::Pending(left)) => std::thread::sleep(left.min(LOOK)),
+            Ok(Standing::Overdue) | Err(_) => match revert_overdue(&machine, &store) {
+                Ok(()) => {}
+                Err(stopped) if attempts >= ATTEMPTS => return Err(stopped),
+                Err(_) => {
+                    attempts += 1;
+                    std::thread::sleep(LOOK);
                 }
-            }
+            },
         }
     }
     Ok(Answer { text: String::new(), json: json!({}), code: DONE })
+}
+
+fn revert_overdue(machine: &Machine, store: &Store) -> Result<(), Stopped> {
+    let lock = locked(store)?;
+    // Confirmed while this waited for the lock?
+    if trial::standing(store).map_err(failed(store))? == Standing::Overdue {
+        let undone = trial::revert(machine, store, &lock).map_err(failed(store))?;
+        if !undone.failed.is_empty() {
+            return Err(Stopped::failed("not everything could be reverted"));
+        }
+    }
+    Ok(())
 }
 
 fn confirm(place: &Place) -> Result<Answer, Stopped> {

@@ -111,6 +111,10 @@ pub(super) fn plan(plan: &Plan) -> String {
         text.push_str(&columns(&rows, "  "));
         text.push('\n');
     }
+    let parameters = plan.kernel_parameters();
+    if !parameters.is_empty() {
+        let _ = writeln!(text, "add to the kernel's command line: {}", parameters.join(" "));
+    }
     let _ = writeln!(text, "{}", summary(plan));
     text
 }

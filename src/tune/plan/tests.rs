@@ -143,6 +143,7 @@ fn boot_parameters_are_advice() {
         (skew.status, skew.reason.as_deref()),
         (Status::Advice, Some("boot with skew_tick=1"))
     );
+    assert_eq!(plan.kernel_parameters(), ["skew_tick=1"]);
     assert_eq!(item(&plan, "boot.mitigations").status, Status::Holds);
     assert_eq!(item(&plan, "boot.nohz_full").status, Status::NotApplicable);
     root.put("/proc/cmdline", "quiet skew_tick=1\n");

@@ -194,6 +194,9 @@ fn check(place: &Place<'_>, scalar: &Scalar, name: &str, text: &str, allow: &[St
             Wanted::PortRange(_) if strange => {
                 place.wrong(scalar, r#"write the first and the last port, like "10240 65535""#);
             }
+            Wanted::Ports(_) if strange => {
+                place.wrong(scalar, r#"write ports like "8080,9000-9010""#);
+            }
             Wanted::Untouched(_) => {
                 place.wrong(scalar, "it is never changed: delete the line");
             }
@@ -247,6 +250,7 @@ mod tests {
                 "2:42",
                 "write the first and the last port",
             ),
+            ("set = { \"net.ipv4.ip_local_reserved_ports\" = \"x\" }", "2:46", "write ports like"),
             (
                 "set = { \"net.ipv4.tcp_tw_recycle\" = 1 }",
                 "2:37",
