@@ -264,7 +264,7 @@ def compare_tables(result):
                      f"{micros(base['p99_us']['median'])} → {micros(ours['p99_us']['median'])}", one["pairs"], one["disturbed"], one["verdict"]])
     lines += table(["scenario", "base CPU µs", "ours CPU µs", "CPU ours/base [95 %]", "quartiles", "requests/s", "p99", "p99 medians",
                     "pairs used", "pairs disturbed", "verdict"], rows)
-    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU went to others or was stolen in one of its slices; "
+    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU (and two ticks) went to others or was stolen in a slice; "
               "such pairs are left out where enough others remain. The interval is that of the median of the paired "
               "ratios: a verdict says that it does not contain 1."]
     pure = result["pure"]
