@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
@@ -33,6 +34,8 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// Certificates.
+    pub tls: Arc<Board>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
 }

@@ -17,11 +17,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::control::admin;
+use crate::control::certificates::{Change, Keeper};
 use crate::control::config::{Config, LogTarget, Shards, Steering};
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::state::{Phase, State, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
+use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
 use crate::l7::worker::Report;
 use crate::ring::accept::Acceptor;
@@ -62,6 +64,7 @@ impl std::error::Error for Failed {}
 enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
+    Certificates(Change),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
 }
@@ -140,7 +143,10 @@ impl Control {
         self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
         let upstreams = self.upstreams(cpus.len())?;
-        let shards = self.start_shards(&cpus, sockets, &upstreams)?;
+        let keeper = self.keeper()?;
+        let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
+        let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
+        self.watch_certificates(keeper)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             started: Instant::now(),
@@ -149,6 +155,7 @@ impl Control {
             shards,
             listeners: named_listeners(&self.config),
             upstreams,
+            tls,
             tuning,
         });
         if let Some(admin) = admin {
@@ -169,6 +176,25 @@ impl Control {
         end.event.take().await;
         let result = end.result.take();
         result.unwrap_or(Ok(()))
+    }
+
+    /// What keeps certificates and keys, with those that were loaded in force.
+    fn keeper(&self) -> Result<Keeper, Failed> {
+        let (service, base) = (self.config.service.clone(), self.config.base.clone());
+        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+    }
+
+    fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
+        if keeper.is_idle() {
+            return Ok(());
+        }
+        let desk = self.desk.clone();
+        let tell = move |change| {
+            desk.tell(News::Certificates(change));
+        };
+        keeper
+            .watch(tell)
+            .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
     }
 
     /// Warns when `max_connections` is more than the file limit allows.
@@ -283,6 +309,7 @@ impl Control {
         cpus: &[Option<usize>],
         sockets: Vec<Vec<OwnedFd>>,
         upstreams: &[UpstreamState],
+        tls: &Arc<Current>,
     ) -> Result<Vec<Shard>, Failed> {
         let node = &self.config.node;
         let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
@@ -312,6 +339,7 @@ impl Control {
                 ring,
                 service: self.config.service.clone(),
                 listeners,
+                tls: Arc::clone(tls),
                 upstreams: upstreams
                     .iter()
                     .map(|upstream| {
@@ -533,6 +561,7 @@ impl Watch {
             while let Ok(news) = inbox.try_recv() {
                 match news {
                     News::Report(report) => self.log_report(&report),
+                    News::Certificates(change) => self.log_change(&change),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
                     }
@@ -581,9 +610,25 @@ impl Watch {
                 "server is out after failures",
                 &[("upstream", upstream), ("server", server), ("reason", reason)],
             ),
+            Report::ServerTls { upstream, server, error } => self.logger.warn(
+                "no TLS with a server",
+                &[("upstream", upstream), ("server", server), ("error", error)],
+            ),
             Report::NoDescriptors { listener } => self.logger.error(
                 "out of file descriptors: accepting rests (raise LimitNOFILE)",
                 &[("listener", listener)],
+            ),
+        }
+    }
+
+    fn log_change(&self, change: &Change) {
+        match change {
+            Change::Replaced(files) => {
+                self.logger.info("certificates replaced", &[("files", &files.join(","))]);
+            }
+            Change::Refused(what) => self.logger.error(
+                "new certificate or key refused, the old one stays in force",
+                &[("problem", what)],
             ),
         }
     }

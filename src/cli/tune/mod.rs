@@ -7,6 +7,7 @@ mod render;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -202,8 +203,9 @@ fn apply(
 
 /// Starts the process that waits for the end of a trial.
 fn start_watch(config: &Config) -> io::Result<()> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.args(["tune", "watch", "--root"]).arg(&config.root);
+    // This very program, even if its file has been replaced by an upgrade.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("ringgate").args(["tune", "watch", "--root"]).arg(&config.root);
     command.arg("--state-dir").arg(&config.state_dir).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // It leaves the session by itself, so that a hang-up of the terminal does not end it.
