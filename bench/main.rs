@@ -7,6 +7,7 @@
 //!   product's codec ([`response`]) and counts into its thread's [`tally`]. Threads report their
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
+//! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
 //!
 //! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
@@ -17,6 +18,7 @@
 
 mod agent;
 mod args;
+mod blast;
 mod client;
 mod fleet;
 mod live;
@@ -29,7 +31,9 @@ mod request_heads;
 mod response;
 mod run;
 mod serve;
+mod sink;
 mod sleeper;
+mod syn;
 mod tally;
 mod target;
 mod wire;
@@ -48,6 +52,8 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Serve(options) => serve::run(&options).map(|()| 0),
         Command::Relay(options) => relay::run(&options).map(|()| 0),
+        Command::Blast(options) => blast::run(&options),
+        Command::Sink(options) => sink::run(&options),
         Command::Agent(options) => agent::serve(&options).map(|()| 0),
         Command::Run(options) => match run::plan(&options) {
             Ok(plan) => run::run(&options, plan),

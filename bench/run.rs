@@ -50,11 +50,12 @@ pub(crate) fn run(options: &Run, plan: Plan) -> Result<u8, String> {
 }
 
 /// Whether a signal has asked for the end.
-struct Interruption(Arc<AtomicU8>);
+#[derive(Clone)]
+pub(crate) struct Interruption(Arc<AtomicU8>);
 
 impl Interruption {
     /// Has signals wait for a thread of their own; to be called before any other is started.
-    fn watch() -> Result<Self, String> {
+    pub(crate) fn watch() -> Result<Self, String> {
         let failed = |error: io::Error| format!("signals: {error}");
         let numbers = SIGNALS.map(|(number, _)| number);
         let mut signals = File::from(OwnedFd::from(SignalFd::block(&numbers).map_err(failed)?));
@@ -75,7 +76,7 @@ impl Interruption {
     }
 
     /// The exit code that the signal stands for; 0 when there was none.
-    fn code(&self) -> u8 {
+    pub(crate) fn code(&self) -> u8 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -148,20 +148,38 @@ def run_scenario(contenders, scenario, bed, settings, progress):
     return summarise(contenders, scenario, slices, levels, calls)
 
 
+def attempt(measure_one):
+    """Once more when it fails: a machine that is not left alone may hold a contender up for as long as a slice."""
+    try:
+        return measure_one()
+    except BenchError as error:
+        print(f"once more: {error}", file=sys.stderr)
+        return measure_one()
+
+
+def closed_slice(who, scenario, origin, bed, settings):
+    """One slice of one contender as fast as it goes, or of its memory."""
+    with started(who, bed, origin, scenario) as server:
+        if scenario.idle:
+            return memory.measure(server, scenario, min(settings.idle, scenario.connections))
+        warmup = min(settings.warmup * scenario.seconds, WARMUP_MAX_SECONDS)
+        return slice_of(server, scenario, bed, warmup, settings.seconds * scenario.seconds)
+
+
+def open_slice(who, scenario, origin, bed, settings, rate):
+    """One slice at a rate."""
+    with started(who, bed, origin, scenario) as server:
+        return slice_of(server, scenario, bed, settings.warmup, settings.latency_seconds, rate)
+
+
 def closed_loop(contenders, scenario, origin, bed, settings, progress):
     """As fast as each goes."""
     slices = []
     for number in range(rounds_of(scenario, settings)):
         for who in turns(contenders, number):
-            with started(who, bed, origin, scenario) as server:
-                if scenario.idle:
-                    one = memory.measure(server, scenario, min(settings.idle, scenario.connections))
-                    progress.note(scenario, who.label, f"{one['rss_per_connection']:.0f} bytes a connection")
-                else:
-                    factor = scenario.seconds
-                    warmup = min(settings.warmup * factor, WARMUP_MAX_SECONDS)
-                    one = slice_of(server, scenario, bed, warmup, settings.seconds * factor)
-                    progress.note(scenario, who.label, told(one, scenario))
+            one = attempt(lambda who=who: closed_slice(who, scenario, origin, bed, settings))
+            progress.note(scenario, who.label, f"{one['rss_per_connection']:.0f} bytes a connection" if scenario.idle
+                          else told(one, scenario))
             slices.append({"round": number} | one)
     return slices
 
@@ -175,8 +193,7 @@ def open_loop(contenders, scenario, origin, bed, settings, slices, progress):
         for percent in LEVELS:
             for who in turns(contenders, number):
                 rate = max(1, round(top[who.label]["median"] * percent / 100))
-                with started(who, bed, origin, scenario) as server:
-                    one = slice_of(server, scenario, bed, settings.warmup, settings.latency_seconds, rate)
+                one = attempt(lambda who=who, rate=rate: open_slice(who, scenario, origin, bed, settings, rate))
                 levels.append({"round": number, "percent": percent} | one)
                 progress.note(scenario, f"{who.label} {percent} %", told(one, scenario))
     return levels

@@ -37,7 +37,8 @@ class Scenario:
 def keepalive(connections):
     """Small requests on connections that stay."""
     title = f"small, {connections:,} connection{'s' if connections > 1 else ''}"
-    return Scenario(f"keepalive-{connections}", title, "Small keep-alive requests", connections, latency=connections in (64, 256))
+    return Scenario(f"keepalive-{connections}", title, "Small keep-alive requests", connections,
+                    latency=connections in (64, 256), seconds=1.5 if connections > 1000 else 1.0)
 
 
 ALL = (
@@ -49,7 +50,7 @@ ALL = (
     Scenario("body-16k", "16 KiB body", "Connections and bodies", 256, body=16 * KIB, latency=True),
     Scenario("body-1m", "1 MiB body", "Connections and bodies", 64, body=MIB, seconds=1.5),
     Scenario("slow-clients", "200 clients that read 1 MiB bodies at 2 MiB/s", "Connections and bodies", 200, body=MIB,
-             options=("--read-rate", str(2 * MIB)), rounds=0.6, seconds=2.0, paced=True),
+             options=("--read-rate", str(2 * MIB)), rounds=0.6, seconds=3.0, paced=True),
     Scenario("routes-1000", "1,000 routes", "Routes and balancing", 256, routes=1000, contenders=PROXIES, rounds=0.6),
     *(Scenario(f"balance-{method}", f"{method}, 8 servers", "Routes and balancing", 256, balance=method, servers=8,
                contenders=PROXIES, rounds=0.6) for method in BALANCE),

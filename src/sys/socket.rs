@@ -117,6 +117,19 @@ pub fn datagram(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A socket that sends whole IPv4 packets, their headers included (raw(7)); the kernel fills in the
+/// header's checksum and total length.
+///
+/// # Errors
+/// What socket(2) says: EPERM without `CAP_NET_RAW`.
+pub fn raw_ipv4() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_RAW) })?;
+    // SAFETY: the call above returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A TCP socket ready to be connected, with `TCP_NODELAY` set.
 ///
 /// # Errors
