@@ -5,6 +5,7 @@ pub mod cli;
 pub mod control;
 pub mod counter;
 pub mod l7;
+pub mod packet;
 pub mod protocol;
 pub mod ring;
 pub mod shard;

@@ -7,6 +7,8 @@ pub mod file;
 pub mod kernel;
 pub mod limits;
 pub mod notify;
+pub mod poll;
+pub mod realtime;
 pub mod signal;
 pub mod socket;
 pub mod timer;
