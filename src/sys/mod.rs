@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod limits;
 pub mod notify;
 pub mod poll;
+pub mod process;
 pub mod realtime;
 pub mod signal;
 pub mod socket;
