@@ -1,4 +1,9 @@
 //! Pure codecs and state machines: bytes and a passed-in time in, values out; no socket, no clock.
 
+pub mod arp;
+pub mod checksum;
+pub mod ethernet;
 pub mod http1;
+pub mod ndp;
 pub mod proxy_protocol;
+pub mod vrrp;

@@ -1,0 +1,241 @@
+//! Whether to believe an advertisement: everything that depends on configuration and on who sent it.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::auth::{self, HmacKey, HmacMode, Password, Replay, TrailerOf};
+use super::packet::{Advert, Datagram, Form, Packet};
+use super::{Error, Family, HOP_LIMIT, Interval, Version};
+
+/// Peers whose checksum form is remembered.
+const PEERS: usize = 16;
+/// A sender's clock may always be off by this much (HMAC).
+const WINDOW_MIN: Duration = Duration::from_secs(5);
+
+/// Authentication of a virtual router.
+#[derive(Debug, Clone, Default)]
+pub enum Auth {
+    /// None.
+    #[default]
+    None,
+    /// Version 2's password.
+    Pass(Password),
+    /// Version 3's HMAC trailer. The first key signs, all of them verify.
+    Hmac {
+        /// Step of the roll-out.
+        mode: HmacMode,
+        /// Keys with distinct ids.
+        keys: Vec<HmacKey>,
+    },
+}
+
+/// Which checksums of version 3 over IPv4 are right. (All others have one form only.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ChecksumPolicy {
+    /// Accepts every form, and sends each peer the one it uses; RFC 9568's until it is known.
+    #[default]
+    Auto,
+    /// The message only.
+    Rfc9568,
+    /// With pseudo header, as keepalived unless `v3_checksum_as_v2` is set.
+    Pseudo,
+}
+
+/// TTL or hop limit that is accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HopLimit {
+    /// 255: from this link.
+    Link,
+    /// A range, for unicast through routers.
+    Range(RangeInclusive<u8>),
+}
+
+/// What a virtual router accepts.
+#[derive(Debug, Clone)]
+pub struct Accepts {
+    /// Version.
+    pub version: Version,
+    /// Virtual router ID.
+    pub vrid: u8,
+    /// The configured interval: version 2 requires it of peers, and it sets the HMAC's window.
+    pub interval: Interval,
+    /// Accepted TTLs.
+    pub hop_limit: HopLimit,
+    /// Unicast: the peers, and nothing by multicast is accepted. Empty: multicast from anyone.
+    pub peers: Vec<IpAddr>,
+    /// With `peers` set, whether what those send by multicast is accepted as well (a second
+    /// heartbeat path over the other method).
+    pub both_methods: bool,
+    /// Authentication.
+    pub auth: Auth,
+    /// Checksums.
+    pub checksum: ChecksumPolicy,
+}
+
+/// Judges advertisements for one virtual router.
+#[derive(Debug)]
+pub struct Receiver {
+    accepts: Accepts,
+    replay: Replay,
+    /// The form each peer was last heard with, most recent last.
+    forms: Vec<(IpAddr, Form)>,
+}
+
+impl Receiver {
+    /// A receiver that knows no peer yet.
+    #[must_use]
+    pub const fn new(accepts: Accepts) -> Self {
+        Self { accepts, replay: Replay::new(), forms: Vec::new() }
+    }
+
+    /// What it accepts.
+    #[must_use]
+    pub const fn accepts(&self) -> &Accepts {
+        &self.accepts
+    }
+
+    /// New rules after a reload; sequences and forms learned so far stay.
+    pub fn set_accepts(&mut self, accepts: Accepts) {
+        self.accepts = accepts;
+    }
+
+    /// Judges `packet`, parsed from `datagram`. `own` are this router's source addresses, `unix`
+    /// is the time since 1970.
+    ///
+    /// # Errors
+    ///
+    /// The first check that fails. Nothing is learned from a datagram that fails one.
+    pub fn judge<'a>(
+        &mut self,
+        datagram: &Datagram<'a>,
+        packet: &Packet<'a>,
+        own: &[IpAddr],
+        unix: Duration,
+    ) -> Result<Advert<'a>, Error> {
+        if packet.vrid != self.accepts.vrid {
+            return Err(Error::Vrid);
+        }
+        self.judge_path(datagram, own)?;
+        if packet.version != self.accepts.version {
+            return Err(Error::OtherVersion);
+        }
+        let form = self.judge_checksum(datagram, packet)?;
+        let authenticated = self.judge_auth(datagram, packet, unix)?;
+        if packet.version == Version::V2 && packet.interval != self.accepts.interval {
+            return Err(Error::IntervalMismatch);
+        }
+        self.learn(datagram.source, form);
+        Ok(Advert {
+            source: datagram.source,
+            priority: packet.priority,
+            interval: packet.interval,
+            addresses: packet.addresses,
+            form,
+            authenticated,
+        })
+    }
+
+    /// Where it came from and how.
+    fn judge_path(&self, datagram: &Datagram<'_>, own: &[IpAddr]) -> Result<(), Error> {
+        let source = datagram.source;
+        if own.contains(&source) {
+            return Err(Error::Own);
+        }
+        if source.is_unspecified() || source.is_multicast() || source.is_loopback() {
+            return Err(Error::Source);
+        }
+        let multicast = datagram.destination.is_multicast();
+        if multicast && datagram.destination != Family::of(source).multicast() {
+            return Err(Error::Destination);
+        }
+        let unicast_configured = !self.accepts.peers.is_empty();
+        if multicast == unicast_configured && !(multicast && self.accepts.both_methods) {
+            return Err(Error::Destination);
+        }
+        let in_range = match &self.accepts.hop_limit {
+            HopLimit::Range(range) if !multicast => range.contains(&datagram.hop_limit),
+            _ => datagram.hop_limit == HOP_LIMIT,
+        };
+        if !in_range {
+            return Err(Error::HopLimit);
+        }
+        if unicast_configured && !self.accepts.peers.contains(&source) {
+            return Err(Error::Source);
+        }
+        Ok(())
+    }
+
+    fn judge_checksum(&self, datagram: &Datagram<'_>, packet: &Packet<'_>) -> Result<Form, Error> {
+        let choice = packet.version == Version::V3 && datagram.source.is_ipv4();
+        let form = match self.accepts.checksum {
+            ChecksumPolicy::Rfc9568 if choice => packet.form_among(datagram, &[Form::Message]),
+            ChecksumPolicy::Pseudo if choice => {
+                packet.form_among(datagram, &[Form::Pseudo, Form::PseudoMulticast])
+            }
+            _ => packet.form(datagram),
+        };
+        form.ok_or(Error::Checksum)
+    }
+
+    /// True if an HMAC vouches for it.
+    fn judge_auth(
+        &mut self,
+        datagram: &Datagram<'_>,
+        packet: &Packet<'_>,
+        unix: Duration,
+    ) -> Result<bool, Error> {
+        if let Some((kind, data)) = packet.auth {
+            return match (&self.accepts.auth, kind) {
+                (Auth::None | Auth::Hmac { .. }, 0) => Ok(false),
+                (Auth::Pass(password), 1) if password.matches(data) => Ok(false),
+                (Auth::Pass(_), 1) => Err(Error::Password),
+                _ => Err(Error::AuthType),
+            };
+        }
+        let Auth::Hmac { mode, keys } = &self.accepts.auth else {
+            // A trailer that nobody here can verify says nothing; keepalived ignores it too.
+            return Ok(false);
+        };
+        let Some(trailer) = packet.trailer else {
+            return match mode {
+                HmacMode::Enforce => Err(Error::HmacMissing),
+                HmacMode::ReceiveOnly | HmacMode::Permissive => Ok(false),
+            };
+        };
+        let of = TrailerOf {
+            version: packet.version,
+            vrid: packet.vrid,
+            source: datagram.source,
+            pdu: packet.pdu,
+            trailer,
+            unix,
+            window: WINDOW_MIN.max(self.accepts.interval.duration() * 3),
+        };
+        auth::verify(keys, &mut self.replay, &of)?;
+        Ok(true)
+    }
+
+    /// Remembers the form; a seventeenth peer replaces the one not heard for longest.
+    fn learn(&mut self, source: IpAddr, form: Form) {
+        if self.forms.last() == Some(&(source, form)) {
+            return;
+        }
+        self.forms.retain(|(who, _)| *who != source);
+        if self.forms.len() >= PEERS {
+            self.forms.remove(0);
+        }
+        self.forms.push((source, form));
+    }
+
+    /// The forms of all peers.
+    pub(super) fn learned_forms(&self) -> impl Iterator<Item = Form> {
+        self.forms.iter().map(|(_, form)| *form)
+    }
+
+    /// The form in which `peer` was last heard.
+    #[must_use]
+    pub fn learned(&self, peer: IpAddr) -> Option<Form> {
+        self.forms.iter().find(|(who, _)| *who == peer).map(|(_, form)| *form)
+    }
+}
