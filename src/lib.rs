@@ -4,6 +4,7 @@ pub mod balance;
 pub mod cli;
 pub mod control;
 pub mod counter;
+pub mod ha;
 pub mod l7;
 pub mod packet;
 pub mod protocol;

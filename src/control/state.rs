@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::ha::Ha;
+use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -32,6 +34,10 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// VRRP, if it is configured.
+    pub ha: Option<Ha>,
+    /// What VRRP is told about the rest of the process.
+    pub health: Arc<Health>,
 }
 
 /// An upstream and its members now.

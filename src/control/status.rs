@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
+use crate::control::vrrp;
 use crate::l7::upstream::Member;
 
 /// The document.
@@ -20,6 +21,7 @@ pub fn render(state: &State) -> Value {
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
+        "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
     })
 }
 

@@ -16,11 +16,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use crate::control::admin;
+use crate::control::admin::{self, Access};
 use crate::control::config::{Config, LogTarget, Shards};
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::state::{Phase, State, UpstreamState};
+use crate::control::vrrp;
+use crate::ha::health::Health;
+use crate::ha::{self, Ha};
 use crate::l7::upstream::SharedUpstream;
 use crate::l7::worker::Report;
 use crate::ring::accept::Acceptor;
@@ -61,6 +64,7 @@ impl std::error::Error for Failed {}
 enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
+    Ha(ha::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
 }
 
@@ -133,7 +137,11 @@ impl Control {
         let sockets = self.listen(cpus.len())?;
         let admin = self.config.admin.map(listen_once).transpose()?;
         let upstreams = self.upstreams(cpus.len())?;
+        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
+        let local = local.map_err(Failed)?;
         let shards = self.start_shards(&cpus, sockets, &upstreams)?;
+        let health = Arc::new(Health::new(upstreams.len()));
+        let ha = self.start_ha(&shards, &health)?;
         let state = Rc::new(State {
             started: Instant::now(),
             epoch: self.epoch,
@@ -141,10 +149,24 @@ impl Control {
             shards,
             listeners: named_listeners(&self.config),
             upstreams,
+            ha,
+            health,
         });
         if let Some(admin) = admin {
             let acceptor = Acceptor::new(&ring, admin);
-            spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state)));
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
+            spawn(&ring, open);
+        }
+        // Removes its path at the end.
+        let _local = local.map(|(guard, listener)| {
+            let acceptor = Acceptor::new(&ring, listener);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
+            spawn(&ring, open);
+            guard
+        });
+        state.health.listeners.set(true);
+        if state.ha.is_some() {
+            spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
@@ -228,6 +250,29 @@ impl Control {
             UpstreamState { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
         };
         Ok(configs.iter().zip(resolved).map(state).collect())
+    }
+
+    /// Starts VRRP, if there is any: what it claims can be served from now on.
+    fn start_ha(&self, shards: &[Shard], health: &Arc<Health>) -> Result<Option<Ha>, Failed> {
+        if self.config.ha.instances.is_empty() {
+            return Ok(None);
+        }
+        let desk = self.desk.clone();
+        let plan = ha::Plan {
+            config: self.config.ha.clone(),
+            health: Arc::clone(health),
+            shards: shards
+                .iter()
+                .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .collect(),
+            reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+        };
+        Ha::start(plan).map(Some).map_err(|error| {
+            Failed(format!(
+                "cannot start VRRP: {error}: it needs CAP_NET_ADMIN and CAP_NET_RAW (systemd: \
+                 AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
+            ))
+        })
     }
 
     fn start_shards(
@@ -416,7 +461,7 @@ impl<T: AsRawFd> AsRawFd for Keep<Arc<T>> {
 
 impl Watch {
     /// Obeys signals: the first TERM or INT drains, the second ends at once.
-    async fn obey(&self, ring: Rc<Ring>, signals: SignalFd, drain_timeout: Duration) {
+    async fn obey(self: &Rc<Self>, ring: Rc<Ring>, signals: SignalFd, drain_timeout: Duration) {
         let signals: Rc<dyn AsRawFd> = Rc::new(signals);
         let mut record = Vec::with_capacity(signal::RECORD_LEN);
         loop {
@@ -440,9 +485,24 @@ impl Watch {
         }
     }
 
-    fn drain(&self, ring: &Rc<Ring>, timeout: Duration) {
+    fn drain(self: &Rc<Self>, ring: &Rc<Ring>, timeout: Duration) {
         self.state.phase.set(Phase::Draining);
+        if self.state.ha.is_some() {
+            self.logger.info("resigning", &[]);
+            let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
+            // The addresses go to a peer first; what is under way on them is served meanwhile.
+            spawn(&ring.clone(), async move {
+                vrrp::stop(&ring, &watch.state).await;
+                watch.drain_shards(&ring, timeout);
+            });
+            return;
+        }
+        self.drain_shards(ring, timeout);
+    }
+
+    fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
         self.logger.info("draining", &[("drain_timeout", &format!("{timeout:?}"))]);
+        self.state.health.listeners.set(false);
         for shard in &self.state.shards {
             let _ = shard.send(Message::Drain(timeout));
         }
@@ -479,6 +539,7 @@ impl Watch {
             while let Ok(news) = inbox.try_recv() {
                 match news {
                     News::Report(report) => self.log_report(&report),
+                    News::Ha(event) => vrrp::log(self.logger, &event),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
                     }

@@ -95,7 +95,10 @@ fn run_once(script: &Script, state: &ScriptState) -> bool {
 }
 
 /// Watches files; the number in each, 0 while there is none.
-pub(super) fn watch_files(paths: Vec<PathBuf>, wake: Arc<EventFd>) -> io::Result<Vec<Arc<AtomicI32>>> {
+pub(super) fn watch_files(
+    paths: Vec<PathBuf>,
+    wake: Arc<EventFd>,
+) -> io::Result<Vec<Arc<AtomicI32>>> {
     let values: Vec<Arc<AtomicI32>> =
         paths.iter().map(|path| Arc::new(AtomicI32::new(read_number(path)))).collect();
     if paths.is_empty() {
@@ -119,7 +122,8 @@ pub(super) fn watch_files(paths: Vec<PathBuf>, wake: Arc<EventFd>) -> io::Result
 fn read_number(path: &Path) -> i32 {
     use std::io::Read as _;
     let mut text = String::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
     read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0)
 }
 

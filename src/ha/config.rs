@@ -43,6 +43,8 @@ pub struct Instance {
     pub preempt: bool,
     /// Wait this long before doing so.
     pub preempt_delay: Duration,
+    /// Listen for one interval only at the start (keepalived's `state MASTER`).
+    pub start_active: bool,
     /// Addresses that advertisements carry, one at least, of one family.
     pub addresses: Vec<Vip>,
     /// More addresses, of any family, that move along unmentioned.
@@ -65,8 +67,6 @@ pub struct Instance {
     pub nofail: bool,
     /// Lifetime of its addresses in the kernel, in whole seconds; `None`: without end.
     pub lease: Option<Duration>,
-    /// Use the virtual router's own MAC address on a macvlan interface.
-    pub virtual_mac: bool,
     /// Interfaces on which advertisements are sent and heard too.
     pub heartbeat_interfaces: Vec<String>,
     /// Command run on each transition: INSTANCE NAME STATE PRIORITY are appended.
@@ -103,10 +103,8 @@ pub struct Announcements {
     pub repeat: u8,
     /// When the second round comes; zero: no second round.
     pub delay: Duration,
-    /// Between further rounds for as long as the router is active; zero: none.
+    /// Between single announcements for as long as the router is active; zero: none.
     pub refresh: Duration,
-    /// Announcements a further round.
-    pub refresh_repeat: u8,
 }
 
 /// Something that a priority depends on.

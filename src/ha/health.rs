@@ -27,23 +27,27 @@ pub(super) struct Pulse {
     beat: Arc<Heartbeat>,
     wake: Arc<EventFd>,
     asked_at: Moment,
+    /// It has answered once.
+    pub(super) known: bool,
 }
 
 impl Pulse {
     pub(super) fn new(beat: Arc<Heartbeat>, wake: Arc<EventFd>, now: Moment) -> Self {
-        Self { beat, wake, asked_at: now }
+        Self { beat, wake, asked_at: now, known: false }
     }
 
-    /// Asks again if the last question was answered; false when one has been open for `timeout`.
+    /// Asks again if the last question was answered; false when one has been open for `timeout`, and
+    /// before the first answer.
     pub(super) fn check(&mut self, now: Moment, timeout: Duration) -> bool {
         let asked = self.beat.asked.load(Ordering::Relaxed);
         if self.beat.answered.load(Ordering::Acquire) == asked {
+            self.known |= asked > 0;
             self.asked_at = now;
             self.beat.asked.store(asked.wrapping_add(1), Ordering::Release);
             self.wake.notify();
-            return true;
+            return self.known;
         }
-        now.since(self.asked_at) < timeout
+        self.known && now.since(self.asked_at) < timeout
     }
 
     /// Begins anew: we did not run ourselves, so a late answer proves nothing.
@@ -103,6 +107,8 @@ mod tests {
         let timeout = Duration::from_secs(1);
         let at = |ms: u64| Moment::from_nanos(ms * 1_000_000);
         let mut pulse = Pulse::new(Arc::clone(&beat), wake, at(0));
+        assert!(!pulse.check(at(0), timeout), "asks and knows nothing yet");
+        beat.answer();
         assert!(pulse.check(at(0), timeout), "asks");
         assert!(pulse.check(at(900), timeout), "waits");
         assert!(!pulse.check(at(1000), timeout), "gives up");

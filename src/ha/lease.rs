@@ -123,7 +123,7 @@ impl Lease {
             if again && self.held[index].is_some() && found.is_none() {
                 problems.push(Problem::Lost(wanted.address));
             }
-            match network.requests.lease(&wanted, self.lifetime) {
+            match network.lease(&wanted, self.lifetime) {
                 Ok(()) => self.held[index] = Some(wanted),
                 Err(error) => {
                     problems.push(Problem::Failed("add", wanted.address, error));
@@ -143,7 +143,7 @@ impl Lease {
         let mut problems = Vec::new();
         for held in &mut self.held {
             let Some(wanted) = held.take() else { continue };
-            match network.requests.remove(&wanted) {
+            match network.remove(&wanted) {
                 Ok(()) => {}
                 // Lapsed, or its interface went away.
                 Err(error) if is_gone(&error) => {}

@@ -3,8 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
-use crate::packet::netlink::address::Assigned;
+use crate::packet::netlink::address::{Assigned, Wanted};
 use crate::packet::netlink::link::Link;
 use crate::packet::netlink::{Event, Events, Requests};
 use crate::protocol::vrrp::Family;
@@ -16,8 +17,7 @@ const DATAGRAMS_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Network {
     events: Events,
-    /// For changes.
-    pub(super) requests: Requests,
+    requests: Requests,
     links: Vec<Link>,
     addresses: Vec<Assigned>,
 }
@@ -92,6 +92,36 @@ impl Network {
         Ok(changes)
     }
 
+    /// Gives an address a lifetime, adding it if need be, and knows it at once.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn lease(&mut self, wanted: &Wanted, lifetime: Option<Duration>) -> io::Result<()> {
+        self.requests.lease(wanted, lifetime)?;
+        let assigned = Assigned {
+            interface: wanted.interface,
+            address: wanted.address,
+            prefix: wanted.prefix,
+            owner: wanted.owner,
+            valid: lifetime,
+            flags: 0,
+        };
+        self.addresses.retain(|known| !is_same(known, &assigned));
+        self.addresses.push(assigned);
+        Ok(())
+    }
+
+    /// Removes an address, and knows it at once.
+    ///
+    /// # Errors
+    /// What the kernel says; the address is forgotten all the same, and comes back with its event if it is
+    /// still there.
+    pub(super) fn remove(&mut self, wanted: &Wanted) -> io::Result<()> {
+        self.addresses
+            .retain(|known| (known.interface, known.address) != (wanted.interface, wanted.address));
+        self.requests.remove(wanted)
+    }
+
     /// The interface of this name.
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
         self.links.iter().find(|link| link.name == name)
@@ -119,7 +149,12 @@ impl Network {
 
     /// What advertisements on an interface come from: for IPv6 the link-local address, for IPv4 the first
     /// that is not one of `except`.
-    pub(super) fn source(&self, interface: u32, family: Family, except: &[IpAddr]) -> Option<IpAddr> {
+    pub(super) fn source(
+        &self,
+        interface: u32,
+        family: Family,
+        except: &[IpAddr],
+    ) -> Option<IpAddr> {
         let usable = |address: &&Assigned| {
             !except.contains(&address.address) && Family::of(address.address) == family
         };
@@ -127,9 +162,9 @@ impl Network {
         match family {
             // Addresses come in the order of the kernel's list, the primary one first.
             Family::V4 => all.next(),
-            Family::V6 => all.find(|address| {
-                matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
-            }),
+            Family::V6 => all.find(
+                |address| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()),
+            ),
         }
     }
 }

@@ -30,13 +30,13 @@ pub(super) enum Job {
 
 /// What came of notifications.
 #[derive(Debug, Default)]
-pub struct NotifyStats {
+pub(super) struct NotifyStats {
     /// Carried out.
-    pub done: AtomicU64,
+    pub(super) done: AtomicU64,
     /// Failed: the command with another code than 0, the server with another status than 2xx.
-    pub failed: AtomicU64,
+    pub(super) failed: AtomicU64,
     /// Dropped because too many waited.
-    pub dropped: AtomicU64,
+    pub(super) dropped: AtomicU64,
 }
 
 /// Hands notifications to their thread.
@@ -52,9 +52,7 @@ impl Notifier {
         let (jobs, waiting) = sync_channel(QUEUE_MAX);
         let stats = Arc::new(NotifyStats::default());
         let shared = Arc::clone(&stats);
-        thread::Builder::new()
-            .name("vrrp-notify".into())
-            .spawn(move || work(&waiting, &shared))?;
+        thread::Builder::new().name("vrrp-notify".into()).spawn(move || work(&waiting, &shared))?;
         Ok(Self { jobs, stats })
     }
 
@@ -111,9 +109,8 @@ mod tests {
 
     #[test]
     fn commands_succeed_or_fail() {
-        let command = |text: &str| {
-            Job::Command(["/bin/sh", "-c", text].map(str::to_owned).to_vec())
-        };
+        let command =
+            |text: &str| Job::Command(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
         assert!(carry_out(&command("true")));
         assert!(!carry_out(&command("false")));
         assert!(!carry_out(&Job::Command(vec!["/nonexistent".into()])));

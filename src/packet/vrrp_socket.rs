@@ -7,18 +7,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::options::{self, check, check_len, set, socket, zeroed};
-
-/// IP protocol number of VRRP.
-pub const PROTOCOL: i32 = 112;
-/// Where VRRP is sent to on IPv4.
-pub const GROUP_V4: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 18);
-/// Where VRRP is sent to on IPv6.
-pub const GROUP_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x12);
+use crate::protocol::vrrp::{Datagram, Error, Family, IP_PROTOCOL, MULTICAST_V4, MULTICAST_V6};
 
 /// Packets read in one call.
 pub const BATCH: usize = 32;
-/// Longest packet taken; a longer one is cut, and so refused by its length.
-const PACKET_MAX: usize = 2048;
+/// Longest packet taken: 255 IPv6 addresses are 4,088 bytes. A longer one is cut, and refused by its length.
+const PACKET_MAX: usize = 4608;
 /// Words of control data a packet: timestamp, hop limit and packet information need 96 bytes.
 const CONTROL_WORDS: usize = 24;
 /// Bytes that wait for us: garbage at speed must not crowd out advertisements while we are not looking.
@@ -28,36 +22,13 @@ const TRAFFIC_CLASS: i32 = 0xC0;
 /// `TC_PRIO_CONTROL` (linux/pkt_sched.h): before bulk traffic in our own queues.
 const PRIORITY: i32 = 7;
 
-/// IPv4 or IPv6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Of this address.
-    #[must_use]
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
 /// A packet as received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packet<'a> {
-    /// Its IP source.
-    pub source: IpAddr,
-    /// Its IP destination.
-    pub destination: IpAddr,
-    /// TTL or hop limit.
-    pub ttl: u8,
-    /// What follows the IP header.
-    pub payload: &'a [u8],
+#[derive(Debug, Clone, Copy)]
+pub struct Received<'a> {
+    /// Its contents, if its IP header is sound.
+    pub datagram: Result<Datagram<'a>, Error>,
     /// Wall-clock time since 1970 at which the kernel received it.
-    pub received: Option<Duration>,
+    pub stamp: Option<Duration>,
 }
 
 /// The memory that packets are received into.
@@ -107,7 +78,7 @@ impl VrrpSocket {
             Family::V4 => libc::AF_INET,
             Family::V6 => libc::AF_INET6,
         };
-        let fd = socket(domain, libc::SOCK_RAW, PROTOCOL)?;
+        let fd = socket(domain, libc::SOCK_RAW, i32::from(IP_PROTOCOL))?;
         options::bind_to_device(&fd, name)?;
         options::set_receive_buffer(&fd, RECEIVE_BUFFER);
         set(&fd, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1i32)?;
@@ -120,14 +91,13 @@ impl VrrpSocket {
     }
 
     /// Reads what waits, up to [`BATCH`] packets, and hands each to `each`; returns how many there were.
-    /// IPv4 packets with a malformed IP header are handed over with what follows the shortest one.
     ///
     /// # Errors
     /// ENETDOWN when the interface went down. Nothing waiting is no error.
     pub fn receive(
         &self,
         buffers: &mut Buffers,
-        mut each: impl FnMut(Packet<'_>),
+        mut each: impl FnMut(Received<'_>),
     ) -> io::Result<usize> {
         let mut parts: [libc::iovec; BATCH] = zeroed();
         let mut heads: [libc::mmsghdr; BATCH] = zeroed();
@@ -167,11 +137,11 @@ impl VrrpSocket {
         for ((head, data), name) in rows.take(received) {
             let bytes = data.get(..head.msg_len as usize).unwrap_or_default();
             let control = Control::of(&head.msg_hdr);
-            let packet = match self.family {
-                Family::V4 => packet_v4(bytes, &control),
-                Family::V6 => packet_v6(bytes, name, &control),
+            let datagram = match self.family {
+                Family::V4 => Datagram::from_ipv4(bytes),
+                Family::V6 => Ok(datagram_v6(bytes, name, &control)),
             };
-            each(packet);
+            each(Received { datagram, stamp: control.received });
         }
         Ok(received)
     }
@@ -237,7 +207,7 @@ fn prepare_v4(fd: &OwnedFd, interface: u32, multicast: bool) -> io::Result<()> {
     set(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 0i32)?;
     set(fd, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 0i32)?;
     let group = libc::ip_mreqn {
-        imr_multiaddr: in_addr(GROUP_V4),
+        imr_multiaddr: in_addr(MULTICAST_V4),
         imr_address: in_addr(Ipv4Addr::UNSPECIFIED),
         imr_ifindex: index,
     };
@@ -259,7 +229,7 @@ fn prepare_v6(fd: &OwnedFd, interface: u32, multicast: bool) -> io::Result<()> {
     set(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1i32)?;
     if multicast {
         let group = libc::ipv6_mreq {
-            ipv6mr_multiaddr: libc::in6_addr { s6_addr: GROUP_V6.octets() },
+            ipv6mr_multiaddr: libc::in6_addr { s6_addr: MULTICAST_V6.octets() },
             ipv6mr_interface: interface,
         };
         set(fd, libc::IPPROTO_IPV6, libc::IPV6_ADD_MEMBERSHIP, group)?;
@@ -321,36 +291,19 @@ fn timestamp(data: &[u8]) -> Option<Duration> {
     Some(Duration::new(seconds, nanos.min(999_999_999)))
 }
 
-fn packet_v4<'a>(bytes: &'a [u8], control: &Control) -> Packet<'a> {
-    const SHORTEST: usize = 20;
-    let head = bytes.first_chunk::<SHORTEST>().copied().unwrap_or([0; SHORTEST]);
-    let header = usize::from(head[0] & 0x0F) * 4;
-    let total = usize::from(u16::from_be_bytes([head[2], head[3]]));
-    // The kernel checked header and total length; Ethernet's padding is cut off already.
-    let payload = bytes.get(header.max(SHORTEST)..total.min(bytes.len())).unwrap_or_default();
-    let address = |at: usize| {
-        let part = head.get(at..).and_then(<[u8]>::first_chunk::<4>).copied().unwrap_or_default();
-        IpAddr::from(part)
-    };
-    Packet {
-        source: address(12),
-        destination: address(16),
-        ttl: head[8],
-        payload,
-        received: control.received,
-    }
-}
-
-fn packet_v6<'a>(bytes: &'a [u8], name: &libc::sockaddr_storage, control: &Control) -> Packet<'a> {
+fn datagram_v6<'a>(
+    bytes: &'a [u8],
+    name: &libc::sockaddr_storage,
+    control: &Control,
+) -> Datagram<'a> {
     // SAFETY: the kernel wrote the sender's sockaddr_in6 into this storage, which is larger and aligned for
     // any sockaddr; for another family the integers would be other values, no less valid.
     let name = unsafe { &*(&raw const *name).cast::<libc::sockaddr_in6>() };
-    Packet {
+    Datagram {
         source: Ipv6Addr::from(name.sin6_addr.s6_addr).into(),
         destination: control.destination.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
-        ttl: control.hops.unwrap_or(0),
+        hop_limit: control.hops.unwrap_or(0),
         payload: bytes,
-        received: control.received,
     }
 }
 
@@ -396,30 +349,6 @@ fn socklen<T>() -> libc::socklen_t {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_ipv4_header_is_cut_off_at_its_own_length() {
-        let mut bytes = vec![0u8; 40];
-        bytes[0] = 0x46; // six words
-        bytes[3] = 34; // 24 of header, 10 of payload, the rest is padding
-        bytes[8] = 254;
-        bytes[12..16].copy_from_slice(&[192, 0, 2, 1]);
-        bytes[16..20].copy_from_slice(&GROUP_V4.octets());
-        let packet = packet_v4(&bytes, &Control::default());
-        assert_eq!((packet.payload.len(), packet.ttl), (10, 254));
-        assert_eq!(packet.source, IpAddr::from([192, 0, 2, 1]));
-        assert_eq!(packet.destination, IpAddr::from(GROUP_V4));
-    }
-
-    #[test]
-    fn torn_ipv4_headers_give_empty_packets() {
-        let mut bytes = [0xFFu8; 24];
-        for len in 0..bytes.len() {
-            assert!(packet_v4(&bytes[..len], &Control::default()).payload.len() <= 4);
-        }
-        bytes[2..4].copy_from_slice(&[0, 3]); // total length shorter than the header
-        assert!(packet_v4(&bytes, &Control::default()).payload.is_empty());
-    }
 
     #[test]
     fn timestamps_need_both_numbers() {

@@ -167,7 +167,11 @@ mod tests {
                 "2:1",
                 "unknown key `x`: write one of `client_header_timeout`, `client_body_timeout`",
             ),
-            ("admin = { bind = \"off\", x = 1 }", "1:25", "unknown key `x`: write `bind`"),
+            (
+                "admin = { bind = \"off\", x = 1 }",
+                "1:25",
+                "unknown key `x`: write one of `bind`, `socket`",
+            ),
             ("http.send_timout = \"1s\"", "1:6", "did you mean `send_timeout`?"),
         ]);
     }

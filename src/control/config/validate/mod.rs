@@ -9,6 +9,7 @@ mod listeners;
 mod node;
 mod routes;
 mod upstreams;
+mod vrrp;
 
 use super::place::{Place, Report, Reported};
 use super::{Config, raw};
@@ -28,6 +29,16 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         upstreams: upstreams::names(file),
     };
     let routes = routes::routes(&root, file, &names);
+    let ha = vrrp::ha(&root, file, &names.upstreams);
+    let admin_socket = node::admin_socket(&root, file);
     let service = Service { http, listeners, routes: routes?, upstreams: upstreams? };
-    Ok(Config { node: node?, log: log?, admin: admin?, service, warnings: Vec::new() })
+    Ok(Config {
+        node: node?,
+        log: log?,
+        admin: admin?,
+        admin_socket: admin_socket?,
+        service,
+        ha: ha?,
+        warnings: Vec::new(),
+    })
 }
