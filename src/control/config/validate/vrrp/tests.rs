@@ -84,7 +84,7 @@ fn problems_between_tables() {
         ),
         (
             &format!("{}[vrrp_sync_group.G]\ngroup = [\"V\"]", router("")),
-            "7:9",
+            "6:1",
             "needs two members",
         ),
         (
