@@ -9,10 +9,11 @@ use crate::control::state::{Phase, State};
 use crate::control::{metrics, status, vrrp};
 use crate::l7::flow::flush;
 use crate::l7::input::Input;
+use crate::l7::transport::Transport;
 use crate::protocol::http1::{HeadScanner, Limits, Method, RequestHead, encode};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
-use crate::ring::{Ring, Stream, Timer, WriteBuf};
+use crate::ring::{Ring, Timer, WriteBuf};
 
 /// Connections at a time; more wait in the listen queue.
 const CONNECTIONS_MAX: usize = 64;
@@ -50,13 +51,13 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access:
         open.set(open.get() + 1);
         let (state, open) = (Rc::clone(&state), Rc::clone(&open));
         spawn(&ring, async move {
-            answer(&stream, &state, access).await;
+            answer(&stream.into(), &state, access).await;
             open.set(open.get() - 1);
         });
     }
 }
 
-async fn answer(stream: &Stream, state: &State, access: Access) {
+async fn answer(stream: &Transport, state: &State, access: Access) {
     let timer = Timer::new(stream.ring());
     timer.set(TIMEOUT_MS);
     let (mut input, mut scanner) = (Input::default(), HeadScanner::new());

@@ -11,6 +11,7 @@ use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::pool::millis;
+use crate::l7::transport::Transport;
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version};
@@ -47,8 +48,8 @@ pub enum After {
 pub struct Client {
     /// What the shard's connections share.
     pub worker: Rc<Worker>,
-    /// The socket.
-    pub stream: Stream,
+    /// What it goes through.
+    pub stream: Transport,
     /// Received and not consumed.
     pub input: Input,
     /// Index of the listener.
@@ -81,7 +82,7 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
     let last_active = worker.now();
     let mut client = Client {
         worker,
-        stream,
+        stream: stream.into(),
         input: Input::default(),
         listener,
         addresses,

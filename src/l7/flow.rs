@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use crate::l7::input::{BodyReadError, BodyReader, Input};
 use crate::l7::output::{BodyWriter, Coding};
-use crate::ring::{Stream, Timer};
+use crate::l7::transport::Transport;
+use crate::ring::Timer;
 
 /// Bytes that may wait for a reader before its source is no longer read.
 const QUEUE_HIGH: usize = 128 * 1024;
@@ -32,7 +33,7 @@ pub enum FlushError {
 /// # Errors
 /// See [`FlushError`].
 pub async fn flush(
-    stream: &Stream,
+    stream: &Transport,
     low: usize,
     timer: &Timer,
     timeout_ms: u64,
@@ -52,7 +53,11 @@ pub async fn flush(
 ///
 /// # Errors
 /// See [`FlushError`].
-pub async fn throttle(stream: &Stream, timer: &Timer, timeout_ms: u64) -> Result<(), FlushError> {
+pub async fn throttle(
+    stream: &Transport,
+    timer: &Timer,
+    timeout_ms: u64,
+) -> Result<(), FlushError> {
     let high = if stream.ring().is_tight() { QUEUE_HIGH_TIGHT } else { QUEUE_HIGH };
     if stream.queued_pieces() > PIECES_HIGH {
         return flush(stream, 0, timer, timeout_ms).await;
@@ -125,9 +130,9 @@ impl Replay {
 /// # Errors
 /// See [`PumpError`].
 pub async fn pump_request(
-    client: (&Stream, &mut Input),
+    client: (&Transport, &mut Input),
     (body, replay): (&mut BodyReader, &mut Replay),
-    server: &Stream,
+    server: &Transport,
     coding: Coding,
     limits: PumpLimits,
     timer: &Timer,
@@ -167,8 +172,8 @@ pub async fn pump_request(
 
 /// Copies bytes one way until the source ends; then ends the sink.
 async fn copy(
-    from: (&Stream, &mut Input),
-    to: &Stream,
+    from: (&Transport, &mut Input),
+    to: &Transport,
     idle: &Timer,
     timeout_ms: u64,
 ) -> io::Result<()> {
@@ -190,8 +195,8 @@ async fn copy(
 /// Joins two connections until both directions have ended, one breaks, or nothing moves for
 /// `timeout_ms`. What is still queued at an orderly end is flushed.
 pub async fn tunnel(
-    a: (&Stream, &mut Input),
-    b: (&Stream, &mut Input),
+    a: (&Transport, &mut Input),
+    b: (&Transport, &mut Input),
     idle: &Timer,
     timeout_ms: u64,
 ) {

@@ -3,10 +3,11 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
+use crate::l7::transport::Transport;
 use crate::protocol::http1::{
     BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step,
 };
-use crate::ring::{Chunk, Stream};
+use crate::ring::Chunk;
 
 /// The part of a connection's input that was received and not consumed yet.
 #[derive(Debug, Default)]
@@ -69,7 +70,7 @@ impl Input {
     /// The next bytes, whatever they are; `None` at the end.
     pub fn poll_chunk(
         &mut self,
-        stream: &Stream,
+        stream: &Transport,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Chunk>>> {
         let chunk = self.poll_unconsumed(stream, cx);
@@ -81,7 +82,7 @@ impl Input {
 
     fn poll_unconsumed(
         &mut self,
-        stream: &Stream,
+        stream: &Transport,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Chunk>>> {
         match self.rest.take() {
@@ -91,7 +92,11 @@ impl Input {
     }
 
     /// Ready once there is input, the end or an error; nothing is consumed.
-    pub fn poll_ready(&mut self, stream: &Stream, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    pub fn poll_ready(
+        &mut self,
+        stream: &Transport,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<bool>> {
         if self.rest.is_some() {
             return Poll::Ready(Ok(true));
         }
@@ -107,7 +112,7 @@ impl Input {
     /// Collects the bytes of one head into `head`. `scanner` carries the progress between calls.
     pub fn poll_head(
         &mut self,
-        stream: &Stream,
+        stream: &Transport,
         scanner: &mut HeadScanner,
         limits: &Limits,
         head: &mut Vec<u8>,
@@ -175,7 +180,7 @@ impl BodyReader {
     pub fn poll_piece(
         &mut self,
         input: &mut Input,
-        stream: &Stream,
+        stream: &Transport,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Chunk>, BodyReadError>> {
         while !self.over {

@@ -18,5 +18,6 @@ pub mod request_id;
 pub mod router;
 pub mod template;
 pub mod time;
+pub mod transport;
 pub mod upstream;
 pub mod worker;

@@ -2,8 +2,9 @@
 
 use std::rc::Rc;
 
+use crate::l7::transport::Transport;
 use crate::protocol::http1::encode;
-use crate::ring::{Chunk, Ring, Stream, WriteBuf};
+use crate::ring::{Chunk, Ring, WriteBuf};
 
 /// Pieces up to this many bytes are copied next to their framing; larger ones are sent from where
 /// they were received.
@@ -39,7 +40,7 @@ impl BodyWriter {
     }
 
     /// Writes a piece; `before` is output that goes out ahead of it, a head for instance.
-    pub fn write(&mut self, stream: &Stream, before: Option<WriteBuf>, piece: Chunk) {
+    pub fn write(&mut self, stream: &Transport, before: Option<WriteBuf>, piece: Chunk) {
         self.written += piece.len() as u64;
         match self.coding {
             Coding::Identity => write_behind(stream, before, piece),
@@ -62,7 +63,7 @@ impl BodyWriter {
     /// Writes what ends the body.
     pub fn finish<'a>(
         &self,
-        stream: &Stream,
+        stream: &Transport,
         before: Option<WriteBuf>,
         trailers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) {
@@ -85,7 +86,7 @@ impl BodyWriter {
     }
 }
 
-fn write_behind(stream: &Stream, before: Option<WriteBuf>, piece: Chunk) {
+fn write_behind(stream: &Transport, before: Option<WriteBuf>, piece: Chunk) {
     match before {
         Some(mut before) if piece.len() <= COPY_MAX => {
             before.bytes.extend_from_slice(piece.as_slice());

@@ -9,8 +9,9 @@ use crate::balance::{Scheduler, Tried, View};
 use crate::l7::exchange::Exchange;
 use crate::l7::input::Input;
 use crate::l7::metrics::ServerMetrics;
+use crate::l7::transport::Transport;
 use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
-use crate::ring::Stream;
+
 use crate::ring::timer::Millis;
 
 /// Requests between two visits to the shared retry budget.
@@ -19,8 +20,8 @@ const BUDGET_BATCH: u32 = 32;
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Connection {
-    /// The socket.
-    pub stream: Stream,
+    /// What it goes through.
+    pub stream: Transport,
     /// Received and not consumed.
     pub input: Input,
     /// When it was opened.
@@ -32,7 +33,7 @@ pub struct Connection {
 impl Connection {
     /// A fresh one.
     #[must_use]
-    pub fn new(stream: Stream, now: Millis) -> Self {
+    pub fn new(stream: Transport, now: Millis) -> Self {
         Self { stream, input: Input::default(), opened: now, requests: 0 }
     }
 

@@ -1,16 +1,16 @@
-//! The ring's place in a glommio executor: the ring's loop is its main task.
+//! The ring's place in a glommio executor: tasks run there, the ring's loop is its main task.
 //!
-//! The loop polls the tasks that are ready, then submits and sleeps in our ring. The tasks are the
-//! ring's own and not glommio's, whose wakers count references with locked instructions several
-//! times a request. Nothing on these threads may wait on glommio's timers or I/O, which would be
-//! late while our ring sleeps.
+//! glommio gives tasks and their scheduling; its own rings carry no socket of ours. The loop lets
+//! every woken task run, then submits and sleeps in our ring. Nothing on these threads may wait on
+//! glommio's timers or I/O, which would be late while our ring sleeps.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use glommio::{LocalExecutorBuilder, Placement};
 
@@ -20,8 +20,8 @@ use super::{Ring, Settings, Stats};
 const GLOMMIO_IO_MEMORY: usize = 64 * 1024;
 /// Depth of glommio's own rings, likewise.
 const GLOMMIO_RING_DEPTH: usize = 8;
-/// Polls of tasks before the ring is entered again, without sleeping if some are still ready.
-const POLLS_MAX: usize = 4096;
+/// Rounds in which tasks may wake each other before the ring is entered without sleeping.
+const ROUNDS: usize = 8;
 
 /// Runs `main` on a new executor with a new ring on the calling thread until it is done.
 ///
@@ -44,33 +44,45 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(
         let done = Rc::clone(&result);
         spawn(&ring, async move { done.set(Some(main.await)) });
         let end = drive(&ring, &result).await;
-        ring.tasks.clear();
         ring.quiesce();
         end
     })
 }
 
-/// Starts a task on the ring's thread.
+/// Starts a task on the ring's executor.
 pub fn spawn(ring: &Rc<Ring>, future: impl Future<Output = ()> + 'static) {
-    ring.tasks.spawn(Box::pin(future));
+    glommio::spawn_local(Counted { ring: Rc::clone(ring), future }).detach();
 }
 
 async fn drive<T>(ring: &Ring, result: &Cell<Option<T>>) -> io::Result<T> {
     let mut batch = Vec::with_capacity(super::BATCH);
     loop {
-        let idle = ring.tasks.run(POLLS_MAX);
+        let idle = run_tasks(ring).await;
         if let Some(result) = result.take() {
             return Ok(result);
         }
         ring.flush();
         ring.enter(idle)?;
         ring.reap(&mut batch);
-        // glommio's own tasks, should anybody start some here.
-        yield_now().await;
     }
 }
 
-/// Goes to the end of the queue of whatever executor polls this.
+/// Lets tasks run until none is ready any more; false when there may be some left.
+///
+/// The executor's queue is first in, first out: when this task's turn comes again, every task that
+/// was ready before it has run. If none ran in a whole turn, none is ready.
+async fn run_tasks(ring: &Ring) -> bool {
+    for _ in 0..ROUNDS {
+        let before = ring.polls.get();
+        yield_now().await;
+        if ring.polls.get() == before {
+            return true;
+        }
+    }
+    false
+}
+
+/// Goes to the end of the executor's queue.
 pub async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
@@ -82,4 +94,21 @@ pub async fn yield_now() {
         Poll::Pending
     })
     .await;
+}
+
+/// A task that counts its polls.
+struct Counted<F> {
+    ring: Rc<Ring>,
+    future: F,
+}
+
+impl<F: Future<Output = ()>> Future for Counted<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.ring.polls.set(self.ring.polls.get() + 1);
+        // SAFETY: structural pinning of `future`: it is never moved out, `Counted` has no Drop and
+        // is not Unpin unless the future is.
+        unsafe { self.map_unchecked_mut(|counted| &mut counted.future) }.poll(cx)
+    }
 }

@@ -24,7 +24,6 @@ pub mod executor;
 pub mod op;
 pub mod probe;
 pub mod stream;
-mod tasks;
 pub mod timer;
 
 #[cfg(test)]
@@ -45,7 +44,6 @@ use slab::Slab;
 
 use crate::counter::Counter;
 use buffers::{BufferPool, WriteBuffers};
-use tasks::Tasks;
 use timer::{Millis, Wheel};
 
 pub use chunk::{Chunk, WriteBuf};
@@ -105,7 +103,8 @@ pub struct Ring {
     in_flight: Cell<usize>,
     epoch: Instant,
     now: Cell<Millis>,
-    tasks: Tasks,
+    /// How often tasks have been polled; the loop sleeps only when that stands still.
+    polls: Cell<u64>,
     stats: Arc<Stats>,
     /// The loop is over: nothing is submitted any more.
     ended: Cell<bool>,
@@ -161,7 +160,7 @@ impl Ring {
             in_flight: Cell::new(0),
             now: Cell::new(millis_since(settings.epoch)),
             epoch: settings.epoch,
-            tasks: Tasks::default(),
+            polls: Cell::new(0),
             stats,
             ended: Cell::new(false),
         }))

@@ -16,5 +16,6 @@ SERVER_REUSED = "ringgate_server_reuses_total"  # upstream, server
 SERVER_CONNECT_FAILURES = "ringgate_server_connect_failures_total"  # upstream, server
 SERVER_FAILURES = "ringgate_server_failures_total"  # upstream, server
 SERVER_UP = "ringgate_server_up"  # upstream, server
+BYTES_SENT = "ringgate_sent_bytes_total"  # listener
 LOG_DROPPED = "ringgate_access_log_dropped_total"
 REFUSED = "ringgate_requests_refused_total"  # malformed or over a limit

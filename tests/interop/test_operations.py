@@ -5,12 +5,13 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from harness import Client, eventually, get, names, request
 from harness.client import message
-from harness.proxy import one
+from harness.proxy import Proxy, one
 
 
 def lines(path, count):
@@ -258,6 +259,46 @@ def test_single_cpu_affinity(start, origin):
     proxy = start({**one(origin), "node": {"shards": "auto", "drain_timeout": "2s"}}, affinity={cpu})
     assert get(proxy.address).status == 200
     assert len({labels["shard"] for name, labels, _ in proxy.metrics() if name == names.CONNECTIONS}) == 1
+
+
+@pytest.fixture
+def cpuset():
+    """A cgroup whose processes may use one CPU, by its hierarchy's version; gives (directory, CPU)."""
+    cpu = max(os.sched_getaffinity(0))
+    name = f"ringgate-test-{os.getpid()}"
+    v1 = Path("/sys/fs/cgroup/cpuset")
+    group = (v1 if v1.is_dir() else Path("/sys/fs/cgroup")) / name
+    try:
+        if not v1.is_dir():
+            Path("/sys/fs/cgroup/cgroup.subtree_control").write_text("+cpuset")
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made here: {error}")
+    try:
+        (group / "cpuset.mems").write_text("0")
+        (group / "cpuset.cpus").write_text(str(cpu))
+        yield group, cpu
+    finally:
+        eventually(lambda: not (group / "cgroup.procs").read_text(), 10, "an empty cgroup")
+        group.rmdir()
+
+
+def test_shards_keep_to_the_cpuset(tmp_path, origin, cpuset):
+    """`auto` is one shard for each CPU of the cpuset, pinned there; a list beyond it is an error."""
+    group, cpu = cpuset
+    inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    node = {"shards": "auto", "pin": True, "drain_timeout": "2s"}
+    with Proxy({**one(origin), "node": node}, tmp_path / "auto", prefix=inside) as proxy:
+        assert get(proxy.address).status == 200
+        shards = {labels["shard"] for name, labels, _ in proxy.metrics() if name == names.CONNECTIONS}
+        assert len(shards) == 1
+        assert f"cpus={cpu} " in proxy.log()
+        threads = Path(f"/proc/{proxy.pid}/task").iterdir()
+        assert {frozenset(os.sched_getaffinity(int(thread.name))) for thread in threads} == {frozenset({cpu})}
+    outside = {"shards": "0-63", "drain_timeout": "2s"}
+    with Proxy({**one(origin), "node": outside}, tmp_path / "list", ready=False, prefix=inside) as refused:
+        assert refused.wait() != 0
+        assert "cpuset" in refused.log() and f"[{cpu}]" in refused.log()
 
 
 def test_ipv6_listener(start, origin):

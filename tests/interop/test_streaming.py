@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness import Client, Nginx, curl, eventually, say
+from harness import Client, Nginx, curl, eventually, names, say
 from harness.client import run, url
 from harness.proxy import one
 
@@ -74,6 +74,39 @@ def test_slow_reader_keeps_memory_flat(web):
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * MIB)
         drain(client, size - offset, offset)
         assert proxy.rss() - base < 64 * MIB, "grew while it streamed"
+
+
+def test_ten_gigabytes_keep_memory_flat(start, tmp_path):
+    """10 GiB out of a sparse file of nginx's, with a mark at every GiB: a reader that is slow at first."""
+    gib, size = 1 << 30, 10 << 30
+    marks = {i * gib + 12345: b"gigabyte %d" % i for i in range(10)}
+    with Nginx.origin(tmp_path / "nginx") as nginx:
+        with open(tmp_path / "nginx/www/large", "wb") as file:
+            file.truncate(size)
+            for at, mark in marks.items():
+                file.seek(at)
+                file.write(mark)
+        proxy = start(one(nginx))
+        with Client(proxy.address, 60, rcvbuf=65536) as client:
+            client.send(GET.replace(b"/ ", b"/files/large ", 1))
+            assert client.read_head().header("content-length") == str(size)
+            offset = len(client.stream.take(len(client.stream.buffer)))
+            base, peak, view = steady_rss(proxy), 0, memoryview(bytearray(8 * MIB))
+            for step in range(10_000_000):
+                if step == 100:
+                    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * MIB)
+                got = client.sock.recv_into(view[: 65536 if step < 100 else 8 * MIB])
+                assert got, f"closed with {size - offset} bytes to come"
+                for at in [at for at in marks if offset <= at and at + 10 <= offset + got]:
+                    assert view[at - offset : at - offset + 10] == marks.pop(at)
+                offset += got
+                if step % 256 == 0 or offset == size:
+                    peak = max(peak, proxy.rss())
+                if offset == size:
+                    break
+        assert offset == size and len(marks) <= 1, "a mark may lie across two reads, not more"
+        assert peak - base < 32 * MIB, "grew while it streamed"
+        assert proxy.metric(names.BYTES_SENT) >= size
 
 
 def test_stalled_reader_stops_the_origin(web):

@@ -176,7 +176,7 @@ def test_tshark_finds_nothing_wrong_with_our_frames(lan, tmp_path):
     vrrp = [f for f in frames if "vrrp" in f]
     assert {f["vrrp"]["vrrp.virt_rtr_id"] for f in vrrp} == {"51", "52", "53"}
     assert {f["vrrp"]["vrrp.typever_tree"]["vrrp.version"] for f in vrrp} == {"2", "3"}
-    assert {f["vrrp"]["vrrp.prio"] for f in vrrp} == {"100", "0"}, "and it resigned at the end"
+    assert {f["vrrp"]["vrrp.prio"] for f in vrrp} == {"100", "0", "1"}, "offered, and resigned at the end"
     for frame in vrrp:
         text = json.dumps(frame)
         assert "_ws.expert" not in text and "_ws.malformed" not in text, text

@@ -22,6 +22,7 @@ use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
+use crate::l7::transport::Transport;
 use crate::l7::worker::{Report, Worker};
 use crate::protocol::http1::Framing;
 use crate::protocol::proxy_protocol;
@@ -251,7 +252,7 @@ impl Proxied<'_> {
         timer.set(millis(config.connect_timeout));
         let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
         let stream = match timer.guard(connecting).await {
-            Ok(Ok(stream)) => stream,
+            Ok(Ok(stream)) => Transport::from(stream),
             Ok(Err(error)) => return Err(Failure::of_connect(&error)),
             Err(_) => return Err(Failure::ConnectTimeout),
         };
@@ -274,7 +275,8 @@ impl Proxied<'_> {
         let keep_wanted = self.client.keeps(self.exchange);
         let Connection { stream: server, input: server_input, .. } = connection;
         let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
-        let (stream, timer, addresses): (&Stream, &Timer, &Addresses) = (stream, timer, addresses);
+        let (stream, timer, addresses): (&Transport, &Timer, &Addresses) =
+            (stream, timer, addresses);
         let (read_timeout, x) = (millis(config.read_timeout), &mut *self.exchange);
         let coding = match x.request.framing {
             Framing::Chunked => Coding::Chunked,

@@ -13,8 +13,9 @@ use crate::l7::headers;
 use crate::l7::input::{BodyReader, Input};
 use crate::l7::output::BodyWriter;
 use crate::l7::pool::Lease;
+use crate::l7::transport::Transport;
 use crate::l7::worker::Worker;
-use crate::ring::{Chunk, Stream, Timer, WriteBuf};
+use crate::ring::{Chunk, Timer, WriteBuf};
 
 /// Why a response did not get through whole.
 #[derive(Debug)]
@@ -31,8 +32,8 @@ pub(super) enum Cut {
 
 /// What forwards a response.
 pub(super) struct Respond<'a> {
-    pub(super) client: &'a Stream,
-    pub(super) server: &'a Stream,
+    pub(super) client: &'a Transport,
+    pub(super) server: &'a Transport,
     pub(super) timer: &'a Timer,
     pub(super) read_timeout: u64,
     pub(super) send_timeout: u64,

@@ -9,9 +9,10 @@ use crate::l7::exchange::{Addresses, Exchange, response_edits};
 use crate::l7::flow::{FlushError, PumpError};
 use crate::l7::headers;
 use crate::l7::input::{BodyReadError, Input};
+use crate::l7::transport::Transport;
 use crate::l7::worker::Worker;
 use crate::protocol::http1::{HeadScanner, Version};
-use crate::ring::{Stream, Timer, WriteBuf};
+use crate::ring::{Timer, WriteBuf};
 
 /// 1xx responses a server may send before the final one.
 const INTERIM_MAX: u32 = 16;
@@ -71,9 +72,9 @@ impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
 /// Waiting for a response head.
 pub(super) struct Waiting<'a> {
     pub(super) worker: &'a Worker,
-    pub(super) client: &'a Stream,
+    pub(super) client: &'a Transport,
     pub(super) addresses: &'a Addresses,
-    pub(super) server: &'a Stream,
+    pub(super) server: &'a Transport,
     pub(super) timer: &'a Timer,
     pub(super) read_timeout: u64,
     /// The connection has served a request before.

@@ -1,0 +1,182 @@
+//! The receiving side: chunks as they come, no more than the reader keeps up with.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, Waker};
+
+use io_uring::{cqueue, opcode, squeue};
+
+use super::{Inner, Stream};
+use crate::ring::buffers::GROUP;
+use crate::ring::timer::keep_waker;
+use crate::ring::{Chunk, Ring, Tag, user_data};
+
+/// Received chunks a stream may hold before it is paused.
+const RECV_QUEUE_MAX: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Receive {
+    pub(super) queue: VecDeque<Chunk>,
+    armed: bool,
+    pausing: bool,
+    pub(super) starved: bool,
+    /// Receive a buffer at a time instead of multishot.
+    single: bool,
+    eof: bool,
+    error: Option<i32>,
+    pub(super) waker: Option<Waker>,
+}
+
+impl Inner {
+    fn arm_recv(&self, ring: &Ring, recv: &mut Receive) {
+        if recv.armed || recv.starved || recv.eof || recv.error.is_some() || self.closed.get() {
+            return;
+        }
+        recv.armed = true;
+        let entry = if recv.single {
+            opcode::Recv::new(self.raw(), std::ptr::null_mut(), 0)
+                .buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+        } else {
+            opcode::RecvMulti::new(self.raw(), GROUP).build()
+        };
+        self.submit(ring, Tag::Recv, entry);
+    }
+
+    pub(in crate::ring) fn on_recv(&self, ring: &Ring, result: i32, flags: u32) {
+        let more = cqueue::more(flags);
+        let mut recv = self.recv.borrow_mut();
+        if let Some(id) = cqueue::buffer_select(flags) {
+            // Taken even when the result says that there is nothing in it, so that it goes back.
+            let chunk = ring.pool.take(id, u32::try_from(result).unwrap_or(0));
+            if let Some(chunk) = chunk.filter(|_| result > 0 && !self.closed.get()) {
+                recv.queue.push_back(Chunk::Received(chunk));
+            }
+        }
+        match -result {
+            0 => recv.eof = true,
+            libc::ENOBUFS if self.closed.get() => {}
+            libc::ENOBUFS => {
+                ring.stats.buffers_exhausted.increment();
+                recv.starved = true;
+                ring.starved.borrow_mut().push_back(self.key.get());
+            }
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
+            errno if errno > 0 => recv.error = Some(errno),
+            _ => {}
+        }
+        if more {
+            self.pause_if_full(ring, &mut recv);
+        } else {
+            recv.armed = false;
+            recv.pausing = false;
+            // An idle connection is to notice its end although nobody is receiving.
+            if recv.queue.is_empty() || (!recv.single && recv.queue.len() < RECV_QUEUE_MAX / 2) {
+                self.arm_recv(ring, &mut recv);
+            }
+        }
+        let waker = recv.waker.take();
+        drop(recv);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if !more {
+            self.finished(ring);
+        }
+    }
+
+    fn pause_if_full(&self, ring: &Ring, recv: &mut Receive) {
+        if recv.queue.len() >= RECV_QUEUE_MAX && !recv.pausing {
+            recv.pausing = true;
+            recv.single = true;
+            ring.cancel(user_data(Tag::Recv, self.key.get()));
+        }
+    }
+
+    /// There are receive buffers again.
+    pub(in crate::ring) fn on_fed(&self, ring: &Ring) {
+        let mut recv = self.recv.borrow_mut();
+        recv.starved = false;
+        if recv.queue.is_empty() {
+            self.arm_recv(ring, &mut recv);
+        }
+    }
+
+    /// The handle is gone.
+    pub(super) fn stop_receiving(&self) {
+        let mut recv = self.recv.borrow_mut();
+        recv.queue.clear();
+        if recv.starved {
+            // While no buffer comes back nobody else takes it off the list.
+            self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
+        }
+        if recv.armed && !recv.pausing {
+            self.ring.cancel(user_data(Tag::Recv, self.key.get()));
+        }
+    }
+}
+
+impl Stream {
+    /// The next received chunk; `None` at the end of the stream.
+    pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        let mut recv = self.0.recv.borrow_mut();
+        if let Some(chunk) = recv.queue.pop_front() {
+            return Poll::Ready(Ok(Some(chunk)));
+        }
+        let send_error = self.0.send.borrow().error;
+        // The kernel tells of a reset once. When it told the send, the receive seems to have ended
+        // in order, and what was received would pass for complete.
+        if recv.eof && send_error != Some(libc::ECONNRESET) {
+            return Poll::Ready(Ok(None));
+        }
+        if let Some(errno) = recv.error.or(send_error) {
+            return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
+        }
+        self.0.arm_recv(&self.0.ring, &mut recv);
+        keep_waker(&mut recv.waker, cx);
+        Poll::Pending
+    }
+
+    /// See [`Stream::poll_recv`].
+    ///
+    /// # Errors
+    /// What recv(2) said, or send(2) when sending failed first.
+    pub async fn recv(&self) -> io::Result<Option<Chunk>> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Arms the receive before anybody waits, so that data and the peer's end are noticed.
+    pub fn watch(&self) {
+        self.0.arm_recv(&self.0.ring, &mut self.0.recv.borrow_mut());
+    }
+
+    /// Back to multishot receiving after a long body.
+    pub fn end_bulk(&self) {
+        self.0.recv.borrow_mut().single = false;
+    }
+
+    /// True while nothing has been received that nobody took: no data, no end, no error.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let recv = self.0.recv.borrow();
+        recv.queue.is_empty()
+            && !recv.eof
+            && recv.error.is_none()
+            && self.0.send.borrow().error.is_none()
+    }
+
+    /// Ready once the peer has reset the connection; data and an orderly end are left alone.
+    pub fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let mut recv = self.0.recv.borrow_mut();
+        if let Some(errno) = recv.error.or_else(|| self.0.send.borrow().error) {
+            return Poll::Ready(io::Error::from_raw_os_error(errno));
+        }
+        if recv.queue.len() < RECV_QUEUE_MAX / 2 {
+            self.0.arm_recv(&self.0.ring, &mut recv);
+        }
+        keep_waker(&mut recv.waker, cx);
+        Poll::Pending
+    }
+}
