@@ -19,6 +19,9 @@ mod router;
 mod send;
 mod time;
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use auth::{HMAC_TRAILER, HmacKey, HmacMode, Password, Stamp};

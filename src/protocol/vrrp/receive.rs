@@ -62,10 +62,10 @@ pub struct Accepts {
     pub interval: Interval,
     /// Accepted TTLs.
     pub hop_limit: HopLimit,
-    /// Unicast: the peers, and nothing by multicast is accepted. Empty: multicast from anyone.
+    /// From whom unicast is accepted; then multicast is not. Empty: multicast from anyone.
     pub peers: Vec<IpAddr>,
-    /// With `peers` set, whether what those send by multicast is accepted as well (a second
-    /// heartbeat path over the other method).
+    /// With `peers` set, whether multicast from anyone is accepted as well (one heartbeat path by
+    /// unicast, another by multicast).
     pub both_methods: bool,
     /// Authentication.
     pub auth: Auth,
@@ -160,7 +160,7 @@ impl Receiver {
         if !in_range {
             return Err(Error::HopLimit);
         }
-        if unicast_configured && !self.accepts.peers.contains(&source) {
+        if !multicast && !self.accepts.peers.contains(&source) {
             return Err(Error::Source);
         }
         Ok(())
@@ -187,7 +187,7 @@ impl Receiver {
     ) -> Result<bool, Error> {
         if let Some((kind, data)) = packet.auth {
             return match (&self.accepts.auth, kind) {
-                (Auth::None | Auth::Hmac { .. }, 0) => Ok(false),
+                (Auth::None, 0) => Ok(false),
                 (Auth::Pass(password), 1) if password.matches(data) => Ok(false),
                 (Auth::Pass(_), 1) => Err(Error::Password),
                 _ => Err(Error::AuthType),

@@ -4,7 +4,7 @@ use super::super::Moment;
 use super::types::Announce;
 
 /// Schedule of announcements while active.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Announcer {
     /// Rounds left in the burst.
     left: u8,
@@ -46,13 +46,16 @@ impl Announcer {
         true
     }
 
-    /// Whether to answer somebody else's claim to the addresses now.
+    /// Somebody else claims the addresses: whether to answer now. If the last round was just sent,
+    /// the answer is put off rather than left out, since the last word is what hosts believe.
     pub(super) fn provoked(&mut self, now: Moment, config: &Announce) -> bool {
-        let allowed = now.since(self.last) >= config.provoked_gap;
-        if allowed {
+        let allowed_at = self.last.after(config.provoked_gap);
+        if now >= allowed_at {
             self.last = now;
+            return true;
         }
-        allowed
+        self.next = Some(self.next.map_or(allowed_at, |next| next.min(allowed_at)));
+        false
     }
 
     fn sent(&mut self, now: Moment, config: &Announce) {

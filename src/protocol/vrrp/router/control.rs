@@ -38,8 +38,9 @@ impl VirtualRouter {
         }
         self.healthy = healthy;
         let reason = if healthy { Reason::Recovered } else { Reason::Unhealthy };
-        self.join_or_leave(now, reason, out);
-        self.standing_changed(now, !healthy, out);
+        if !self.join_or_leave(now, reason, out) {
+            self.standing_changed(now, !healthy, out);
+        }
     }
 
     /// Whether health checks were last said to succeed.
@@ -132,8 +133,9 @@ impl VirtualRouter {
         }
         self.tracked = config.priority.max(1);
         self.config = config;
-        self.join_or_leave(now, Reason::Startup, out);
-        self.standing_changed(now, false, out);
+        if !self.join_or_leave(now, Reason::Startup, out) {
+            self.standing_changed(now, false, out);
+        }
     }
 
     /// Whether another member keeps the whole sync group down.
@@ -188,15 +190,17 @@ impl VirtualRouter {
         }
     }
 
-    /// Enters or leaves Initialize as being started, health and the group require.
-    fn join_or_leave(&mut self, now: Moment, reason: Reason, out: &mut Vec<Action>) {
+    /// Enters or leaves Initialize as being started, health and the group require; true if it did.
+    fn join_or_leave(&mut self, now: Moment, reason: Reason, out: &mut Vec<Action>) -> bool {
         let takes_part = self.is_fit() && self.group_up;
+        let before = self.state;
         match (self.state, takes_part) {
             (State::Initialize, true) => self.join(now, reason, out),
             (State::Backup, false) => self.enter(now, State::Initialize, reason, out),
             (State::Active, false) => self.resign(now, reason, out),
             _ => {}
         }
+        self.state != before
     }
 
     /// RFC 9568 (105) to (170).

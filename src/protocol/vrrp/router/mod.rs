@@ -25,7 +25,7 @@ const LATE_MIN: Duration = Duration::from_millis(2);
 const PREFERRED: u8 = 254;
 
 /// One virtual router on this node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct VirtualRouter {
     config: Config,
     /// Own source address on each path.
@@ -48,7 +48,7 @@ pub struct VirtualRouter {
 }
 
 /// What is known while in Backup.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Backup {
     /// Active_Adver_Interval: that of the active router.
     interval: Interval,
@@ -76,7 +76,7 @@ struct Backup {
 }
 
 /// What is known while in Active.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Active {
     /// Adver_Timer.
     advert_at: Moment,
@@ -329,7 +329,7 @@ impl VirtualRouter {
     }
 
     /// Notices that this router has not been running: it may have missed advertisements, so it
-    /// listens for one interval and the skew before it may claim.
+    /// listens for two intervals (one advertisement may be lost) and the skew before it may claim.
     fn note_awake(&mut self, now: Moment) {
         let interval = self.backup.interval.duration();
         let gap = now.since(self.backup.awake);
@@ -338,7 +338,7 @@ impl VirtualRouter {
         if gap > tolerated && self.backup.relistens < RELISTENS_MAX {
             self.late += 1;
             self.backup.relistens += 1;
-            let listen = interval + self.skew();
+            let listen = interval * 2 + self.skew();
             self.backup.listen_until = now.after(listen);
         }
     }

@@ -1,0 +1,85 @@
+//! VRRP: nothing panics, and an advertisement that is accepted can be built again from its fields
+//! and is accepted again with the same meaning.
+
+#![no_main]
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use ringgate::protocol::vrrp::{
+    Accepts, Auth, ChecksumPolicy, Datagram, Family, HmacKey, HmacMode, HopLimit, Interval, Packet,
+    Password, Receiver, Sender, Version,
+};
+
+const NOW: Duration = Duration::from_secs(0x6800_0000);
+
+/// The first byte chooses what is configured, so that all branches are near.
+fn auth(choice: u8) -> (Version, Auth) {
+    match choice & 3 {
+        0 => (Version::V2, Auth::None),
+        1 => (Version::V2, Auth::Pass(Password::new(b"1111").expect("short"))),
+        2 => (Version::V3, Auth::None),
+        _ => {
+            let key = HmacKey::new(1, &[7; 32]).expect("32 bytes");
+            (Version::V3, Auth::Hmac { mode: HmacMode::Permissive, keys: vec![key] })
+        }
+    }
+}
+
+fn check(version: Version, auth: Auth, datagram: &Datagram<'_>) {
+    let Ok(packet) = Packet::parse(datagram) else { return };
+    let accepts = Accepts {
+        version,
+        vrid: packet.vrid,
+        interval: if version == Version::V2 { packet.interval } else { Interval::SECOND },
+        hop_limit: HopLimit::Range(0..=255),
+        peers: Vec::new(),
+        both_methods: false,
+        auth: auth.clone(),
+        checksum: ChecksumPolicy::Auto,
+    };
+    let Ok(advert) = Receiver::new(accepts.clone()).judge(datagram, &packet, &[], NOW) else {
+        return;
+    };
+    let addresses: Vec<IpAddr> = advert.addresses.iter().collect();
+    assert!(advert.addresses.same_as(&addresses) && !addresses.is_empty());
+    let mut sender = Sender::new(version, packet.vrid, advert.interval, addresses.clone(), auth)
+        .expect("what was received can be sent");
+    let mut out = Vec::new();
+    let (source, destination) = (datagram.source, datagram.destination);
+    sender.build(&mut out, advert.priority, source, destination, advert.form, NOW);
+    let again = Datagram { payload: &out, ..*datagram };
+    let packet = Packet::parse(&again).expect("built well");
+    let rebuilt =
+        Receiver::new(accepts).judge(&again, &packet, &[], NOW).expect("built as configured");
+    assert_eq!(rebuilt.priority, advert.priority);
+    assert_eq!(rebuilt.interval, advert.interval);
+    assert!(rebuilt.addresses.iter().eq(addresses));
+}
+
+fuzz_target!(|input: &[u8]| {
+    let Some((choice, bytes)) = input.split_first() else { return };
+    let (version, auth) = auth(*choice);
+    if let Ok(datagram) = Datagram::from_ipv4(bytes) {
+        check(version, auth.clone(), &datagram);
+    }
+    let source: IpAddr =
+        if choice & 4 == 0 { [192, 0, 2, 2].into() } else { [0xfe80, 0, 0, 0, 0, 0, 0, 2].into() };
+    let mut payload = bytes.to_vec();
+    let mut datagram = Datagram {
+        source,
+        destination: Family::of(source).multicast(),
+        hop_limit: 255,
+        payload: &payload,
+    };
+    check(version, auth.clone(), &datagram);
+    // With its checksum put right, so that more gets through: the ones' complement of the sum.
+    if payload.len() >= 8 && choice & 8 != 0 && source.is_ipv4() {
+        payload[6..8].fill(0);
+        let sum = ringgate::protocol::checksum::Sum::new().bytes(&payload).finish();
+        payload[6..8].copy_from_slice(&sum.to_be_bytes());
+        datagram.payload = &payload;
+        check(version, auth, &datagram);
+    }
+});
