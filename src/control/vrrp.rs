@@ -14,12 +14,15 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::control::logger::Logger;
+use crate::control::metrics::connections;
 use crate::control::state::State;
 use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
-use crate::ha::{Event, Order};
+use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
+use crate::l7::worker::Yielding;
 use crate::protocol::vrrp::{Error, State as Role};
 use crate::ring::{Ring, Timer};
+use crate::shard::Message;
 
 /// How often usable servers are counted.
 const COUNT_EVERY_MS: u64 = 100;
@@ -29,6 +32,12 @@ const LOOK_EVERY_MS: u64 = 5;
 const ORDER_PATIENCE: Duration = Duration::from_secs(2);
 /// A hand-over that nobody has taken up after this will not be.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
+/// Idle connections are closed within this, before new ones are refused.
+const CLOSING_PATIENCE: Duration = Duration::from_millis(1_200);
+/// Requests under way get this long then.
+const REFUSING_PATIENCE: Duration = Duration::from_secs(5);
+/// Handshakes under way complete within this.
+const HANDSHAKES: Duration = Duration::from_millis(30);
 /// At the end nobody waits longer for a peer.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -94,6 +103,48 @@ pub async fn carry_out(
         board.instances.iter().filter(concerned).filter(|one| one.state == role).count()
     };
     let before = active(Role::Active);
+    let hand_over = order == Order::Release && before > 0;
+    if hand_over {
+        finish_requests(&timer, state).await;
+    }
+    let result = obeyed(&timer, ha, order, instance.clone(), hand_over).await;
+    if hand_over {
+        tell_shards(state, None);
+    }
+    result?;
+    Ok(format!("{} active here", active(Role::Active)))
+}
+
+/// Has the shards finish their connections, and then take no new ones, for as long as that may take.
+async fn finish_requests(timer: &Timer, state: &State) {
+    let open = || state.shards.iter().map(|shard| connections(&shard.metrics)).sum::<u64>();
+    for (how, least, most) in [
+        (Yielding::Closing, Duration::ZERO, CLOSING_PATIENCE),
+        (Yielding::Refusing, HANDSHAKES, REFUSING_PATIENCE),
+    ] {
+        tell_shards(state, Some(how));
+        let began = Instant::now();
+        while began.elapsed() < least || open() > 0 && began.elapsed() < most {
+            timer.set(LOOK_EVERY_MS);
+            timer.fired().await;
+        }
+    }
+}
+
+fn tell_shards(state: &State, how: Option<Yielding>) {
+    for shard in &state.shards {
+        // A shard that is too busy to be told loses what is under way, no more.
+        let _ = shard.send(Message::Yield(how));
+    }
+}
+
+async fn obeyed(
+    timer: &Timer,
+    ha: &Ha,
+    order: Order,
+    instance: Option<String>,
+    hand_over: bool,
+) -> Result<(), String> {
     let answer = ha.order(order, instance.clone());
     let began = Instant::now();
     loop {
@@ -109,16 +160,21 @@ pub async fn carry_out(
             }
         }
     }
-    if order != Order::Release || before == 0 {
-        return Ok(format!("{} active here", active(Role::Active)));
+    if !hand_over {
+        // The page is as new as the order.
+        timer.set(LOOK_EVERY_MS);
+        timer.fired().await;
+        return Ok(());
     }
     while began.elapsed() < HAND_OVER_PATIENCE {
         timer.set(LOOK_EVERY_MS);
         timer.fired().await;
         let board = ha.board.read();
+        let concerned =
+            |one: &&InstanceStatus| instance.as_ref().is_none_or(|name| *name == one.name);
         let mut ours = board.instances.iter().filter(concerned);
         if !ours.clone().any(|one| one.state == Role::Active) {
-            return Ok("handed over".into());
+            return Ok(());
         }
         if ours.all(|one| !one.handing_over && one.state != Role::Initialize) {
             break;

@@ -19,7 +19,7 @@ use crate::l7::log::AccessLog;
 use crate::l7::metrics::Metrics;
 use crate::l7::pool::{Pool, millis};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
-use crate::l7::worker::{Reporter, Worker};
+use crate::l7::worker::{Reporter, Worker, Yielding};
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
@@ -74,6 +74,8 @@ pub enum Message {
     Members(usize, Arc<MemberSet>),
     /// Continue the access log in this file.
     ReopenLog(OwnedFd),
+    /// The addresses are about to go to another node, or (`None`) that is over.
+    Yield(Option<Yielding>),
     /// Finish what is in flight within this time, then end.
     Drain(Duration),
 }
@@ -233,6 +235,7 @@ async fn obey(
                         log.reopen(file);
                     }
                 }
+                Message::Yield(how) => worker.yield_to_peer(how),
                 Message::Drain(timeout) => return timeout,
             }
         }

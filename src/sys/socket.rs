@@ -212,6 +212,14 @@ pub fn ignore_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Undoes [`ignore_new_handshakes`] (`SO_DETACH_FILTER` of socket(7)).
+///
+/// # Errors
+/// ENOENT when nothing is ignored.
+pub fn heed_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+}
+
 /// Makes close(2) of this socket send a reset and drop what is queued (`SO_LINGER` of zero).
 ///
 /// # Errors
@@ -288,6 +296,8 @@ mod tests {
         ignore_new_handshakes(listener).expect("a valid program");
         let error = connect().expect_err("no answer");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        heed_new_handshakes(listener).expect("there was a filter");
+        connect().expect("somebody listens again");
     }
 
     #[test]
