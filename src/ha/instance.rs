@@ -14,7 +14,7 @@ use crate::packet::frames::FrameSender;
 use crate::protocol::ethernet::Mac;
 use crate::protocol::vrrp::{
     Accepts, Action, Announce, Config, Datagram, Error, Family, Heard, HopLimit, Moment, Observer,
-    Own, Packet, Path, Receiver, Sender, State, Transition, Version, VirtualRouter,
+    Own, Packet, Path, Reason, Receiver, Sender, State, Transition, Version, VirtualRouter,
 };
 use crate::protocol::{arp, ndp};
 
@@ -268,6 +268,14 @@ impl Instance {
                     *count += 1;
                 }
                 let Transition { from, to, reason, .. } = transition;
+                // The superior router may not know that somebody else was active, having been cut off. Our
+                // last word, inferior to its own, has it announce the addresses anew (RFC 9568 section
+                // 6.4.3 (715); keepalived does so too), or hosts would go on sending to us.
+                let superior =
+                    matches!(reason, Reason::Superior { .. } | Reason::HigherAddress { .. });
+                if from == State::Active && superior {
+                    self.advertise(self.router.priority(), world.sockets);
+                }
                 self.last = Some(LastTransition { from, to, reason, unix: Clock::unix() });
                 return Some(transition);
             }

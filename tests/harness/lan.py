@@ -4,9 +4,11 @@
 """
 
 import ctypes
+import errno
 import itertools
 import json
 import os
+import selectors
 import socket
 import subprocess
 import threading
@@ -137,15 +139,16 @@ def in_namespace(name, work):
 
 
 class Load:
-    """Requests one after the other, each on a connection of its own, from `host` to address:port.
+    """A request every few milliseconds, each on a connection of its own and whatever became of those before it.
 
-    `with Load(host, vip) as load:`; an attempt that has not connected after `patience` is given up
-    and made again, so that gaps are measured that finely.
+    `with Load(host, vip) as load:`; an attempt without an answer after `patience` is given up. What a
+    browser would see is one of them; how long nobody is served shows in all of them together.
     """
 
-    def __init__(self, host, address, port=80, patience=0.01, answer=1.0, pause=0.001):
+    def __init__(self, host, address, port=80, patience=1.0, every=0.004):
         self.host, self.target = host, (address, port)
-        self.patience, self.answer, self.pause = patience, answer, pause
+        self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.patience, self.every = patience, every
         self.successes, self.failures, self.over = [], [], threading.Event()
 
     def __enter__(self):
@@ -154,28 +157,60 @@ class Load:
 
     def __exit__(self, *_):
         self.over.set()
-        self.thread.join(5)
+        self.thread.join(self.patience + 5)
 
     def _work(self):
-        while not self.over.is_set():
-            begin = time.monotonic()
-            try:
-                body = self._request()
-                self.successes.append((time.monotonic(), body))
-            except OSError as error:
-                self.failures.append((begin, time.monotonic(), error))
-            time.sleep(self.pause)
+        selector = selectors.DefaultSelector()
+        following, stopping = time.monotonic(), False
+        while not stopping or selector.get_map():
+            now = time.monotonic()
+            stopping = stopping or self.over.is_set()
+            if not stopping and now >= following:
+                following = max(following + self.every, now)
+                self._begin(selector, now)
+            for key, events in selector.select(0.001):
+                self._advance(selector, key, events)
+            for key in [k for k in selector.get_map().values() if now - k.data.begin > self.patience]:
+                self._end(selector, key, TimeoutError("no answer"))
 
-    def _request(self):
-        with socket.create_connection(self.target, self.patience) as client:
-            client.settimeout(self.answer)
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            data = b""
-            while chunk := client.recv(4096):
-                data += chunk
-        if not data.startswith(b"HTTP/1.1 200"):
-            raise OSError(f"no answer: {data[:40]!r}")
-        return data.rsplit(b"\r\n\r\n", 1)[1].strip().decode()
+    def _begin(self, selector, now):
+        client = socket.socket(self.family, socket.SOCK_STREAM)
+        client.setblocking(False)
+        attempt = _Attempt(now)
+        error = client.connect_ex(self.target)
+        if error not in (0, errno.EINPROGRESS):
+            self.failures.append((now, now, OSError(error, os.strerror(error))))
+            client.close()
+            return
+        selector.register(client, selectors.EVENT_WRITE, attempt)
+
+    def _advance(self, selector, key, events):
+        client, attempt = key.fileobj, key.data
+        try:
+            if events & selectors.EVENT_WRITE:
+                error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, os.strerror(error))
+                client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                selector.modify(client, selectors.EVENT_READ, attempt)
+                return
+            chunk = client.recv(4096)
+            attempt.data += chunk
+            if chunk:
+                return
+            if not attempt.data.startswith(b"HTTP/1.1 200"):
+                raise OSError(f"no answer: {attempt.data[:40]!r}")
+            body = attempt.data.rsplit(b"\r\n\r\n", 1)[1].strip().decode()
+            self.successes.append((time.monotonic(), body))
+            self._end(selector, key, None)
+        except OSError as error:
+            self._end(selector, key, error)
+
+    def _end(self, selector, key, error):
+        selector.unregister(key.fileobj)
+        key.fileobj.close()
+        if error:
+            self.failures.append((key.data.begin, time.monotonic(), error))
 
     def await_from(self, body, timeout=10.0):
         """Waits for an answer that has this body and comes after now; returns its time."""
@@ -195,6 +230,11 @@ class Load:
         before = max((at for at in times if at <= since), default=since)
         times = [before, *(at for at in times if at > since)]
         return max((b - a for a, b in itertools.pairwise(times)), default=float("inf"))
+
+
+class _Attempt:
+    def __init__(self, begin):
+        self.begin, self.data = begin, b""
 
 
 class Ringgate:
@@ -278,6 +318,8 @@ class Keepalived:
         self.options = options
 
     def start(self):
+        for name in ("pid", "vrrp.pid"):
+            (self.directory / name).unlink(missing_ok=True)  # of one that was killed
         argv = self.host.argv(
             tool("keepalived"), "-n", "-l", "-D", "-P", "-f", self.file,
             "-p", self.directory / "pid", "-r", self.directory / "vrrp.pid", *self.options,
