@@ -203,7 +203,7 @@ impl Worker {
     /// When connections began to be closed, for good or for a hand-over; `None` while serving.
     #[must_use]
     pub fn draining(&self) -> Option<Millis> {
-        self.draining.get().or(self.yielding.get().map(|(since, _)| since))
+        self.draining.get().or_else(|| self.yielding.get().map(|(since, _)| since))
     }
 
     /// True once the shard is to end.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Requests;
 use super::link::flag_bits;
-use super::message::{Request, attributes, ip, text, u32_at};
+use super::message::{Request, attributes, ip, u32_at};
 
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -155,13 +155,6 @@ fn cache_info(wanted: &Wanted, lifetime: Option<Duration>) -> [u8; 16] {
         *to = *from;
     }
     info
-}
-
-/// The label as [`Wanted::label`] is read back; for tests and messages.
-#[must_use]
-pub fn label(body: &[u8]) -> Option<String> {
-    let found = attributes(body.get(BODY..)?).find(|(kind, _)| *kind == IFA_LABEL);
-    found.map(|(_, value)| text(value))
 }
 
 #[cfg(test)]

@@ -73,7 +73,6 @@ pub struct Message<'a> {
 }
 
 /// The messages in one datagram; ends at the first that is torn.
-#[must_use]
 pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -86,7 +85,6 @@ pub fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
 }
 
 /// The attributes in `bytes`; ends at the first that is torn.
-#[must_use]
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     /// `NLA_F_NESTED` and `NLA_F_NET_BYTEORDER`.
     const FLAGS: u16 = 0xC000;
