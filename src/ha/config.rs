@@ -67,6 +67,8 @@ pub struct Instance {
     pub nofail: bool,
     /// Lifetime of its addresses in the kernel, in whole seconds; `None`: without end.
     pub lease: Option<Duration>,
+    /// Put the addresses on a macvlan interface with the virtual router's MAC address.
+    pub virtual_mac: bool,
     /// Interfaces on which advertisements are sent and heard too.
     pub heartbeat_interfaces: Vec<String>,
     /// Command run on each transition: INSTANCE NAME STATE PRIORITY are appended.

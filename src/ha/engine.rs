@@ -106,6 +106,9 @@ impl Engine {
                 self.wake.clear();
             }
         }
+        for instance in &mut self.instances {
+            instance.clean_up(&mut self.network);
+        }
         self.publish(self.clock.now());
         over.store(true, Ordering::Release);
     }
@@ -140,7 +143,7 @@ impl Engine {
         let mut out = Vec::new();
         for place in 0..self.instances.len() {
             let instance = &mut self.instances[place];
-            instance.look(&self.network);
+            instance.look(&mut self.network);
             instance.start_or_stop(now, self.state.stopping, &mut out);
             self.carry_out(place, &mut out, now);
         }

@@ -10,6 +10,7 @@ use super::network::Network;
 use super::sockets::{Needed, Sockets};
 use super::status::{Counts, InstanceStatus, LastTransition, PeerStatus};
 use super::tracking::{Standing, effective};
+use super::vmac::Vmac;
 use crate::packet::frames::FrameSender;
 use crate::protocol::ethernet::Mac;
 use crate::protocol::vrrp::{
@@ -50,6 +51,7 @@ pub(super) struct Instance {
     sender: Sender,
     observer: Observer,
     lease: Lease,
+    vmac: Option<Vmac>,
     ways: Vec<Way>,
     advertised: Vec<IpAddr>,
     counts: Counts,
@@ -91,12 +93,15 @@ impl Instance {
             running: false,
         };
         let ways = std::iter::once(&config.interface).chain(&config.heartbeat_interfaces).map(way);
+        let vmac = Vmac::of(&config);
+        let home = vmac.as_ref().map_or(config.interface.as_str(), Vmac::name);
         Some(Self {
+            lease: Lease::new(&config, home),
+            vmac,
             router: VirtualRouter::new(machine(&config, grouped)),
             receiver: Receiver::new(accepts),
             sender,
             observer: Observer::new(),
-            lease: Lease::new(&config, &config.interface),
             ways: ways.take(Path::MAX).collect(),
             advertised,
             counts: Counts::default(),
@@ -132,11 +137,11 @@ impl Instance {
         })
     }
 
-    /// Looks at its interfaces anew; true when one has another index or source address.
-    pub(super) fn look(&mut self, network: &Network) -> bool {
+    /// Looks at its interfaces anew.
+    pub(super) fn look(&mut self, network: &mut Network) {
+        let made = self.vmac.as_mut().map(|vmac| vmac.ensure(network));
         let except: Vec<IpAddr> = self.lease.vips().map(|(vip, _)| vip.address).collect();
         let family = self.config.family();
-        let mut changed = false;
         for (place, way) in self.ways.iter_mut().enumerate() {
             let link = network.link(&way.interface);
             let index = link.map(|link| link.index);
@@ -145,7 +150,6 @@ impl Instance {
                 Some(source) => network.assigned(index, source).map(|_| source),
                 None => network.source(index, family, &except),
             });
-            changed |= way.index != index || way.source != found;
             way.index = index;
             way.source = found;
             way.running = link.is_some_and(crate::packet::netlink::link::Link::is_running);
@@ -165,7 +169,16 @@ impl Instance {
                 _ => None,
             }
         });
-        changed
+        if let Some(Err(error)) = made {
+            self.way_problem.get_or_insert(format!("no interface for the virtual MAC: {error}"));
+        }
+    }
+
+    /// At the end: what was created for it goes.
+    pub(super) fn clean_up(&mut self, network: &mut Network) {
+        if let Some(vmac) = &mut self.vmac {
+            vmac.remove(network);
+        }
     }
 
     /// Takes part, or stops to, as its interface allows.

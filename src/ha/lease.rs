@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::config::{Instance, Vip};
 use super::network::Network;
+use super::vmac::host_prefix;
 use crate::packet::netlink::address::{Assigned, Wanted};
 use crate::protocol::vrrp::Moment;
 
@@ -44,7 +45,11 @@ pub(super) struct Lease {
 impl Lease {
     /// Nothing held yet. `interface` is where addresses without a device of their own go.
     pub(super) fn new(config: &Instance, interface: &str) -> Self {
-        let vips: Vec<Vip> = config.addresses.iter().chain(&config.excluded).cloned().collect();
+        let mut vips: Vec<Vip> = config.addresses.iter().chain(&config.excluded).cloned().collect();
+        if interface != config.interface {
+            let own = vips.iter_mut().filter(|vip| vip.device.is_none());
+            own.for_each(|vip| vip.prefix = host_prefix(vip.address));
+        }
         Self {
             held: vec![None; vips.len()],
             vips,

@@ -16,6 +16,7 @@ mod notify;
 mod sockets;
 pub mod status;
 mod tracking;
+mod vmac;
 
 use std::fmt;
 use std::io;

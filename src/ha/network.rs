@@ -17,7 +17,8 @@ const DATAGRAMS_MAX: usize = 64;
 #[derive(Debug)]
 pub(super) struct Network {
     events: Events,
-    requests: Requests,
+    /// For changes.
+    pub(super) requests: Requests,
     links: Vec<Link>,
     addresses: Vec<Assigned>,
 }

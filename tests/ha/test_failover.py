@@ -194,3 +194,19 @@ def test_a_sync_group_moves_as_one(lan, tmp_path):
         for name in ("VI_1", "VI_2"):
             b.await_role("active", name)
         eventually(lambda: not {VIP, "10.77.1.100"} & set(a.host.addresses()), 5)
+
+
+def test_the_virtual_mac_moves_with_the_address(pair):
+    a, b, client = pair(more="use_vmac = true")
+    mac = "00:00:5e:00:01:33"
+    neighbour = lambda: client.ip("neigh", "show", VIP)
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        assert mac in neighbour()
+        assert VIP in a.host.addresses("vrrp4.51") and VIP not in a.host.addresses("eth0")
+        a.process.send_signal(signal.SIGTERM)
+        load.await_from("b")
+        assert mac in neighbour()
+    assert a.process.wait(15) == 0
+    assert "vrrp4.51" not in a.host.ip("link", "show")
+    assert a.host.run("sysctl", "-n", "net.ipv4.conf.eth0.arp_ignore").stdout.strip() == "0"

@@ -88,6 +88,7 @@ tables! {
         source_address: Leaf,
         unicast_peers: Leaf,
         unicast_min_ttl: Leaf,
+        use_vmac: Leaf,
         heartbeat_interfaces: Leaf,
         auth_pass: Leaf,
         auth_hmac_keys: Leaf,

@@ -71,19 +71,14 @@ impl Requests {
         Ok(links)
     }
 
-    /// Creates a macvlan interface `name` with this hardware address above the one with index `parent`, and
-    /// switches it on.
+    /// Creates a macvlan interface `name` with this hardware address above the one with index
+    /// `parent`. It is down until [`Requests::switch_on`].
     ///
     /// # Errors
     /// EEXIST when there is one of this name, EOPNOTSUPP without macvlan in the kernel.
     pub fn add_macvlan(&mut self, name: &str, parent: u32, mac: [u8; 6]) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let up = libc::IFF_UP.cast_unsigned().to_ne_bytes();
-        let mut body = [0; BODY];
-        for (to, from) in body.iter_mut().skip(8).zip(up.iter().chain(&up)) {
-            *to = *from;
-        }
-        let mut request = Request::new(libc::RTM_NEWLINK, flag_bits(flags), &body);
+        let mut request = Request::new(libc::RTM_NEWLINK, flag_bits(flags), &[0; BODY]);
         let mut terminated = name.as_bytes().to_vec();
         terminated.push(0);
         request.attribute(IFLA_IFNAME, &terminated);
@@ -98,18 +93,35 @@ impl Requests {
         self.change(request)
     }
 
+    /// Switches the interface with this index on (`IFF_UP`).
+    ///
+    /// # Errors
+    /// ENODEV when it has gone.
+    pub fn switch_on(&mut self, index: u32) -> io::Result<()> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        let up = libc::IFF_UP.cast_unsigned();
+        let body = body(index, up, up);
+        self.change(Request::new(libc::RTM_NEWLINK, flag_bits(flags), &body))
+    }
+
     /// Removes the interface with this index.
     ///
     /// # Errors
     /// ENODEV when it has gone already.
     pub fn remove_link(&mut self, index: u32) -> io::Result<()> {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
-        let mut body = [0; BODY];
-        for (to, from) in body.iter_mut().skip(4).zip(index.to_ne_bytes()) {
-            *to = from;
-        }
-        self.change(Request::new(libc::RTM_DELLINK, flag_bits(flags), &body))
+        self.change(Request::new(libc::RTM_DELLINK, flag_bits(flags), &body(index, 0, 0)))
     }
+}
+
+/// `struct ifinfomsg`: family, type, index, flags, and which of those are meant.
+fn body(index: u32, flags: u32, change: u32) -> [u8; BODY] {
+    let mut body = [0; BODY];
+    let values = [index, flags, change].into_iter().flat_map(u32::to_ne_bytes);
+    for (to, from) in body.iter_mut().skip(4).zip(values) {
+        *to = from;
+    }
+    body
 }
 
 /// The flags of a request, which libc has as `int`.

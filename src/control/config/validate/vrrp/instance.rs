@@ -83,6 +83,7 @@ pub(super) fn read(
         tracks: tracks?,
         nofail: place.boolean("nofail", &raw.nofail, false),
         lease: lease?,
+        virtual_mac: place.boolean("use_vmac", &raw.use_vmac, false),
         heartbeat_interfaces: heartbeats?,
         notify: notify?,
         webhook: webhook?,
