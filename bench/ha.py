@@ -64,8 +64,11 @@ class RinggateNode:
     def unrelease(self):
         self.ringgate.ctl("resume")
 
+    def said(self):
+        return self.ringgate.log() if self.ringgate.process else ""
+
     def takeovers(self):
-        return self.ringgate.log().count("to=active")
+        return self.said().count("to=active")
 
 
 class KeepalivedNode:
@@ -131,8 +134,11 @@ class KeepalivedNode:
     def unrelease(self):
         self.keepalived.start()
 
+    def said(self):
+        return self.keepalived.log() if self.keepalived.process else ""
+
     def takeovers(self):
-        return self.keepalived.log().count("Entering MASTER")
+        return self.said().count("Entering MASTER")
 
 
 class Pair:
@@ -170,8 +176,18 @@ class Pair:
             time.sleep(0.05)
             end = time.monotonic()
         lost = len([f for f in load.failures if at <= f[0] <= end])
+        gap = load.gap(at, end)
+        if gap > 10 * self.interval_ms / 1000 + 0.5:
+            self.explain(fault, gap)
         self._mend(fault)
-        return load.gap(at, end), lost
+        return gap, lost
+
+    def explain(self, fault, gap):
+        """What the nodes and the client's kernel say about an unusually long gap."""
+        print(f"{fault}: {gap:.3f} s; client: {self.client.ip('neigh', 'show', VIP).strip()}", file=sys.stderr)
+        for one in (self.a, self.b):
+            mac = one.host.ip("link", "show", "eth0").split("ether ")[1][:17]
+            print(f"{one.name} {mac}\n{one.said()[-1200:]}", file=sys.stderr)
 
     def _break(self, fault):
         match fault:

@@ -129,6 +129,12 @@ impl Engine {
         self.fire(now);
         for instance in &mut self.instances {
             instance.renew(&mut self.network, now);
+            instance.assert_claim(&mut World {
+                network: &mut self.network,
+                sockets: &self.state.sockets,
+                frames: &self.frames,
+                now,
+            });
         }
         self.tell_trouble();
         if self.state.dirty || now.since(self.state.published_at) >= PUBLISH_EVERY {

@@ -21,6 +21,12 @@ use crate::protocol::{arp, ndp};
 
 /// Between announcements of a round.
 const ANNOUNCE_SPACING: Duration = Duration::from_millis(20);
+/// After a claim for silence, announcements go on at this pace until the lease of whoever fell silent has
+/// ended for certain: while it hangs, its kernel still uses the addresses, and its ARP requests make hosts
+/// send to it again.
+const CONTEST_EVERY: Duration = Duration::from_millis(100);
+/// So long if addresses have no lease.
+const CONTEST_DEFAULT: Duration = Duration::from_secs(4);
 /// Least time between announcements that others provoke.
 const PROVOKED_GAP: Duration = Duration::from_millis(100);
 
@@ -62,6 +68,8 @@ pub(super) struct Instance {
     lease_problems: Vec<String>,
     way_problem: Option<String>,
     payload: Vec<u8>,
+    /// When to announce the addresses next against one that hangs, and until when.
+    contest: Option<(Moment, Moment)>,
 }
 
 impl Instance {
@@ -111,6 +119,7 @@ impl Instance {
             lease_problems: Vec::new(),
             way_problem: None,
             payload: Vec::new(),
+            contest: None,
             config,
         })
     }
@@ -281,6 +290,10 @@ impl Instance {
                     *count += 1;
                 }
                 let Transition { from, to, reason, .. } = transition;
+                let now = world.now;
+                let span = self.config.lease.map_or(CONTEST_DEFAULT, |lease| lease * 2);
+                self.contest = (to == State::Active && reason == Reason::Silence)
+                    .then(|| (now.after(CONTEST_EVERY), now.after(span)));
                 // The superior router may not know that somebody else was active, having been cut off. Our
                 // last word, inferior to its own, has it announce the addresses anew (RFC 9568 section
                 // 6.4.3 (715); keepalived does so too), or hosts would go on sending to us.
@@ -353,6 +366,19 @@ impl Instance {
         self.counts.announcements += sent;
     }
 
+    /// Announces the addresses against one that may hang, when that is due.
+    pub(super) fn assert_claim(&mut self, world: &mut World<'_>) {
+        let Some((next, until)) = self.contest else { return };
+        if world.now < next {
+            return;
+        }
+        let following = world.now.after(CONTEST_EVERY);
+        self.contest = (following < until).then_some((following, until));
+        if self.holds() {
+            self.announce(world);
+        }
+    }
+
     /// Whether it is certain that the addresses are ours: active, and not wondering whether another took
     /// over while this process was held up.
     fn holds(&self) -> bool {
@@ -371,10 +397,8 @@ impl Instance {
     /// When it has to be looked at again.
     pub(super) fn deadline(&self) -> Option<Moment> {
         let lease = self.lease.due().filter(|_| self.holds());
-        match (self.router.deadline(), lease) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+        let contest = self.contest.map(|(next, _)| next);
+        [self.router.deadline(), lease, contest].into_iter().flatten().min()
     }
 
     /// Holds addresses until another takes them, or silence says that nobody will.
