@@ -26,6 +26,13 @@ pub(crate) enum Command {
     /// Send requests and measure how they are answered
     #[command(after_help = RUN_NOTES)]
     Run(Box<Run>),
+    /// Pass bytes on between clients and a server without reading them: the floor for a proxy
+    Relay(Relay),
+    /// Send UDP packets or TCP SYNs at a rate, for layer 4; at test networks only
+    #[command(after_help = BLAST_NOTES)]
+    Blast(Blast),
+    /// Count the UDP packets that arrive
+    Sink(Sink),
     /// Make load for `run --agents` on another host; for trusted networks only
     #[command(after_help = AGENT_NOTES)]
     Agent(Agent),
@@ -40,6 +47,17 @@ Example, on two hosts and a third that drives them:
   ringgate-bench agent --bind 10.0.0.2:7000
   ringgate-bench run http://10.0.1.1/ --agents 10.0.0.1:7000,10.0.0.2:7000 --connections 512";
 
+const BLAST_NOTES: &str = "\
+Packets go out one a system call on each thread, in small bursts if there is a rate. SYNs need CAP_NET_RAW and IPv4; their source is the
+host's own address, so its kernel answers a SYN-ACK with a reset. Nothing is read.
+
+SIGINT and SIGTERM end it early with the result so far; exit code 130 or 143.
+
+Example:
+  ringgate-bench sink --bind 10.0.0.2:9000
+  ringgate-bench blast 10.0.0.1:9000 --rate 500000 --flows 4096
+  ringgate-bench blast 10.0.0.1:80 --syn --rate 100000";
+
 const RUN_NOTES: &str = "\
 Closed loop (the default): each connection sends its next request when the last is answered, so a
 slow server is asked less. Latency counts from sending.
@@ -52,7 +70,12 @@ sent and counted as overdue; what is left at the end is counted as unsent.
 
 Errors: connect (not opened), closed (before the whole response), timeout, malformed, 4xx, 5xx,
 overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
-an agent failed, 2 for wrong usage.
+an agent failed, 2 for wrong usage. SIGINT and SIGTERM end the run early: the result of what was
+measured until then is printed, marked as interrupted, and the exit code is 130 or 143.
+
+Slow clients (--read-rate): after each piece it takes (16 KiB at most) a connection rests for as long
+as the rate asks. Up to 128 KiB of a response are received ahead of that, and the kernel's receive
+buffer holds some more: the server feels the rate only in responses larger than these.
 
 Examples:
   ringgate-bench serve --bind 127.0.0.1:9000 &
@@ -76,9 +99,9 @@ pub(crate) struct CpuList(pub(crate) Vec<usize>);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Serve {
-    /// Where to listen; port 0 takes a free one, which is printed
-    #[arg(long, value_name = "ADDRESS:PORT")]
-    pub(crate) bind: SocketAddr,
+    /// Where to listen, one address or several; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT", required = true, value_delimiter = ',')]
+    pub(crate) bind: Vec<SocketAddr>,
     /// Size of the response body in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 128)]
     #[arg(value_parser = clap::value_parser!(u64).range(0..=BODY_MAX))]
@@ -116,6 +139,9 @@ pub(crate) struct Run {
     /// Closed loop: time between a response and the next request
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = units::duration)]
     pub(crate) think: Duration,
+    /// Slow clients: bytes a second that each connection reads at most [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) read_rate: Option<u64>,
     /// Method of the requests
     #[arg(long, value_name = "METHOD", default_value = "GET", conflicts_with = "requests")]
     pub(crate) method: String,
@@ -138,8 +164,65 @@ pub(crate) struct Run {
     /// No line a second on standard error
     #[arg(long)]
     pub(crate) no_live: bool,
+    /// Lines `measuring` and `measured` on standard error at those moments, for who looks meanwhile
+    #[arg(long)]
+    pub(crate) marks: bool,
     #[command(flatten)]
     pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Relay {
+    /// Where to listen; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
+    /// The server
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) to: SocketAddr,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Blast {
+    /// Where to
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub(crate) to: SocketAddr,
+    /// TCP SYNs instead of UDP packets
+    #[arg(long, conflicts_with = "size")]
+    pub(crate) syn: bool,
+    /// Packets a second over all threads [default: as many as go]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) rate: Option<u64>,
+    /// Flows: source ports that take turns. A UDP flow is a socket
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_384))]
+    pub(crate) flows: u32,
+    /// Bytes of UDP payload
+    #[arg(long, value_name = "BYTES", default_value_t = 18)]
+    #[arg(value_parser = clap::value_parser!(u16).range(8..=65_507))]
+    pub(crate) size: u16,
+    /// How long
+    #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    pub(crate) duration: Duration,
+    /// JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Sink {
+    /// Where to receive; port 0 takes a free one, which is printed
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) bind: SocketAddr,
+    /// How long [default: until a signal, which is an orderly end with exit code 0]
+    #[arg(long, short, value_name = "TIME", value_parser = units::duration)]
+    pub(crate) duration: Option<Duration>,
+    /// JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]

@@ -43,6 +43,8 @@ pub(crate) struct Load {
     pub(crate) end: u64,
     pub(crate) timeout_ms: u64,
     pub(crate) think_ns: u64,
+    /// Bytes a second that each connection reads at most.
+    pub(crate) read_rate: Option<u64>,
     pub(crate) window: usize,
     pub(crate) one_each: bool,
     /// Connections that are not over.
@@ -67,6 +69,15 @@ struct Pending {
     wire: usize,
 }
 
+/// Points in time that a connection has asked to be woken at.
+#[derive(Default)]
+struct Asked {
+    /// To send.
+    send: Option<u64>,
+    /// To read on.
+    read: Option<u64>,
+}
+
 enum Event {
     Received(io::Result<Option<Chunk>>),
     /// The time to send has come.
@@ -84,6 +95,8 @@ struct Client {
     queued: VecDeque<Pending>,
     /// Closed loop: the end of the think time.
     ready_at: u64,
+    /// With a read rate: when the next piece may be taken.
+    read_at: u64,
     /// Open loop: when the request is due that this connection is to send next.
     slot: Option<u64>,
 }
@@ -98,6 +111,7 @@ pub(crate) async fn run(load: Rc<Load>, number: u64, count: u64) {
         queued: VecDeque::new(),
         // Spread, so that they do not think in step.
         ready_at: load.think_ns / count.max(1) * number,
+        read_at: 0,
         slot: None,
         load: Rc::clone(&load),
     };
@@ -153,7 +167,7 @@ impl Client {
     /// Sends and receives until the connection or the run is over.
     async fn converse(&mut self, stream: &Stream) {
         self.reader.reset();
-        let mut asked = None;
+        let mut asked = Asked::default();
         loop {
             let next = self.fill(stream);
             if self.sent.is_empty() {
@@ -182,18 +196,22 @@ impl Client {
         &self,
         stream: &Stream,
         until: Option<u64>,
-        asked: &mut Option<u64>,
+        asked: &mut Asked,
         cx: &mut Context<'_>,
     ) -> Poll<Event> {
-        if let Poll::Ready(received) = stream.poll_recv(cx) {
+        if self.load.read_rate.is_some() && self.load.clock.now() < self.read_at {
+            if asked.read.replace(self.read_at) != Some(self.read_at) {
+                self.load.sleeper.wake_at(self.read_at, cx);
+            }
+        } else if let Poll::Ready(received) = stream.poll_recv(cx) {
             return Poll::Ready(Event::Received(received));
         }
         if let Some(at) = until {
             if self.load.clock.now() >= at {
                 return Poll::Ready(Event::Due);
             }
-            if *asked != until {
-                *asked = until;
+            if asked.send != until {
+                asked.send = until;
                 self.load.sleeper.wake_at(at, cx);
             }
         }
@@ -294,6 +312,10 @@ impl Client {
     /// Reads responses; `false` when the connection is to be closed after the last.
     fn receive(&mut self, mut input: &[u8]) -> Result<bool, Failure> {
         let now = self.load.clock.now();
+        if let Some(rate) = self.load.read_rate {
+            let rest = (input.len() as u64).saturating_mul(1_000_000_000) / rate;
+            self.read_at = self.read_at.max(now).saturating_add(rest);
+        }
         if (self.load.measure_from..self.load.end).contains(&now) {
             self.load.tally.borrow_mut().counts.bytes += input.len() as u64;
         }

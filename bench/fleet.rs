@@ -185,7 +185,9 @@ impl Worker {
         }
         self.watch(&load).await;
         if let Some(pace) = &load.pace {
-            load.tally.borrow_mut().counts.unsent += pace.borrow().left_before(load.end);
+            // An aborted run is over now.
+            let over = load.end.min(load.clock.now());
+            load.tally.borrow_mut().counts.unsent += pace.borrow().left_before(over);
         }
         Ok(Some(load.tally.take()))
     }
@@ -207,6 +209,7 @@ impl Worker {
             end: plan.end_ns(),
             timeout_ms: plan.timeout_ms,
             think_ns: plan.think_ms.saturating_mul(1_000_000),
+            read_rate: plan.read_rate,
             window: usize::from(plan.pipeline),
             one_each: plan.new_connections,
             active: Cell::new(0),

@@ -7,6 +7,34 @@ use crate::plan::Plan;
 use crate::report::{latency, rate};
 use crate::tally::Tally;
 
+/// Says when measuring begins and ends.
+pub(crate) struct Marks {
+    /// What is left to be said, and when; the first is the next.
+    left: Vec<(Duration, &'static str)>,
+}
+
+impl Marks {
+    pub(crate) fn new(enabled: bool, plan: &Plan) -> Self {
+        let begin = Duration::from_millis(plan.warmup_ms);
+        let end = begin + Duration::from_millis(plan.duration_ms);
+        let left = vec![(begin, "measuring"), (end, "measured")];
+        Self { left: if enabled { left } else { Vec::new() } }
+    }
+
+    /// When to call [`Marks::say`] next.
+    pub(crate) fn next(&self) -> Option<Duration> {
+        self.left.first().map(|&(at, _)| at)
+    }
+
+    /// Says what is due.
+    pub(crate) fn say(&mut self, elapsed: Duration) {
+        while self.next().is_some_and(|at| at <= elapsed) {
+            let (_, word) = self.left.remove(0);
+            let _ = writeln!(io::stderr(), "{word}");
+        }
+    }
+}
+
 /// Shows a second at a time: on a terminal in one line, elsewhere a line each.
 pub(crate) struct Live {
     enabled: bool,

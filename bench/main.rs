@@ -1,11 +1,13 @@
 //! `ringgate-bench`: a load generator on Ringgate's reactor, and a minimal server to point it at.
 //!
 //! - `serve` answers every request with one prebuilt response ([`serve`], [`request_heads`]).
+//! - `relay` passes bytes on without reading them, the floor for a proxy ([`relay`]).
 //! - `run` makes load. [`plan`] is what it does, [`target`] the bytes it sends. Each thread of a
 //!   [`fleet`] has a ring; each connection is a task ([`client`]) that reads responses with the
 //!   product's codec ([`response`]) and counts into its thread's [`tally`]. Threads report their
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
+//! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
 //!
 //! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
@@ -16,18 +18,22 @@
 
 mod agent;
 mod args;
+mod blast;
 mod client;
 mod fleet;
 mod live;
 mod machine;
 mod pace;
 mod plan;
+mod relay;
 mod report;
 mod request_heads;
 mod response;
 mod run;
 mod serve;
+mod sink;
 mod sleeper;
+mod syn;
 mod tally;
 mod target;
 mod wire;
@@ -44,15 +50,18 @@ const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Serve(options) => serve::run(&options),
-        Command::Agent(options) => agent::serve(&options),
+        Command::Serve(options) => serve::run(&options).map(|()| 0),
+        Command::Relay(options) => relay::run(&options).map(|()| 0),
+        Command::Blast(options) => blast::run(&options),
+        Command::Sink(options) => sink::run(&options),
+        Command::Agent(options) => agent::serve(&options).map(|()| 0),
         Command::Run(options) => match run::plan(&options) {
             Ok(plan) => run::run(&options, plan),
             Err(why) => return complain(&why, EXIT_USAGE),
         },
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(why) => complain(&why, 1),
     }
 }

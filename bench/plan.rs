@@ -12,6 +12,8 @@ const CONNECTIONS_MAX: u32 = 1_000_000;
 const PIPELINE_MAX: u16 = 1024;
 /// Requests a second of one run at most.
 const RATE_MAX: u64 = 100_000_000;
+/// Bytes a second of one connection at most.
+const READ_RATE_MAX: u64 = 1 << 40;
 /// Fields added at most.
 const HEADERS_MAX: usize = 100;
 
@@ -33,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) new_connections: bool,
     /// Between a response and the next request; closed loop.
     pub(crate) think_ms: u64,
+    /// Bytes a second that a connection reads at most.
+    pub(crate) read_rate: Option<u64>,
     /// Requests a second, all connections together; `None` is the closed loop.
     pub(crate) rate: Option<u64>,
     pub(crate) headers: Vec<(String, String)>,
@@ -57,6 +61,7 @@ impl Plan {
         within("the think time in milliseconds", self.think_ms, 0, TIME_MAX_MS)?;
         within("pipeline", self.pipeline.into(), 1, PIPELINE_MAX.into())?;
         within("the rate", self.rate.unwrap_or(1), 1, RATE_MAX)?;
+        within("the read rate in bytes", self.read_rate.unwrap_or(1), 1, READ_RATE_MAX)?;
         within("the number of headers", self.headers.len() as u64, 0, HEADERS_MAX as u64)?;
         if self.new_connections && self.pipeline > 1 {
             return Err("a connection for each request leaves nothing to pipeline".to_owned());
@@ -105,6 +110,7 @@ pub(crate) mod tests {
             pipeline: 1,
             new_connections: false,
             think_ms: 0,
+            read_rate: None,
             rate: None,
             headers: vec![],
             requests: target::parse_mix("1 GET /").unwrap(),
@@ -114,13 +120,14 @@ pub(crate) mod tests {
     #[test]
     fn impossible_plans_are_refused() {
         assert!(plan().check().is_ok());
-        let changes: [fn(&mut Plan); 9] = [
+        let changes: [fn(&mut Plan); 10] = [
             |plan| plan.url = "ftp://a".to_owned(),
             |plan| plan.connections = 0,
             |plan| plan.duration_ms = u64::MAX,
             |plan| plan.timeout_ms = 0,
             |plan| plan.requests.clear(),
             |plan| plan.rate = Some(0),
+            |plan| plan.read_rate = Some(0),
             |plan| plan.headers.push(("a b".to_owned(), "c".to_owned())),
             |plan| (plan.new_connections, plan.pipeline) = (true, 2),
             |plan| (plan.rate, plan.think_ms) = (Some(1), 1),

@@ -1,6 +1,7 @@
 //! The result, for people and for programs.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,11 +19,20 @@ pub(crate) struct Outcome {
     /// The hosts: this one, or each agent with its name.
     pub(crate) machines: Vec<(String, Machine)>,
     pub(crate) tally: Tally,
+    /// Time that was measured: what the plan says, or less of an interrupted run.
+    pub(crate) measured: Duration,
+    /// A signal ended it early.
+    pub(crate) interrupted: bool,
 }
 
 impl Outcome {
     fn seconds(&self) -> f64 {
-        self.plan.duration_ms as f64 / 1000.0
+        self.measured.as_secs_f64()
+    }
+
+    /// Of a thing counted in the measured time; 0 when there was none.
+    fn per_second(&self, count: u64) -> f64 {
+        if self.measured.is_zero() { 0.0 } else { count as f64 / self.seconds() }
     }
 
     /// The summary.
@@ -34,14 +44,15 @@ impl Outcome {
         let threads: usize = self.machines.iter().map(|(_, machine)| machine.threads).sum();
         let _ = writeln!(
             text,
-            "{}  {loop_kind}, {} connections, {threads} threads, {} s after {} s of warm-up",
+            "{}  {loop_kind}, {} connections, {threads} threads, {} s after {} s of warm-up{}",
             plan.url,
             plan.connections,
-            self.seconds(),
-            plan.warmup_ms as f64 / 1000.0
+            (self.seconds() * 1e3).round() / 1e3,
+            plan.warmup_ms as f64 / 1000.0,
+            if self.interrupted { "  INTERRUPTED" } else { "" }
         );
-        let per_second = counts.measured as f64 / self.seconds();
-        let bytes = counts.bytes as f64 / self.seconds();
+        let per_second = self.per_second(counts.measured);
+        let bytes = self.per_second(counts.bytes);
         let _ = writeln!(text, "  requests/s  {}", rate(per_second));
         let _ = writeln!(text, "  received    {} MB/s", rate(bytes / 1e6));
         let histogram = &self.tally.latency;
@@ -101,8 +112,9 @@ impl Outcome {
             "options": self.plan,
             "machines": machines.collect::<Vec<_>>(),
             "seconds": self.seconds(),
-            "requests_per_second": counts.measured as f64 / self.seconds(),
-            "bytes_per_second": counts.bytes as f64 / self.seconds(),
+            "interrupted": self.interrupted,
+            "requests_per_second": self.per_second(counts.measured),
+            "bytes_per_second": self.per_second(counts.bytes),
             "requests": {
                 "sent": counts.sent,
                 "responses": counts.responses,
@@ -193,7 +205,18 @@ mod tests {
         tally.counts.errors.timeout = 3;
         tally.counts.unsent = 4;
         let plan = Plan { rate: Some(500), duration_ms: 2000, ..plan() };
-        Outcome { plan, machines: vec![("here".to_owned(), Machine::this(2))], tally }
+        let machines = vec![("here".to_owned(), Machine::this(2))];
+        Outcome { plan, machines, tally, measured: Duration::from_secs(2), interrupted: false }
+    }
+
+    #[test]
+    fn a_run_cut_short_says_so_and_divides_by_what_was_measured() {
+        let early = Outcome { measured: Duration::ZERO, interrupted: true, ..outcome() };
+        assert!(early.text().contains("0 s after 0.1 s of warm-up  INTERRUPTED"));
+        assert_eq!(early.json()["requests_per_second"], 0.0);
+        let late = Outcome { measured: Duration::from_secs(1), interrupted: true, ..outcome() };
+        assert_eq!(late.json()["requests_per_second"], 1000.0);
+        assert_eq!(late.json()["interrupted"], true);
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! `ringgate-bench run`: makes load, adds up, reports.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::sync::atomic::Ordering;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
 use std::time::{Duration, Instant};
+
+use ringgate::sys::signal::{self, SignalFd};
 
 use crate::agent::Agents;
 use crate::args::Run;
 use crate::fleet::{Fleet, News, Sources};
-use crate::live::Live;
+use crate::live::{Live, Marks};
 use crate::machine::Machine;
 use crate::plan::Plan;
 use crate::report::Outcome;
@@ -19,8 +24,12 @@ use crate::target::{self, Entry, Target};
 /// Time between two live lines.
 const LINE: Duration = Duration::from_secs(1);
 
-/// Does it; an error also when nothing was answered.
-pub(crate) fn run(options: &Run, plan: Plan) -> Result<(), String> {
+/// The signals that end a run early, with the exit codes that shells give them.
+const SIGNALS: [(i32, u8); 2] = [(libc::SIGINT, 130), (libc::SIGTERM, 143)];
+
+/// Does it and returns the exit code; an error also when nothing was answered.
+pub(crate) fn run(options: &Run, plan: Plan) -> Result<u8, String> {
+    let interruption = Interruption::watch()?;
     let (machines, sources) = if options.agents.is_empty() {
         let fleet = Fleet::prepare(&plan, &options.placement)?;
         (vec![("local".to_owned(), Machine::this(fleet.threads()))], fleet.start())
@@ -29,8 +38,47 @@ pub(crate) fn run(options: &Run, plan: Plan) -> Result<(), String> {
         (std::mem::take(&mut agents.machines), agents.start()?)
     };
     let mut live = Live::new(!options.no_live, &plan);
-    let tally = collect(sources, &mut live)?;
-    report(options, Outcome { plan, machines, tally })
+    let marks = Marks::new(options.marks, &plan);
+    let began = Instant::now();
+    let agents = !options.agents.is_empty();
+    let tally = collect(sources, &mut live, marks, &interruption, agents)?;
+    let measured = began.elapsed().saturating_sub(options.warmup).min(options.duration);
+    let code = interruption.code();
+    let measured = if code == 0 { options.duration } else { measured };
+    report(options, Outcome { plan, machines, tally, measured, interrupted: code != 0 })?;
+    Ok(code)
+}
+
+/// Whether a signal has asked for the end.
+#[derive(Clone)]
+pub(crate) struct Interruption(Arc<AtomicU8>);
+
+impl Interruption {
+    /// Has signals wait for a thread of their own; to be called before any other is started.
+    pub(crate) fn watch() -> Result<Self, String> {
+        let failed = |error: io::Error| format!("signals: {error}");
+        let numbers = SIGNALS.map(|(number, _)| number);
+        let mut signals = File::from(OwnedFd::from(SignalFd::block(&numbers).map_err(failed)?));
+        let seen = Arc::new(AtomicU8::new(0));
+        let noted = Arc::clone(&seen);
+        let wait = move || {
+            let mut record = [0; signal::RECORD_LEN];
+            while let Ok(length) = signals.read(&mut record) {
+                let number = record.get(..length).and_then(signal::number);
+                let known = SIGNALS.iter().find(|(signal, _)| Some(*signal) == number);
+                if let Some(&(_, code)) = known {
+                    noted.store(code, Ordering::Relaxed);
+                }
+            }
+        };
+        thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
+        Ok(Self(seen))
+    }
+
+    /// The exit code that the signal stands for; 0 when there was none.
+    pub(crate) fn code(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What the options ask for; an error is wrong usage.
@@ -63,6 +111,7 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
         pipeline: options.pipeline,
         new_connections: options.new_connections,
         think_ms: millis(options.think),
+        read_rate: options.read_rate,
         rate: options.rate,
         headers: options.headers.iter().map(header).collect::<Result<_, String>>()?,
         requests,
@@ -70,12 +119,27 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
     plan.check().map(|_| plan)
 }
 
-/// Adds up what the sources tell until all are over.
-fn collect(sources: Sources, live: &mut Live) -> Result<Tally, String> {
+/// Adds up what the sources tell until all are over, or a signal ends it. Agents are not waited for
+/// then: what they have reported counts, and closing the connection ends their part.
+fn collect(
+    sources: Sources,
+    live: &mut Live,
+    mut marks: Marks,
+    interruption: &Interruption,
+    agents: bool,
+) -> Result<Tally, String> {
     let began = Instant::now();
     let (mut total, mut left, mut next_line) = (Tally::default(), sources.count, LINE);
     while left > 0 {
-        match sources.news.recv_timeout(next_line.saturating_sub(began.elapsed())) {
+        if interruption.code() != 0 {
+            sources.abort.store(true, Ordering::Relaxed);
+            if agents {
+                break;
+            }
+        }
+        marks.say(began.elapsed());
+        let next = marks.next().map_or(next_line, |mark| mark.min(next_line));
+        match sources.news.recv_timeout(next.saturating_sub(began.elapsed())) {
             Ok(News::Ready) => {}
             Ok(News::Report(part)) => {
                 live.note(&part);
@@ -91,6 +155,7 @@ fn collect(sources: Sources, live: &mut Live) -> Result<Tally, String> {
                 live.end();
                 return Err(why);
             }
+            Err(RecvTimeoutError::Timeout) if began.elapsed() < next_line => {}
             Err(RecvTimeoutError::Timeout) => {
                 live.show(began.elapsed());
                 next_line += LINE;
@@ -98,6 +163,7 @@ fn collect(sources: Sources, live: &mut Live) -> Result<Tally, String> {
             Err(RecvTimeoutError::Disconnected) => return Err("a thread died".to_owned()),
         }
     }
+    marks.say(began.elapsed());
     live.end();
     Ok(total)
 }
@@ -115,7 +181,7 @@ fn report(options: &Run, outcome: Outcome) -> Result<(), String> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
         _ => {}
     }
-    if outcome.tally.counts.responses == 0 {
+    if outcome.tally.counts.responses == 0 && !outcome.interrupted {
         return Err("no response at all".to_owned());
     }
     Ok(())

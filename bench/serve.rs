@@ -14,7 +14,7 @@ use ringgate::ring::executor::{self, spawn};
 use ringgate::ring::{Ring, Settings, Stream, Timer, buffers, probe};
 use ringgate::sys::{cpu, limits, socket};
 
-use crate::args::Serve;
+use crate::args::{Placement, Serve};
 use crate::request_heads::{Found, RequestHeads};
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -26,33 +26,52 @@ const BLOCK_BYTES: usize = 64 * 1024;
 const BLOCK_RESPONSES: usize = 64;
 /// Queued bytes at which requests are not read until some are sent.
 const QUEUED_MAX: usize = 256 * 1024;
+/// Receive buffers of a thread at the start.
+const BUFFERS: u16 = 128;
 /// How long accepting rests after descriptors ran out.
 const REST_MS: u64 = 100;
 
 /// Serves until the process is killed.
 pub(crate) fn run(options: &Serve) -> Result<(), String> {
+    let answer = Arc::new(Answer::new(usize::try_from(options.body).unwrap_or(usize::MAX)));
+    let what = format!("serving {} bytes", options.body);
+    serve_each(&options.bind, &options.placement, BUFFERS, &what, move |ring, stream| {
+        spawn(ring, connection(stream, Arc::clone(&answer)));
+    })
+}
+
+/// Listens on every address on every thread and hands connections out, until the process is
+/// killed. The addresses are printed after `what`.
+pub(crate) fn serve_each(
+    binds: &[SocketAddr],
+    placement: &Placement,
+    buffers: u16,
+    what: &str,
+    serve: impl Fn(&Rc<Ring>, Stream) + Clone + Send + 'static,
+) -> Result<(), String> {
     probe::check().map_err(|unusable| unusable.to_string())?;
     let _ = limits::raise_open_files();
     let _ = limits::raise_locked_memory();
-    let cpus = options.placement.cpus();
-    let (address, listeners) = listen(options.bind, cpus.len())
-        .map_err(|error| format!("cannot listen on {}: {error}", options.bind))?;
-    let answer = Arc::new(Answer::new(usize::try_from(options.body).unwrap_or(usize::MAX)));
+    let cpus = placement.cpus();
+    let (mut shares, mut urls): (Vec<Vec<OwnedFd>>, Vec<String>) = Default::default();
+    shares.resize_with(cpus.len(), Vec::new);
+    for &bind in binds {
+        let (address, listeners) = listen(bind, cpus.len())
+            .map_err(|error| format!("cannot listen on {bind}: {error}"))?;
+        urls.push(format!("http://{address}/"));
+        shares.iter_mut().zip(listeners).for_each(|(share, listener)| share.push(listener));
+    }
     let mut threads = Vec::new();
-    for (index, (cpu, listener)) in cpus.into_iter().zip(listeners).enumerate() {
-        let answer = Arc::clone(&answer);
+    for (index, (cpu, listeners)) in cpus.into_iter().zip(shares).enumerate() {
+        let serve = serve.clone();
         let thread = thread::Builder::new()
             .name(format!("serve-{index}"))
-            .spawn(move || serve_on(cpu, listener, answer))
+            .spawn(move || serve_on(cpu, listeners, buffers, serve))
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         threads.push(thread);
     }
-    let _ = writeln!(
-        io::stdout(),
-        "serving {} bytes on http://{address}/ with {} threads",
-        options.body,
-        threads.len()
-    );
+    let (urls, count) = (urls.join(" "), threads.len());
+    let _ = writeln!(io::stdout(), "{what} on {urls} with {count} threads");
     for thread in threads {
         thread.join().map_err(|_| "a thread panicked".to_owned())??;
     }
@@ -72,27 +91,39 @@ fn listen(bind: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<OwnedFd
     Ok((address, listeners))
 }
 
-fn serve_on(cpu: Option<usize>, listener: OwnedFd, answer: Arc<Answer>) -> Result<(), String> {
+fn serve_on(
+    cpu: Option<usize>,
+    listeners: Vec<OwnedFd>,
+    buffers: u16,
+    serve: impl Fn(&Rc<Ring>, Stream) + Clone + 'static,
+) -> Result<(), String> {
     if let Some(cpu) = cpu.filter(|&cpu| !cpu::pin(cpu)) {
         return Err(format!("cannot pin a thread to CPU {cpu}"));
     }
     let settings =
-        Settings { buffers: 128, buffers_limit: buffers::BUFFERS_MAX / 4, epoch: Instant::now() };
-    let serve = |ring: Rc<Ring>| async move {
-        let acceptor = Acceptor::new(&ring, listener);
-        let rest = Timer::new(&ring);
-        loop {
-            match acceptor.accept().await {
-                Ok(stream) => spawn(&ring, connection(stream, Arc::clone(&answer))),
-                Err(_) => {
-                    rest.set(REST_MS);
-                    rest.fired().await;
-                }
+        Settings { buffers, buffers_limit: buffers::BUFFERS_MAX / 4, epoch: Instant::now() };
+    let accept_all = |ring: Rc<Ring>| async move {
+        for listener in listeners {
+            spawn(&ring, accept(Rc::clone(&ring), listener, serve.clone()));
+        }
+        std::future::pending().await
+    };
+    executor::run(settings, Arc::default(), accept_all)
+        .map_err(|error| probe::explain(&error, 0).to_string())
+}
+
+async fn accept(ring: Rc<Ring>, listener: OwnedFd, serve: impl Fn(&Rc<Ring>, Stream)) {
+    let acceptor = Acceptor::new(&ring, listener);
+    let rest = Timer::new(&ring);
+    loop {
+        match acceptor.accept().await {
+            Ok(stream) => serve(&ring, stream),
+            Err(_) => {
+                rest.set(REST_MS);
+                rest.fired().await;
             }
         }
-    };
-    executor::run(settings, Arc::default(), serve)
-        .map_err(|error| probe::explain(&error, 0).to_string())
+    }
 }
 
 /// Answers until the client has gone, asks to close, or sends what cannot be followed.
@@ -146,7 +177,8 @@ fn respond(stream: &Stream, heads: &mut RequestHeads, mut input: &[u8], answer: 
 const REFUSAL: &[u8] =
     b"HTTP/1.1 411 Length Required\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-async fn flushed(stream: &Stream, low: usize) -> bool {
+/// Waits until at most `low` bytes are queued; false when the connection is broken.
+pub(crate) async fn flushed(stream: &Stream, low: usize) -> bool {
     std::future::poll_fn(|cx| stream.poll_flushed(cx, low)).await.is_ok()
 }
 

@@ -11,3 +11,4 @@ pub mod protocol;
 pub mod ring;
 pub mod shard;
 pub mod sys;
+pub mod tune;

@@ -69,6 +69,13 @@ pub enum Command {
         #[command(subcommand)]
         about: About,
     },
+    /// Settings of the machine: plan, apply, verify, undo, explain
+    #[command(after_help = crate::cli::tune::EXAMPLES)]
+    Tune {
+        /// What to do
+        #[command(subcommand)]
+        command: crate::cli::tune::args::Tune,
+    },
     /// Validate a configuration file and change nothing
     #[command(after_help = CHECK_EXAMPLES)]
     Check {

@@ -6,6 +6,7 @@
 pub mod args;
 pub mod ctl;
 pub mod run;
+pub mod tune;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -69,6 +70,7 @@ where
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),
         },
+        Command::Tune { command } => Step::Exit(tune::run(&command, out, err)),
         Command::Run { file: Some(file), .. } => run_step(config::load(&file), false, err),
         Command::Run { file: None, .. } => run_step(config::parse("demo.toml", DEMO), true, err),
     }

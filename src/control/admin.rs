@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use crate::control::state::{Phase, State};
 use crate::control::{metrics, status, vrrp};
+use crate::l7::channel::Channel;
 use crate::l7::flow::flush;
 use crate::l7::input::Input;
-use crate::l7::transport::Transport;
 use crate::protocol::http1::{HeadScanner, Limits, Method, RequestHead, encode};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
@@ -57,7 +57,7 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access:
     }
 }
 
-async fn answer(stream: &Transport, state: &State, access: Access) {
+async fn answer(stream: &Channel, state: &State, access: Access) {
     let timer = Timer::new(stream.ring());
     timer.set(TIMEOUT_MS);
     let (mut input, mut scanner) = (Input::default(), HeadScanner::new());

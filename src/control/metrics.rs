@@ -6,6 +6,7 @@ use crate::control::state::{Phase, State};
 use crate::counter::Counter;
 use crate::ha::status::{InstanceStatus, Snapshot};
 use crate::l7::metrics::{CLASSES, LATENCY_BOUNDS_MS, Metrics, ServerMetrics};
+use crate::protocol::http2::Reason;
 use crate::protocol::vrrp::{Error, State as Role};
 use crate::ring::Stats;
 
@@ -44,6 +45,7 @@ impl Page {
 pub fn render(state: &State) -> String {
     let mut page = Page { text: String::with_capacity(16 * 1024) };
     process(&mut page, state);
+    http2(&mut page, state);
     listeners(&mut page, state);
     shards(&mut page, state);
     upstreams(&mut page, state);
@@ -51,6 +53,7 @@ pub fn render(state: &State) -> String {
     if let Some(ha) = &state.ha {
         vrrp(&mut page, &ha.board.read());
     }
+    tuning(&mut page, state);
     page.text
 }
 
@@ -67,10 +70,27 @@ fn process(page: &mut Page, state: &State) {
     }
 }
 
+fn tuning(page: &mut Page, state: &State) {
+    let Some(tuning) = &state.tuning else { return };
+    let standing = tuning.standing.borrow();
+    page.family("ringgate_tuning_settings", "gauge", "Settings of the machine, by their standing.");
+    for (status, count) in &standing.counts {
+        page.sample("ringgate_tuning_settings", &[("status", status.name())], count);
+    }
+    let help = "1 for each setting that is not as it should be.";
+    page.family("ringgate_tuning_drift", "gauge", help);
+    for drift in &standing.drift {
+        page.sample("ringgate_tuning_drift", &[("key", &drift.key)], 1);
+    }
+    let age = standing.checked.elapsed().as_secs_f64();
+    let help = "Time since the settings were looked at.";
+    page.single("ringgate_tuning_check_age_seconds", "gauge", help, age);
+}
+
 /// A family, its help, and which counter of a shard it adds up.
 type Total = (&'static str, &'static str, fn(&Metrics) -> &Counter);
 
-const TOTALS: [Total; 12] = [
+const TOTALS: [Total; 18] = [
     (
         "ringgate_requests_refused_total",
         "Requests refused as malformed or over a limit before routing.",
@@ -123,7 +143,38 @@ const TOTALS: [Total; 12] = [
         "Responses cut short because the server failed inside the body.",
         |m| &m.responses_cut,
     ),
+    ("ringgate_http2_connections_total", "Client connections that spoke HTTP/2.", |m| {
+        &m.http2.connections
+    }),
+    ("ringgate_http2_streams_total", "Requests that came on HTTP/2 streams.", |m| &m.http2.streams),
+    (
+        "ringgate_http2_stream_errors_total",
+        "HTTP/2 streams reset because of what the client sent on them.",
+        |m| &m.http2.stream_errors,
+    ),
+    ("ringgate_http2_resets_received_total", "HTTP/2 streams that the client reset.", |m| {
+        &m.http2.resets_received
+    }),
+    (
+        "ringgate_http2_heads_too_large_total",
+        "HTTP/2 requests with more or longer fields than allowed.",
+        |m| &m.http2.heads_too_large,
+    ),
+    (
+        "ringgate_http2_streams_refused_total",
+        "HTTP/2 streams refused because as many were being served as may be.",
+        |m| &m.http2.streams_refused,
+    ),
 ];
+
+fn http2(page: &mut Page, state: &State) {
+    const NAME: &str = "ringgate_http2_connection_errors_total";
+    page.family(NAME, "counter", "HTTP/2 client connections given up, by reason.");
+    for (index, reason) in Reason::ALL.iter().enumerate() {
+        let errors = state.shards.iter().map(|shard| &shard.metrics.http2.errors[index]);
+        page.sample(NAME, &[("reason", reason.label())], errors.map(Counter::value).sum::<u64>());
+    }
+}
 
 /// A counter family of listeners or upstreams, its help, and its value at an index.
 type Indexed = (&'static str, &'static str, fn(&Metrics, usize) -> u64);

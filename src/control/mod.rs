@@ -8,4 +8,5 @@ pub mod resolve;
 pub mod state;
 pub mod status;
 pub mod supervise;
+pub mod tuning;
 pub mod vrrp;

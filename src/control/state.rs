@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -38,6 +39,21 @@ pub struct State {
     pub ha: Option<Ha>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
+    /// The machine's settings; `None`: none are tuned.
+    pub tuning: Option<TuningState>,
+}
+
+/// The machine's settings.
+#[derive(Debug)]
+pub struct TuningState {
+    /// VRRP resigns while a setting is not in force (`tuning.require`).
+    pub required: bool,
+    /// The profiles.
+    pub profiles: Vec<String>,
+    /// Settings changed at the start.
+    pub changed: usize,
+    /// Where they stood when last looked at.
+    pub standing: RefCell<Standing>,
 }
 
 /// An upstream and its members now.

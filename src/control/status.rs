@@ -22,6 +22,24 @@ pub fn render(state: &State) -> Value {
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "tuning": state.tuning.as_ref().map(tuning),
+    })
+}
+
+fn tuning(tuning: &crate::control::state::TuningState) -> Value {
+    let standing = tuning.standing.borrow();
+    let counts = standing.counts.iter().map(|(status, count)| (status.name(), *count));
+    let drift = standing.drift.iter().map(|drift| {
+        json!({
+            "key": drift.key, "now": drift.now, "wanted": drift.wanted, "reason": drift.reason,
+        })
+    });
+    json!({
+        "profiles": tuning.profiles,
+        "changed_at_start": tuning.changed,
+        "checked_seconds_ago": standing.checked.elapsed().as_secs(),
+        "counts": counts.collect::<std::collections::BTreeMap<_, _>>(),
+        "drift": drift.collect::<Vec<_>>(),
     })
 }
 

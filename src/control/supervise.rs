@@ -17,10 +17,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::control::admin::{self, Access};
-use crate::control::config::{Config, LogTarget, Shards};
+use crate::control::config::{Config, LogTarget, Shards, Steering};
 use crate::control::logger::Logger;
 use crate::control::resolve;
-use crate::control::state::{Phase, State, UpstreamState};
+use crate::control::state::{Phase, State, TuningState, UpstreamState};
+use crate::control::tuning::{self, Tuned};
 use crate::control::vrrp;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
@@ -66,6 +67,7 @@ enum News {
     ShardEnded(usize, io::Result<()>),
     Ha(ha::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
+    Tuning(tuning::Standing),
 }
 
 /// The way to the control thread, for any thread.
@@ -91,6 +93,8 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
     probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
     let signals = SignalFd::block(&SIGNALS)
         .map_err(|error| Failed(format!("cannot block signals: {error}")))?;
+    let logger = Logger::new(config.log.level, config.log.format);
+    let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
     let _ = limits::raise_locked_memory();
     let epoch = Instant::now();
@@ -98,7 +102,7 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
     let (news, inbox) = sync_channel(NEWS_MAX);
     let desk = Desk { news, wake };
     let settings = Settings { buffers: 16, buffers_limit: 128, epoch };
-    let control = Control { config, signals, desk, inbox, epoch, descriptors };
+    let control = Control { config, tuned, logger, signals, desk, inbox, epoch, descriptors };
     executor::run(settings, Arc::default(), |ring| control.serve(ring, serving)).map_err(
         |error| {
             let unusable = probe::explain(&error, 0);
@@ -110,6 +114,8 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
 /// Everything the control thread starts with.
 struct Control {
     config: Config,
+    tuned: Option<Tuned>,
+    logger: Logger,
     signals: SignalFd,
     desk: Desk,
     inbox: Receiver<News>,
@@ -132,9 +138,10 @@ impl End {
 
 impl Control {
     async fn serve(self, ring: Rc<Ring>, serving: impl FnOnce()) -> Result<(), Failed> {
-        let logger = Logger::new(self.config.log.level, self.config.log.format);
-        let cpus = placement(&self.config)?;
+        let logger = self.logger;
+        let cpus = placement(&self.config, self.tuned.as_ref())?;
         let sockets = self.listen(cpus.len())?;
+        self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
         let upstreams = self.upstreams(cpus.len())?;
         let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
@@ -142,6 +149,7 @@ impl Control {
         let shards = self.start_shards(&cpus, sockets, &upstreams)?;
         let health = Arc::new(Health::new(upstreams.len()));
         let ha = self.start_ha(&shards, &health)?;
+        let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             started: Instant::now(),
             epoch: self.epoch,
@@ -151,6 +159,7 @@ impl Control {
             upstreams,
             ha,
             health,
+            tuning,
         });
         if let Some(admin) = admin {
             let acceptor = Acceptor::new(&ring, admin);
@@ -216,6 +225,46 @@ impl Control {
             sockets.collect()
         };
         (0..shards).map(open).collect()
+    }
+
+    /// Has the kernel hand connections to the shard on the CPU that took them, if that is configured.
+    fn steer(&self, cpus: &[Option<usize>], sockets: &[Vec<OwnedFd>]) -> Result<(), Failed> {
+        if self.config.node.steering == Steering::Hash {
+            return Ok(());
+        }
+        let known: Vec<usize> = cpus.iter().copied().flatten().collect();
+        let each_its_own = (1..known.len()).all(|n| !known[..n].contains(&known[n]));
+        if known.len() < cpus.len() || !each_its_own || !self.config.node.pin {
+            return Err(Failed(
+                "node.steering = \"cpu\" needs node.pin and a CPU for each shard: change node.shards"
+                    .to_owned(),
+            ));
+        }
+        for socket in sockets.first().into_iter().flatten() {
+            socket::steer_by_cpu(socket.as_fd(), &known)
+                .map_err(|error| Failed(format!("cannot steer connections by CPU: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps looking at the machine's settings; keeps this thread off the shards' CPUs if some are free.
+    fn watch_tuning(&self, tuned: &Tuned) -> Result<TuningState, Failed> {
+        let keep = &tuned.placement.housekeeping;
+        if self.config.node.pin && !keep.is_empty() && cpu::confine(keep).is_err() {
+            self.logger.warn("tuning: the control thread stays on all CPUs", &[]);
+        }
+        let desk = self.desk.clone();
+        tuning::watch(tuned.config.clone(), move |standing| {
+            desk.tell(News::Tuning(standing));
+            true
+        })
+        .map_err(|error| Failed(format!("cannot watch the machine's settings: {error}")))?;
+        Ok(TuningState {
+            required: tuned.config.require,
+            profiles: tuned.config.profiles.clone(),
+            changed: tuned.changed,
+            standing: RefCell::new(tuned.standing.clone()),
+        })
     }
 
     /// Resolves names once, without insisting, and keeps resolving them.
@@ -334,9 +383,15 @@ impl Control {
 }
 
 /// The CPU of each shard; `None` when it is not known.
-fn placement(config: &Config) -> Result<Vec<Option<usize>>, Failed> {
+fn placement(config: &Config, tuned: Option<&Tuned>) -> Result<Vec<Option<usize>>, Failed> {
     let allowed = cpu::allowed();
+    // A plan made from a copy of another machine's files may name CPUs that are not here.
+    let planned = tuned.map(|tuned| &tuned.placement.shards[..]).unwrap_or_default();
+    let usable = !planned.is_empty() && planned.iter().all(|cpu| allowed.contains(cpu));
     match &config.node.shards {
+        Shards::Auto | Shards::Count(_) if usable => {
+            Ok(planned.iter().copied().map(Some).collect())
+        }
         Shards::Auto if allowed.is_empty() => Ok(vec![None]),
         Shards::Auto => Ok(allowed.into_iter().map(Some).collect()),
         Shards::Count(count) => {
@@ -543,6 +598,7 @@ impl Watch {
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
                     }
+                    News::Tuning(standing) => self.log_drift(standing),
                     News::ShardEnded(index, result) => {
                         running -= 1;
                         self.shard_ended(index, result, running);
@@ -564,6 +620,23 @@ impl Watch {
                 self.end.with(Ok(()));
             }
             Ok(()) => {}
+        }
+    }
+
+    fn log_drift(&self, standing: tuning::Standing) {
+        let Some(tuning) = &self.state.tuning else { return };
+        let before = tuning.standing.replace(standing);
+        let now = tuning.standing.borrow();
+        if tuning.required {
+            self.state.health.tuning.set(now.drift.is_empty());
+        }
+        let (gone, back) = tuning::news(&before, &now);
+        for drift in gone {
+            let fields = [("key", &drift.key[..]), ("now", &drift.now), ("wanted", &drift.wanted)];
+            self.logger.warn("a setting of the machine has drifted", &fields);
+        }
+        for drift in back {
+            self.logger.info("a setting of the machine is as wanted again", &[("key", &drift.key)]);
         }
     }
 

@@ -179,7 +179,8 @@ impl Instance {
             }
         });
         if let Some(Err(error)) = made {
-            self.way_problem.get_or_insert(format!("no interface for the virtual MAC: {error}"));
+            self.way_problem
+                .get_or_insert_with(|| format!("no interface for the virtual MAC: {error}"));
         }
     }
 

@@ -46,6 +46,8 @@ pub struct Http {
     pub max_head_size: usize,
     /// Most header fields in a head.
     pub max_headers: usize,
+    /// Streams a client may have open on an HTTP/2 connection.
+    pub http2_max_concurrent_streams: u32,
     /// Keep header fields whose name has an underscore.
     pub underscores_in_headers: bool,
     /// Peers whose `X-Forwarded-*` values are believed.
@@ -61,6 +63,8 @@ pub struct Listener {
     pub bind: SocketAddr,
     /// Length of the accept queue of each shard's socket.
     pub backlog: u32,
+    /// Take HTTP/2: over TLS by ALPN, without it by its preface.
+    pub http2: bool,
     /// Peers that must send a PROXY protocol header first; empty: nobody may.
     pub proxy_protocol_from: Vec<IpNet>,
 }
@@ -219,6 +223,8 @@ pub struct Upstream {
     pub read_timeout: Duration,
     /// When to try another server.
     pub retry: Retry,
+    /// Speak HTTP/2 to the servers, by prior knowledge.
+    pub http2: bool,
     /// PROXY protocol header sent on every new connection (which is then used for one client only).
     pub proxy_protocol: Option<ProxyVersion>,
     /// Members in file order, at least one.

@@ -5,15 +5,15 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::Poll;
 
+use crate::l7::channel::Channel;
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::pool::millis;
-use crate::l7::transport::Transport;
 use crate::l7::worker::{Worker, unix_ms};
-use crate::l7::{access_log, forwarded, proxy, reply};
+use crate::l7::{access_log, forwarded, http2, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version};
 use crate::protocol::proxy_protocol::{self, Parsed};
 use crate::ring::timer::Elapsed;
@@ -49,7 +49,7 @@ pub struct Client {
     /// What the shard's connections share.
     pub worker: Rc<Worker>,
     /// What it goes through.
-    pub stream: Transport,
+    pub stream: Channel,
     /// Received and not consumed.
     pub input: Input,
     /// Index of the listener.
@@ -60,8 +60,9 @@ pub struct Client {
     pub timer: Timer,
     /// For what is done for it: the server's part, taking the response.
     pub answer_timer: Timer,
-    requests: u32,
-    key: usize,
+    pub(super) requests: u32,
+    /// For [`Worker::leave`]; `None` for a stream, whose connection has it.
+    pub(super) key: Option<usize>,
     counted: Counted,
     last_active: u64,
 }
@@ -77,24 +78,15 @@ struct Counted {
 /// dropped when it has ended.
 pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize, seat: S) {
     let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
-    let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
     worker.metrics.listeners[listener].accepted.increment();
-    let last_active = worker.now();
-    let mut client = Client {
-        worker,
-        stream: stream.into(),
-        input: Input::default(),
-        listener,
-        addresses,
-        timer,
-        answer_timer,
-        requests: 0,
-        key,
-        counted: Counted::default(),
-        last_active,
-    };
+    let mut client = Client::new(worker, stream.into(), listener, addresses, Some(key));
     if client.read_proxy_header().await {
-        match client.serve_requests().await {
+        let after = match client.speaks_http2().await {
+            Some(true) => http2::server::serve(&mut client).await,
+            Some(false) => client.serve_requests().await,
+            None => client.end_of_idleness(),
+        };
+        match after {
             After::Reset => client.stream.reset_on_close(),
             After::CloseIdle => {}
             _ => client.close().await,
@@ -105,9 +97,11 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.count_bytes();
-        self.figures().closed.increment();
-        self.worker.leave(self.key);
+        if let Some(key) = self.key {
+            self.count_bytes();
+            self.figures().closed.increment();
+            self.worker.leave(key);
+        }
     }
 }
 
@@ -118,11 +112,40 @@ fn addresses_of(stream: &Stream) -> Option<Addresses> {
 }
 
 impl Client {
+    /// A client that has sent nothing yet; `key` is from [`Worker::enter`], `None` for a stream.
+    #[must_use]
+    pub fn new(
+        worker: Rc<Worker>,
+        stream: Channel,
+        listener: usize,
+        addresses: Addresses,
+        key: Option<usize>,
+    ) -> Self {
+        let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
+        let last_active = worker.now();
+        Self {
+            worker,
+            stream,
+            input: Input::default(),
+            listener,
+            addresses,
+            timer,
+            answer_timer,
+            requests: 0,
+            key,
+            counted: Counted::default(),
+            last_active,
+        }
+    }
+
     fn figures(&self) -> &ListenerMetrics {
         &self.worker.metrics.listeners[self.listener]
     }
 
     fn count_bytes(&mut self) {
+        if self.key.is_none() {
+            return; // the connection counts them
+        }
         let (received, sent) = (self.input.consumed(), self.stream.sent());
         self.figures().bytes_received.add(received - self.counted.received);
         self.figures().bytes_sent.add(sent - self.counted.sent);
@@ -155,6 +178,30 @@ impl Client {
         }
         self.worker.metrics.proxy_header_errors.increment();
         false
+    }
+
+    /// Whether the client begins with HTTP/2's preface, where the listener takes that. No method of
+    /// HTTP/1.1 is called PRI (RFC 9113 section 11.6). `None` when nothing came.
+    async fn speaks_http2(&mut self) -> Option<bool> {
+        const START: &[u8] = b"PRI ";
+        if !self.worker.service.listeners[self.listener].http2 {
+            return Some(false);
+        }
+        if !self.wait_for_request().await {
+            return None;
+        }
+        if let Some(start) = self.input.peek().get(..START.len()) {
+            return Some(start == START);
+        }
+        let mut bytes = Vec::new();
+        while bytes.len() < START.len() && START.starts_with(&bytes) {
+            let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
+            let Ok(Ok(Some(chunk))) = self.timer.guard(next).await else { break };
+            bytes.extend_from_slice(chunk.as_slice());
+        }
+        let is_http2 = bytes.starts_with(START);
+        self.input.put_back(bytes);
+        Some(is_http2)
     }
 
     async fn serve_requests(&mut self) -> After {
@@ -205,8 +252,8 @@ impl Client {
                     return Poll::Ready(false);
                 }
                 self.timer.set(DRAIN_GRACE_MS - since);
-            } else {
-                self.worker.wake_on_drain(self.key, cx);
+            } else if let Some(key) = self.key {
+                self.worker.wake_on_drain(key, cx);
             }
             self.timer.poll_fired(cx).map(|()| false)
         })
@@ -224,6 +271,11 @@ impl Client {
             return after;
         }
         self.requests += 1;
+        self.serve_head(exchange).await
+    }
+
+    /// Serves the request whose head the exchange holds.
+    pub(super) async fn serve_head(&mut self, exchange: &mut Exchange) -> After {
         let worker = Rc::clone(&self.worker);
         if let Err(refusal) = exchange.parse(&worker.limits) {
             return self.refuse(exchange, refusal.status());
@@ -287,7 +339,7 @@ impl Client {
 
     /// Answers what cannot be served; the connection ends, since where the next request starts is
     /// not known.
-    fn refuse(&mut self, exchange: &mut Exchange, status: u16) -> After {
+    pub(super) fn refuse(&mut self, exchange: &mut Exchange, status: u16) -> After {
         self.worker.metrics.requests_refused.increment();
         reply::write_status(self, exchange, None, status, false);
         After::Close
@@ -296,13 +348,14 @@ impl Client {
     /// Whether the connection may go on after this request.
     #[must_use]
     pub fn keeps(&self, exchange: &Exchange) -> bool {
-        exchange.request.persistent
+        self.key.is_some()
+            && exchange.request.persistent
             && self.requests < self.worker.service.http.keepalive_requests
             && self.worker.draining().is_none()
     }
 
     /// Counts and logs a request.
-    fn finish(&mut self, exchange: &Exchange) {
+    pub(super) fn finish(&mut self, exchange: &Exchange) {
         self.last_active = self.worker.now();
         let outcome = &exchange.outcome;
         if outcome.status == 0 {
@@ -332,6 +385,7 @@ impl Client {
             uri: if parsed { request.target.of(head) } else { first_line(head) },
             protocol: match request.version {
                 _ if !parsed => b"",
+                _ if self.stream.http2().is_some() => b"HTTP/2.0",
                 Version::Http10 => b"HTTP/1.0",
                 Version::Http11 => b"HTTP/1.1",
             },

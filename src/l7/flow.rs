@@ -6,15 +6,10 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
+use crate::l7::channel::Channel;
 use crate::l7::input::{BodyReadError, BodyReader, Input};
 use crate::l7::output::{BodyWriter, Coding};
-use crate::l7::transport::Transport;
 use crate::ring::Timer;
-
-/// Bytes that may wait for a reader before its source is no longer read.
-const QUEUE_HIGH: usize = 128 * 1024;
-/// The same when receive buffers are scarce.
-const QUEUE_HIGH_TIGHT: usize = 16 * 1024;
 
 /// Pieces that may wait: tiny chunks make many buffers of few bytes.
 const PIECES_HIGH: usize = 128;
@@ -33,7 +28,7 @@ pub enum FlushError {
 /// # Errors
 /// See [`FlushError`].
 pub async fn flush(
-    stream: &Transport,
+    stream: &Channel,
     low: usize,
     timer: &Timer,
     timeout_ms: u64,
@@ -53,12 +48,8 @@ pub async fn flush(
 ///
 /// # Errors
 /// See [`FlushError`].
-pub async fn throttle(
-    stream: &Transport,
-    timer: &Timer,
-    timeout_ms: u64,
-) -> Result<(), FlushError> {
-    let high = if stream.ring().is_tight() { QUEUE_HIGH_TIGHT } else { QUEUE_HIGH };
+pub async fn throttle(stream: &Channel, timer: &Timer, timeout_ms: u64) -> Result<(), FlushError> {
+    let high = stream.queue_high();
     if stream.queued_pieces() > PIECES_HIGH {
         return flush(stream, 0, timer, timeout_ms).await;
     }
@@ -130,9 +121,9 @@ impl Replay {
 /// # Errors
 /// See [`PumpError`].
 pub async fn pump_request(
-    client: (&Transport, &mut Input),
+    client: (&Channel, &mut Input),
     (body, replay): (&mut BodyReader, &mut Replay),
-    server: &Transport,
+    server: &Channel,
     coding: Coding,
     limits: PumpLimits,
     timer: &Timer,
@@ -142,7 +133,7 @@ pub async fn pump_request(
         writer.write(server, None, Bytes::copy_from_slice(&replay.bytes).into());
     }
     if body.is_over() {
-        if coding == Coding::Chunked {
+        if coding == Coding::Chunked || server.http2().is_some() {
             writer.finish(server, None, body.trailers());
         }
         return Ok(());
@@ -172,8 +163,8 @@ pub async fn pump_request(
 
 /// Copies bytes one way until the source ends; then ends the sink.
 async fn copy(
-    from: (&Transport, &mut Input),
-    to: &Transport,
+    from: (&Channel, &mut Input),
+    to: &Channel,
     idle: &Timer,
     timeout_ms: u64,
 ) -> io::Result<()> {
@@ -185,8 +176,8 @@ async fn copy(
         };
         idle.set(timeout_ms);
         to.write(chunk);
-        while to.queued() > QUEUE_HIGH {
-            poll_fn(|cx| to.poll_flushed(cx, QUEUE_HIGH / 4)).await?;
+        while to.queued() > to.queue_high() {
+            poll_fn(|cx| to.poll_flushed(cx, to.queue_high() / 4)).await?;
             idle.set(timeout_ms);
         }
     }
@@ -195,8 +186,8 @@ async fn copy(
 /// Joins two connections until both directions have ended, one breaks, or nothing moves for
 /// `timeout_ms`. What is still queued at an orderly end is flushed.
 pub async fn tunnel(
-    a: (&Transport, &mut Input),
-    b: (&Transport, &mut Input),
+    a: (&Channel, &mut Input),
+    b: (&Channel, &mut Input),
     idle: &Timer,
     timeout_ms: u64,
 ) {

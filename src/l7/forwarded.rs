@@ -11,7 +11,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::l7::request_id;
-use crate::protocol::http1::encode;
 
 /// Most entries of `X-Forwarded-For` that are considered and forwarded.
 pub const FORWARDED_ENTRIES_MAX: usize = 32;
@@ -102,12 +101,18 @@ pub fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         // Spelled out, because formatting machinery is slow and this is on every request's path.
         IpAddr::V4(ip) => {
-            for (index, octet) in ip.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
+            let (mut text, mut len) = ([0; 16], 0);
+            for octet in ip.octets() {
+                for divisor in [100, 10, 1] {
+                    if octet >= divisor || divisor == 1 {
+                        text[len] = b'0' + octet / divisor % 10;
+                        len += 1;
+                    }
                 }
-                encode::push_decimal(out, u64::from(octet));
+                text[len] = b'.';
+                len += 1;
             }
+            out.extend_from_slice(&text[..len - 1]);
         }
         // Writing into a vector cannot fail.
         IpAddr::V6(ip) => {

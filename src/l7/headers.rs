@@ -26,8 +26,7 @@ pub fn write_request(
     }
     for field in &exchange.request.fields {
         if is_forwarded(exchange, field, underscores, edits) {
-            let (name, value) = (field.name.of(&exchange.head), field.value.of(&exchange.head));
-            encode::push_field(&mut out, name, value);
+            field.push(&mut out, &exchange.head);
         }
     }
     push_identity(&mut out, exchange, addresses, edits);
@@ -229,7 +228,7 @@ pub fn write_response(
             || (!edits.is_empty() && (removes(edits, name) || replaces(edits, name)));
         dated |= field.id == FieldId::Date;
         if !skipped {
-            encode::push_field(out, name, field.value.of(bytes));
+            field.push(out, bytes);
         }
     }
     if !dated {

@@ -3,10 +3,11 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use crate::l7::transport::Transport;
+use crate::l7::channel::Channel;
 use crate::protocol::http1::{
-    BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step,
+    BodyDecoder, BodyError, Framing, HeadError, HeadScanner, Limits, Scan, Step, may_trail,
 };
+use crate::protocol::http2::message::field_lines;
 use crate::ring::Chunk;
 
 /// The part of a connection's input that was received and not consumed yet.
@@ -28,6 +29,8 @@ pub enum HeadReadError {
     Io(io::Error),
     /// The bytes are no head, or too large a one.
     Malformed(HeadError),
+    /// The server says that it has not looked at the request (RFC 9113 section 8.7).
+    Unprocessed,
 }
 
 /// Why a body ended early.
@@ -54,6 +57,12 @@ impl Input {
         self.consumed
     }
 
+    /// What is left over, without taking it.
+    #[must_use]
+    pub fn peek(&self) -> &[u8] {
+        self.rest.as_ref().map_or(&[], Chunk::as_slice)
+    }
+
     /// Puts back bytes that were taken off with [`Input::poll_chunk`] and belong to what follows.
     pub fn put_back(&mut self, bytes: Vec<u8>) {
         self.consumed -= bytes.len() as u64;
@@ -70,7 +79,7 @@ impl Input {
     /// The next bytes, whatever they are; `None` at the end.
     pub fn poll_chunk(
         &mut self,
-        stream: &Transport,
+        stream: &Channel,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Chunk>>> {
         let chunk = self.poll_unconsumed(stream, cx);
@@ -82,7 +91,7 @@ impl Input {
 
     fn poll_unconsumed(
         &mut self,
-        stream: &Transport,
+        stream: &Channel,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<Chunk>>> {
         match self.rest.take() {
@@ -92,11 +101,7 @@ impl Input {
     }
 
     /// Ready once there is input, the end or an error; nothing is consumed.
-    pub fn poll_ready(
-        &mut self,
-        stream: &Transport,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<bool>> {
+    pub fn poll_ready(&mut self, stream: &Channel, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.rest.is_some() {
             return Poll::Ready(Ok(true));
         }
@@ -112,12 +117,20 @@ impl Input {
     /// Collects the bytes of one head into `head`. `scanner` carries the progress between calls.
     pub fn poll_head(
         &mut self,
-        stream: &Transport,
+        stream: &Channel,
         scanner: &mut HeadScanner,
         limits: &Limits,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), HeadReadError>> {
+        if let Some(stream) = stream.http2() {
+            let unprocessed = stream.is_unprocessed();
+            let answer = ready!(stream.poll_answer(cx)).map_err(|error| {
+                if unprocessed { HeadReadError::Unprocessed } else { HeadReadError::Io(error) }
+            })?;
+            head.extend_from_slice(&answer);
+            return Poll::Ready(Ok(()));
+        }
         loop {
             let chunk = ready!(self.poll_unconsumed(stream, cx)).map_err(HeadReadError::Io)?;
             let Some(mut chunk) = chunk else {
@@ -149,6 +162,8 @@ pub struct BodyReader {
     decoder: BodyDecoder,
     received: u64,
     over: bool,
+    /// Trailers of a stream, as field lines.
+    lines: Vec<u8>,
 }
 
 impl BodyReader {
@@ -156,7 +171,18 @@ impl BodyReader {
     #[must_use]
     pub fn new(framing: Framing) -> Self {
         let over = matches!(framing, Framing::None | Framing::Length(0));
-        Self { decoder: BodyDecoder::new(framing), received: 0, over }
+        Self { decoder: BodyDecoder::new(framing), received: 0, over, lines: Vec::new() }
+    }
+
+    /// For a body of a message that came like this over `channel`: a stream's end is the body's end,
+    /// and the stream has held it to the length that was announced.
+    #[must_use]
+    pub fn on(channel: &Channel, framing: Framing) -> Self {
+        match framing {
+            Framing::None | Framing::Length(0) => Self::new(framing),
+            _ if channel.http2().is_some() => Self::new(Framing::Close),
+            _ => Self::new(framing),
+        }
     }
 
     /// True once the whole body has been read.
@@ -173,14 +199,15 @@ impl BodyReader {
 
     /// The trailer fields, once the body is over.
     pub fn trailers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.decoder.trailers()
+        let streams = field_lines(&self.lines).filter(|(name, _)| may_trail(name));
+        self.decoder.trailers().chain(streams)
     }
 
     /// The next piece of the body; `None` when it is over.
     pub fn poll_piece(
         &mut self,
         input: &mut Input,
-        stream: &Transport,
+        stream: &Channel,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Chunk>, BodyReadError>> {
         while !self.over {
@@ -188,6 +215,9 @@ impl BodyReader {
             let Some(mut chunk) = chunk else {
                 self.decoder.eof().map_err(|_| BodyReadError::Truncated)?;
                 self.over = true;
+                if let Some(stream) = stream.http2() {
+                    self.lines = stream.take_trailers();
+                }
                 break;
             };
             let step = self.decoder.step(chunk.as_slice()).map_err(BodyReadError::Malformed)?;

@@ -1,6 +1,7 @@
 //! What the proxy counts. Each shard has its own; the admin endpoint adds them up.
 
 use crate::counter::Counter;
+use crate::protocol::http2::Reason;
 
 /// Upper bounds of the latency buckets in milliseconds; what is longer only counts in the total.
 pub const LATENCY_BOUNDS_MS: [u64; 14] =
@@ -37,6 +38,34 @@ pub struct Metrics {
     pub client_aborts: Counter,
     /// Responses cut short because the upstream failed inside the body.
     pub responses_cut: Counter,
+    /// HTTP/2 between clients and us.
+    pub http2: Http2Metrics,
+}
+
+/// What is counted of HTTP/2 connections of clients.
+#[derive(Debug, Default)]
+pub struct Http2Metrics {
+    /// Connections that began with the preface.
+    pub connections: Counter,
+    /// Streams that carried a request.
+    pub streams: Counter,
+    /// Streams reset because of what the client sent on them.
+    pub stream_errors: Counter,
+    /// Streams the client reset.
+    pub resets_received: Counter,
+    /// Requests with more or longer fields than allowed.
+    pub heads_too_large: Counter,
+    /// Streams refused because too many were being served.
+    pub streams_refused: Counter,
+    /// Connections given up, in the order of [`Reason::ALL`].
+    pub errors: [Counter; Reason::ALL.len()],
+}
+
+impl Http2Metrics {
+    /// Counts a connection given up.
+    pub fn count_error(&self, reason: Reason) {
+        self.errors[reason as usize].increment();
+    }
 }
 
 impl Metrics {
@@ -58,6 +87,7 @@ impl Metrics {
             client_timeouts: Counter::default(),
             client_aborts: Counter::default(),
             responses_cut: Counter::default(),
+            http2: Http2Metrics::default(),
         }
     }
 }

@@ -1,12 +1,14 @@
 //! The layer-7 reverse proxy: routing, header rules, upstreams and the life of a request.
 
 pub mod access_log;
+pub mod channel;
 pub mod config;
 pub mod connection;
 pub mod exchange;
 pub mod flow;
 pub mod forwarded;
 pub mod headers;
+pub mod http2;
 pub mod input;
 pub mod log;
 pub mod metrics;

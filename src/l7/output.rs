@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::l7::transport::Transport;
+use crate::l7::channel::Channel;
 use crate::protocol::http1::encode;
 use crate::ring::{Chunk, Ring, WriteBuf};
 
@@ -10,7 +10,7 @@ use crate::ring::{Chunk, Ring, WriteBuf};
 /// they were received.
 const COPY_MAX: usize = 2048;
 
-/// How a body goes out.
+/// How a body goes out; a stream of HTTP/2 frames it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
     /// As it is: the receiver knows the length, or that the end of the stream is the end.
@@ -40,8 +40,14 @@ impl BodyWriter {
     }
 
     /// Writes a piece; `before` is output that goes out ahead of it, a head for instance.
-    pub fn write(&mut self, stream: &Transport, before: Option<WriteBuf>, piece: Chunk) {
+    pub fn write(&mut self, stream: &Channel, before: Option<WriteBuf>, piece: Chunk) {
         self.written += piece.len() as u64;
+        if let Some(stream) = stream.http2() {
+            if let Some(head) = before {
+                stream.write_head(head, false);
+            }
+            return stream.write(piece);
+        }
         match self.coding {
             Coding::Identity => write_behind(stream, before, piece),
             Coding::Chunked => {
@@ -63,10 +69,16 @@ impl BodyWriter {
     /// Writes what ends the body.
     pub fn finish<'a>(
         &self,
-        stream: &Transport,
+        stream: &Channel,
         before: Option<WriteBuf>,
         trailers: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) {
+        if let Some(stream) = stream.http2() {
+            if let Some(head) = before {
+                stream.write_head(head, false);
+            }
+            return stream.finish(trailers);
+        }
         match self.coding {
             Coding::Identity => {
                 if let Some(before) = before {
@@ -86,7 +98,7 @@ impl BodyWriter {
     }
 }
 
-fn write_behind(stream: &Transport, before: Option<WriteBuf>, piece: Chunk) {
+fn write_behind(stream: &Channel, before: Option<WriteBuf>, piece: Chunk) {
     match before {
         Some(mut before) if piece.len() <= COPY_MAX => {
             before.bytes.extend_from_slice(piece.as_slice());

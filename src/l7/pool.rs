@@ -6,10 +6,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::balance::{Scheduler, Tried, View};
+use crate::l7::channel::Channel;
 use crate::l7::exchange::Exchange;
+use crate::l7::http2::Http2Stream;
+use crate::l7::http2::client::Connections;
 use crate::l7::input::Input;
 use crate::l7::metrics::ServerMetrics;
-use crate::l7::transport::Transport;
 use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
 
 use crate::ring::timer::Millis;
@@ -21,7 +23,7 @@ const BUDGET_BATCH: u32 = 32;
 #[derive(Debug)]
 pub struct Connection {
     /// What it goes through.
-    pub stream: Transport,
+    pub stream: Channel,
     /// Received and not consumed.
     pub input: Input,
     /// When it was opened.
@@ -33,8 +35,15 @@ pub struct Connection {
 impl Connection {
     /// A fresh one.
     #[must_use]
-    pub fn new(stream: Transport, now: Millis) -> Self {
+    pub fn new(stream: Channel, now: Millis) -> Self {
         Self { stream, input: Input::default(), opened: now, requests: 0 }
+    }
+
+    /// A stream of a connection that has carried others before, or not.
+    #[must_use]
+    pub fn of_stream(stream: Http2Stream, reused: bool, now: Millis) -> Self {
+        let requests = u32::from(reused);
+        Self { stream: Channel::Stream(stream), input: Input::default(), opened: now, requests }
     }
 
     /// True when it has carried a request before.
@@ -50,6 +59,8 @@ struct Local {
     set: Arc<MemberSet>,
     scheduler: RefCell<Scheduler>,
     idle: Vec<RefCell<VecDeque<(Millis, Connection)>>>,
+    /// Connections that speak HTTP/2, by member.
+    http2: Vec<Rc<Connections>>,
 }
 
 /// One shard's side of one upstream.
@@ -139,12 +150,13 @@ impl Pool {
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
     /// members that are still there move over, the others are closed.
     pub fn replace(&self, set: Arc<MemberSet>) {
-        let new = Local::new(&self.upstream, set, self.seed);
+        let mut new = Local::new(&self.upstream, set, self.seed);
         let old = self.local.borrow();
         for (index, member) in new.set.members.iter().enumerate() {
             let known = old.set.members.iter().position(|known| Arc::ptr_eq(known, member));
             if let Some(known) = known {
                 new.idle[index].replace(old.idle[known].take());
+                new.http2[index] = Rc::clone(&old.http2[known]);
             }
         }
         for (index, idle) in old.idle.iter().enumerate() {
@@ -152,6 +164,11 @@ impl Pool {
             self.idle.set(self.idle.get() - closed);
             if closed > 0 {
                 old.set.members[index].metrics[self.shard].idle.set(0);
+            }
+        }
+        for connections in &old.http2 {
+            if !new.http2.iter().any(|kept| Rc::ptr_eq(kept, connections)) {
+                connections.clear();
             }
         }
         drop(old);
@@ -267,6 +284,12 @@ impl Pool {
             && self.local.borrow().set.members.len() > 1
     }
 
+    /// The HTTP/2 connections to the leased member.
+    #[must_use]
+    pub fn http2(&self, lease: &Lease) -> Rc<Connections> {
+        Rc::clone(&lease.local.http2[lease.index])
+    }
+
     /// Idle connections.
     #[must_use]
     pub fn idle(&self) -> usize {
@@ -297,6 +320,9 @@ impl Pool {
         for idle in &self.local.borrow().idle {
             idle.borrow_mut().clear();
         }
+        for connections in &self.local.borrow().http2 {
+            connections.clear();
+        }
         self.idle.set(0);
     }
 }
@@ -305,7 +331,8 @@ impl Local {
     fn new(upstream: &SharedUpstream, set: Arc<MemberSet>, seed: u64) -> Self {
         let scheduler = RefCell::new(set.scheduler(upstream.config.balance, seed));
         let idle = set.members.iter().map(|_| RefCell::default()).collect();
-        Self { set, scheduler, idle }
+        let http2 = set.members.iter().map(|_| Rc::default()).collect();
+        Self { set, scheduler, idle, http2 }
     }
 }
 

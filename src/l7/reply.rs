@@ -97,16 +97,21 @@ fn write(
     out.extend_from_slice(b"\r\n");
     exchange.outcome.status = own.status;
     exchange.outcome.head_bytes = out.len() as u64;
-    client.stream.write(buffer);
-    if exchange.request.method != Method::Head && own.status != 204 && own.status != 304 {
+    let bodiless = exchange.request.method == Method::Head || matches!(own.status, 204 | 304);
+    client.stream.write_head(buffer, bodiless);
+    if !bodiless {
         exchange.outcome.body_bytes = own.body.len() as u64;
         client.stream.write(Chunk::Shared(own.body));
+        if let Some(stream) = client.stream.http2() {
+            stream.finish(std::iter::empty());
+        }
     }
 }
 
 /// Reads a request body that nobody wants; false when the connection has to be closed instead.
 async fn discard_body(client: &mut Client, exchange: &Exchange) -> bool {
-    discard_rest(client, exchange, &mut BodyReader::new(exchange.request.framing)).await
+    discard_rest(client, exchange, &mut BodyReader::on(&client.stream, exchange.request.framing))
+        .await
 }
 
 /// Reads the rest of a request body that nobody wants; false when it is too long or does not come,

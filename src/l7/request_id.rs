@@ -27,7 +27,7 @@ impl Generator {
         let mut digits = [0; 32];
         let bytes = high.to_be_bytes().into_iter().chain(low.to_be_bytes());
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
-            *pair = [hex_digit(byte >> 4), hex_digit(byte & 0xf)];
+            *pair = HEX[usize::from(byte)];
         }
         digits
     }
@@ -57,9 +57,17 @@ fn mix(mut word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-fn hex_digit(nibble: u8) -> u8 {
-    if nibble < 10 { b'0' + nibble } else { b'a' + (nibble - 10) }
-}
+/// The two digits of each byte.
+const HEX: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [DIGITS[byte >> 4], DIGITS[byte & 0xf]];
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ pub mod arp;
 pub mod checksum;
 pub mod ethernet;
 pub mod http1;
+pub mod http2;
 pub mod ndp;
 pub mod proxy_protocol;
 pub mod vrrp;

@@ -253,7 +253,7 @@ fn wheel(ring: &Ring) -> &RefCell<Wheel> {
 }
 
 /// Stores the task's waker unless the one stored already wakes it.
-pub(super) fn keep_waker(slot: &mut Option<Waker>, cx: &Context<'_>) {
+pub fn keep_waker(slot: &mut Option<Waker>, cx: &Context<'_>) {
     match slot {
         Some(waker) if waker.will_wake(cx.waker()) => {}
         _ => *slot = Some(cx.waker().clone()),

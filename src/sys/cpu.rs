@@ -16,6 +16,23 @@ pub fn pin(cpu: usize) -> bool {
     core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
 }
 
+/// Lets the calling thread, and threads it starts from now on, run on these CPUs only (as many as
+/// `CPU_SETSIZE`, 1024, are looked at).
+///
+/// # Errors
+/// EINVAL when none of them is there or allowed.
+pub fn confine(cpus: &[usize]) -> std::io::Result<()> {
+    // SAFETY: cpu_set_t is an array of integers, for which all zeroes is a valid value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for &cpu in cpus.iter().filter(|cpu| **cpu < 1024) {
+        // SAFETY: `set` has 1024 bits, more than `cpu`.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    // SAFETY: the call reads `size_of` bytes of `set`, which is that long.
+    super::check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) })?;
+    Ok(())
+}
+
 /// Names the calling thread for `top -H` and `perf` (at most 15 bytes are kept, prctl(2)).
 pub fn name_thread(name: &str) {
     let mut bytes = [0u8; 16];

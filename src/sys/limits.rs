@@ -30,6 +30,50 @@ pub fn raise_locked_memory() -> io::Result<Limit> {
     raise(libc::RLIMIT_MEMLOCK)
 }
 
+/// A limit of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resource {
+    /// Number of open files.
+    OpenFiles,
+    /// Bytes of locked memory.
+    LockedMemory,
+}
+
+/// No limit.
+pub const UNLIMITED: u64 = libc::RLIM_INFINITY;
+
+impl Resource {
+    fn number(self) -> libc::__rlimit_resource_t {
+        match self {
+            Self::OpenFiles => libc::RLIMIT_NOFILE,
+            Self::LockedMemory => libc::RLIMIT_MEMLOCK,
+        }
+    }
+}
+
+/// What is in force.
+///
+/// # Errors
+/// What getrlimit(2) says.
+pub fn read(resource: Resource) -> io::Result<Limit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit for the call to fill.
+    check(unsafe { libc::getrlimit(resource.number(), &raw mut limit) })?;
+    Ok(Limit { soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+/// Raises the soft limit to `soft`, and the hard one where it is lower (which takes CAP_SYS_RESOURCE).
+///
+/// # Errors
+/// EPERM without the privilege or above `fs.nr_open`.
+pub fn raise_to(resource: Resource, soft: u64) -> io::Result<()> {
+    let now = read(resource)?;
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: now.hard.max(soft) };
+    // SAFETY: `limit` is a valid rlimit that the call only reads.
+    check(unsafe { libc::setrlimit(resource.number(), &raw const limit) })?;
+    Ok(())
+}
+
 fn raise(resource: libc::__rlimit_resource_t) -> io::Result<Limit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid rlimit for the call to fill.

@@ -99,6 +99,15 @@ pub fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatu
     Ok(None)
 }
 
+/// Leaves the session and its terminal, whose hang-up would end the process. Nothing happens when the
+/// process leads its group (setsid(2)).
+pub fn new_session() {
+    // SAFETY: no pointers are passed.
+    unsafe {
+        libc::setsid();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,6 +40,12 @@ impl AsRawFd for SignalFd {
     }
 }
 
+impl From<SignalFd> for OwnedFd {
+    fn from(signals: SignalFd) -> Self {
+        signals.0
+    }
+}
+
 /// The signal number in a record read from a [`SignalFd`]; `None` for a short read.
 #[must_use]
 pub fn number(record: &[u8]) -> Option<libc::c_int> {

@@ -105,6 +105,31 @@ fn socket(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A UDP socket, for ioctls.
+///
+/// # Errors
+/// What socket(2) says.
+pub fn datagram(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the call above returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A socket that sends whole IPv4 packets, their headers included (raw(7)); the kernel fills in the
+/// header's checksum and total length.
+///
+/// # Errors
+/// What socket(2) says: EPERM without `CAP_NET_RAW`.
+pub fn raw_ipv4() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, kind, libc::IPPROTO_RAW) })?;
+    // SAFETY: the call above returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A TCP socket ready to be connected, with `TCP_NODELAY` set.
 ///
 /// # Errors
@@ -220,6 +245,49 @@ pub fn heed_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
 }
 
+/// Makes the kernel hand a new connection to the socket of its `SO_REUSEPORT` group that belongs to the CPU
+/// which processed the handshake: socket number `n`, in the order of listen(2), to `cpus[n]`. From other
+/// CPUs connections are spread by hash as before. (A classic BPF program, `SO_ATTACH_REUSEPORT_CBPF` of
+/// socket(7); `fd` is any socket of the group.)
+///
+/// # Errors
+/// What setsockopt(2) says; EINVAL for more CPUs than a program has room for, some 2,000.
+pub fn steer_by_cpu(fd: BorrowedFd<'_>, cpus: &[usize]) -> io::Result<()> {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    // linux/filter.h: SKF_AD_OFF + SKF_AD_CPU, the number of the CPU that runs the program.
+    let load = step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0xffff_f000 + 36);
+    let mut steps = vec![load];
+    for (index, cpu) in cpus.iter().enumerate() {
+        let (index, cpu) = (u32::try_from(index), u32::try_from(*cpu));
+        let (Ok(index), Ok(cpu)) = (index, cpu) else { continue };
+        steps.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, cpu));
+        steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, index));
+    }
+    // No such socket: the kernel falls back to the hash.
+    steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX));
+    let len = u16::try_from(steps.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: steps.as_mut_ptr() };
+    #[allow(clippy::cast_possible_truncation)] // 16
+    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the option value is the `size` bytes of `program`, whose `filter` points to the `len`
+    // steps it announces; both live across the call, and the kernel copies them.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size,
+        )
+    })?;
+    Ok(())
+}
+
 /// Makes close(2) of this socket send a reset and drop what is queued (`SO_LINGER` of zero).
 ///
 /// # Errors
@@ -240,6 +308,29 @@ pub fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
     })?;
     Ok(())
 }
+
+/// A number that tells the calling thread's network namespace from all others since boot
+/// (`SO_NETNS_COOKIE`, Linux 5.14); the initial one is 1.
+///
+/// # Errors
+/// ENOPROTOOPT on older kernels.
+pub fn namespace_cookie() -> io::Result<u64> {
+    let any = SocketAddr::from(([0, 0, 0, 0], 0));
+    let fd = socket(any)?;
+    let mut cookie = 0u64;
+    #[allow(clippy::cast_possible_truncation)] // 8
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, SO_NETNS_COOKIE);
+    // SAFETY: the call writes at most `len` bytes to `cookie`, which is that long.
+    check(unsafe {
+        let to = (&raw mut cookie).cast();
+        libc::getsockopt(fd.as_raw_fd(), level, name, to, &raw mut len)
+    })?;
+    Ok(cookie)
+}
+
+/// `asm-generic/socket.h`; the libc crate has it for some targets only.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 type NameCall =
     unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
@@ -298,6 +389,30 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         heed_new_handshakes(listener).expect("there was a filter");
         connect().expect("somebody listens again");
+    }
+
+    #[test]
+    fn connections_go_to_the_socket_of_the_cpu_that_took_them() {
+        let cpu = *crate::sys::cpu::allowed().first().expect("a CPU");
+        let worker = std::thread::spawn(move || {
+            assert!(crate::sys::cpu::pin(cpu));
+            let first = listen("127.0.0.1:0".parse().expect("a literal"), 64).expect("a free port");
+            let address = local_address(std::os::fd::AsFd::as_fd(&first)).expect("a bound socket");
+            let second = listen(address, 64).expect("SO_REUSEPORT");
+            // The loopback's handshakes are processed on the CPU of this thread.
+            steer_by_cpu(std::os::fd::AsFd::as_fd(&first), &[4095, cpu]).expect("a valid program");
+            let clients: Vec<_> = (0..16)
+                .map(|_| std::net::TcpStream::connect(address).expect("a listener"))
+                .collect();
+            let waiting = |fd: OwnedFd| {
+                let listener = std::net::TcpListener::from(fd);
+                std::iter::from_fn(|| listener.accept().ok()).count()
+            };
+            let counts = (waiting(first), waiting(second));
+            drop(clients);
+            counts
+        });
+        assert_eq!(worker.join().expect("no panic"), (0, 16));
     }
 
     #[test]

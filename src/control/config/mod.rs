@@ -35,6 +35,8 @@ pub struct Config {
     pub node: Node,
     /// Logs.
     pub log: Log,
+    /// What is tuned before anything listens.
+    pub tuning: crate::tune::Config,
     /// Where metrics and status are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// The unix socket for `ringgate ctl`; `None`: there is none.
@@ -54,6 +56,8 @@ pub struct Node {
     pub shards: Shards,
     /// Pin each shard to its CPU.
     pub pin: bool,
+    /// How new connections are spread over the shards.
+    pub steering: Steering,
     /// Client connections over all shards, 0 for as many as the file limit allows.
     pub max_connections: u32,
     /// How long requests in flight get at shutdown; may be zero.
@@ -75,6 +79,15 @@ pub enum Shards {
     Count(u32),
     /// One on each of these CPUs, in this order; none twice.
     Cpus(Vec<usize>),
+}
+
+/// How new connections are spread over the shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steering {
+    /// By a hash of the addresses: evenly.
+    Hash,
+    /// To the shard on the CPU that processed the handshake.
+    Cpu,
 }
 
 /// `[log]`

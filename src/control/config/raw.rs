@@ -64,6 +64,7 @@ tables! {
     File {
         node: Node<NodeKeys>,
         log: Node<Log>,
+        tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
         listener: Nodes<Listener>,
@@ -124,6 +125,7 @@ tables! {
     NodeKeys {
         shards: Leaf,
         pin: Leaf,
+        steering: Leaf,
         max_connections: Leaf,
         drain_timeout: Leaf,
         receive_buffers: Leaf,
@@ -141,6 +143,18 @@ tables! {
         access_file: Leaf,
         access_buffer: Leaf,
     }
+    /// `[tuning]`
+    Tuning {
+        profile: Leaf,
+        set: Node<Named<Leaf>>,
+        force: Leaf,
+        allow: Leaf,
+        require: Leaf,
+        interfaces: Leaf,
+        check_interval: Leaf,
+        root: Leaf,
+        state_dir: Leaf,
+    }
     /// `[admin]`
     Admin {
         bind: Leaf,
@@ -157,6 +171,7 @@ tables! {
         client_max_body_size: Leaf,
         max_head_size: Leaf,
         max_headers: Leaf,
+        http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
     }
@@ -165,6 +180,7 @@ tables! {
         name: Leaf,
         bind: Leaf,
         backlog: Leaf,
+        http2: Leaf,
         proxy_protocol_from: Leaf,
     }
     /// `[[route]]`
@@ -226,6 +242,7 @@ tables! {
         connect_timeout: Leaf,
         send_timeout: Leaf,
         read_timeout: Leaf,
+        http2: Leaf,
         proxy_protocol: Leaf,
         retry: Node<Retry>,
         servers: Nodes<Server>,
@@ -252,10 +269,11 @@ tables! {
 }
 
 /// Every table of fixed keys: how it is written, and its keys.
-pub(super) const TABLES: [(&str, &[&str]); 19] = [
+pub(super) const TABLES: [(&str, &[&str]); 20] = [
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[log]", Log::KEYS),
+    ("[tuning]", Tuning::KEYS),
     ("[admin]", Admin::KEYS),
     ("[http]", Http::KEYS),
     ("[[listener]]", Listener::KEYS),
@@ -361,7 +379,7 @@ macro_rules! wanted {
     ($($name:ident)*) => {$(impl Wanted<'_> for $name {})*};
 }
 
-wanted!(NodeKeys Log Admin Http Listener Route Path Header Respond Redirect);
+wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 

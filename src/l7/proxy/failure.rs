@@ -18,6 +18,8 @@ pub(super) enum Failure {
     Stale,
     /// The server closed or reset the connection instead of answering.
     Broken,
+    /// The server refused the stream before it looked at the request.
+    Unprocessed,
     /// The server took nothing or said nothing for too long.
     Timeout,
     /// What it said is no response.
@@ -38,7 +40,7 @@ impl Failure {
     /// The status the client gets when this was the last attempt.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::Connect | Self::Stale | Self::Broken | Self::Malformed => 502,
+            Self::Connect | Self::Stale | Self::Broken | Self::Unprocessed | Self::Malformed => 502,
             Self::Exhausted => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
             Self::ClientGone => 499,
@@ -61,6 +63,7 @@ impl Failure {
             Self::ConnectTimeout => "connect_timeout",
             Self::Stale => "the server closed an idle connection",
             Self::Broken => "the server closed the connection before it answered",
+            Self::Unprocessed => "the server refused the stream",
             Self::Timeout => "the server did not answer in time",
             Self::Malformed => "malformed response",
             Self::ClientGone => "client reset the connection",
@@ -75,7 +78,8 @@ impl Failure {
     /// Whether another server may be asked: nothing was sent, or repeating is harmless and wanted.
     pub(super) fn may_retry(&self, upstream: &Upstream, repeatable: bool) -> bool {
         match self {
-            Self::Connect | Self::ConnectTimeout => true,
+            // Whether the body can be sent again is for the caller to see.
+            Self::Connect | Self::ConnectTimeout | Self::Unprocessed => true,
             Self::Stale | Self::Broken => repeatable,
             Self::Timeout => repeatable && upstream.retry.on_timeout,
             Self::Status(_) => repeatable,
@@ -99,6 +103,7 @@ impl Failure {
     pub(super) fn of_head(error: &HeadReadError, reused: bool) -> Self {
         match error {
             HeadReadError::Malformed(_) => Self::Malformed,
+            HeadReadError::Unprocessed => Self::Unprocessed,
             HeadReadError::Truncated => Self::Broken,
             HeadReadError::Closed | HeadReadError::Io(_) if reused => Self::Stale,
             HeadReadError::Closed | HeadReadError::Io(_) => Self::Broken,

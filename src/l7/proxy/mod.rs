@@ -5,6 +5,7 @@ mod respond;
 mod wait;
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -13,18 +14,20 @@ use self::respond::{Cut, Respond, cut_short};
 use self::wait::{Pump, Waiting};
 use crate::balance::hash::{hash, hash_ip};
 use crate::balance::{Policy, Tried};
+use crate::l7::channel::Channel;
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange};
 use crate::l7::flow::{self, PumpLimits, Replay, pump_request};
 use crate::l7::headers;
+use crate::l7::http2::client::retire;
 use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
 use crate::l7::transport::Transport;
 use crate::l7::worker::{Report, Worker};
-use crate::protocol::http1::Framing;
+use crate::protocol::http1::{FieldId, Framing};
 use crate::protocol::proxy_protocol;
 use crate::ring::{Stream, Timer, WriteBuf};
 
@@ -65,7 +68,11 @@ pub async fn serve(
     }
     let underscores = worker.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
-    let body = BodyReader::new(framing);
+    if pool.upstream.config.http2 && takes_trailers(exchange) {
+        exchange.forward.truncate(exchange.forward.len() - 2);
+        exchange.forward.extend_from_slice(b"te: trailers\r\n\r\n");
+    }
+    let body = BodyReader::on(&client.stream, framing);
     let retry = &pool.upstream.config.retry;
     let repeats =
         retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
@@ -105,7 +112,8 @@ impl Proxied<'_> {
             if matches!(failure, Failure::Stale) {
                 metrics.stale.increment();
                 fresh = true;
-            } else {
+            } else if !matches!(failure, Failure::Unprocessed) || self.pool.set().members.len() > 1
+            {
                 tried.insert(lease.index());
             }
             last = Some(failure);
@@ -139,7 +147,7 @@ impl Proxied<'_> {
             return;
         }
         match failure {
-            Failure::Stale => return,
+            Failure::Stale | Failure::Unprocessed => return,
             Failure::Exhausted => {
                 worker.metrics.connects_exhausted.increment();
                 return;
@@ -168,6 +176,9 @@ impl Proxied<'_> {
         let idempotent = self.exchange.request.method.is_idempotent() || retry.non_idempotent;
         let repeatable = idempotent && self.replay.is_whole();
         if !failure.may_retry(config, repeatable) {
+            return false;
+        }
+        if matches!(failure, Failure::Unprocessed) && !self.replay.is_whole() {
             return false;
         }
         if matches!(failure, Failure::Stale) {
@@ -206,14 +217,29 @@ impl Proxied<'_> {
     ) -> Result<After, Failure> {
         self.exchange.outcome.server = Some(lease.member().address);
         self.exchange.outcome.upstream_status = None;
-        let mut connection = self.connection(worker, lease, fresh).await?;
-        connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
-        let done = self.converse(worker, lease, &mut connection).await?;
+        let mut connection = if self.pool.upstream.config.http2 {
+            self.stream(worker, lease).await?
+        } else {
+            let connection = self.connection(worker, lease, fresh).await?;
+            connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
+            connection
+        };
+        let done = match self.converse(worker, lease, &mut connection).await {
+            Err(Failure::Timeout) => {
+                // Nobody knows whether the connection still leads anywhere.
+                if let Some(stream) = connection.stream.http2() {
+                    retire(stream.mux());
+                }
+                return Err(Failure::Timeout);
+            }
+            done => done?,
+        };
         let now = worker.now();
         self.exchange.outcome.upstream_ended = Some(now);
         let after = match done {
             Done::Answered { after, reusable } => {
-                if reusable && self.pool.upstream.config.proxy_protocol.is_none() {
+                let own = connection.stream.http2().is_none();
+                if own && reusable && self.pool.upstream.config.proxy_protocol.is_none() {
                     self.pool.put(lease, connection, now);
                     worker.note_pooled();
                 }
@@ -248,19 +274,56 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
-        let timer = &self.client.answer_timer;
-        timer.set(millis(config.connect_timeout));
-        let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
-        let stream = match timer.guard(connecting).await {
-            Ok(Ok(stream)) => Transport::from(stream),
-            Ok(Err(error)) => return Err(Failure::of_connect(&error)),
-            Err(_) => return Err(Failure::ConnectTimeout),
-        };
+        let stream = Channel::from(self.connect(worker, lease).await?);
         lease.metrics().connects.increment();
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
         Ok(Connection::new(stream, worker.now()))
+    }
+
+    /// A new connection, within `connect_timeout`.
+    async fn connect(&self, worker: &Worker, lease: &Lease) -> Result<Transport, Failure> {
+        let timer = &self.client.answer_timer;
+        timer.set(millis(self.pool.upstream.config.connect_timeout));
+        let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
+        match timer.guard(connecting).await {
+            Ok(Ok(stream)) => Ok(Transport::from(stream)),
+            Ok(Err(error)) => Err(Failure::of_connect(&error)),
+            Err(_) => Err(Failure::ConnectTimeout),
+        }
+    }
+
+    /// A stream on a connection to the leased server, with the request's head sent on it.
+    async fn stream(&mut self, worker: &Worker, lease: &Lease) -> Result<Connection, Failure> {
+        let config = &self.pool.upstream.config;
+        let connections = self.pool.http2(lease);
+        let end = self.exchange.request.framing.is_empty();
+        loop {
+            let now = worker.now();
+            let sent = connections.send(&self.exchange.forward, end, config, now);
+            if let Some((stream, reused)) = sent {
+                if reused {
+                    lease.metrics().reuses.increment();
+                }
+                return Ok(Connection::of_stream(stream, reused, now));
+            }
+            let timer = &self.client.answer_timer;
+            timer.set(millis(config.connect_timeout));
+            let mut waited = false;
+            let dial = poll_fn(|cx| connections.poll_dial(&mut waited, cx));
+            let Ok(dialing) = timer.guard(dial).await else {
+                return Err(Failure::ConnectTimeout);
+            };
+            let Some(_dialing) = dialing else { continue };
+            let transport = self.connect(worker, lease).await?;
+            let start = pin!(connections.start(transport, &worker.limits, config, &worker.ring));
+            match timer.guard(start).await {
+                Ok(Ok(())) => lease.metrics().connects.increment(),
+                Ok(Err(_)) => return Err(Failure::Connect),
+                Err(_) => return Err(Failure::ConnectTimeout),
+            }
+        }
     }
 
     /// Sends the request body while waiting for the response, then forwards that.
@@ -275,8 +338,7 @@ impl Proxied<'_> {
         let keep_wanted = self.client.keeps(self.exchange);
         let Connection { stream: server, input: server_input, .. } = connection;
         let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
-        let (stream, timer, addresses): (&Transport, &Timer, &Addresses) =
-            (stream, timer, addresses);
+        let (stream, timer, addresses): (&Channel, &Timer, &Addresses) = (stream, timer, addresses);
         let (read_timeout, x) = (millis(config.read_timeout), &mut *self.exchange);
         let coding = match x.request.framing {
             Framing::Chunked => Coding::Chunked,
@@ -313,7 +375,7 @@ impl Proxied<'_> {
         x.outcome.status = x.response.status;
         x.outcome.head_bytes = head.bytes.len() as u64;
         if x.response.upgrade {
-            stream.write(head);
+            stream.write_head(head, false);
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(worker.service.http.send_timeout);
@@ -334,6 +396,15 @@ impl Proxied<'_> {
             }
         }
     }
+}
+
+/// Whether the client has said so: a gRPC server wants to hear it (RFC 9110 section 10.1.4).
+fn takes_trailers(exchange: &Exchange) -> bool {
+    exchange.values(FieldId::Te).any(|value| {
+        value
+            .split(|&byte| byte == b',')
+            .any(|part| part.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
 }
 
 /// How a conversation with a server ended.

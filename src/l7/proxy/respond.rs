@@ -6,6 +6,7 @@ use std::io;
 use std::task::Poll;
 
 use super::failure::Failure;
+use crate::l7::channel::Channel;
 use crate::l7::connection::After;
 use crate::l7::exchange::Exchange;
 use crate::l7::flow::{FlushError, throttle};
@@ -13,7 +14,6 @@ use crate::l7::headers;
 use crate::l7::input::{BodyReader, Input};
 use crate::l7::output::BodyWriter;
 use crate::l7::pool::Lease;
-use crate::l7::transport::Transport;
 use crate::l7::worker::Worker;
 use crate::ring::{Chunk, Timer, WriteBuf};
 
@@ -32,8 +32,8 @@ pub(super) enum Cut {
 
 /// What forwards a response.
 pub(super) struct Respond<'a> {
-    pub(super) client: &'a Transport,
-    pub(super) server: &'a Transport,
+    pub(super) client: &'a Channel,
+    pub(super) server: &'a Channel,
     pub(super) timer: &'a Timer,
     pub(super) read_timeout: u64,
     pub(super) send_timeout: u64,
@@ -48,11 +48,11 @@ impl Respond<'_> {
         head: WriteBuf,
         written: &Cell<u64>,
     ) -> Result<(), Cut> {
-        let mut body = BodyReader::new(x.response.framing);
+        let mut body = BodyReader::on(self.server, x.response.framing);
         let coding = headers::response_coding(x.response.framing, x.request.version);
         let mut writer = BodyWriter::new(coding);
         if x.response.framing.is_empty() {
-            self.client.write(head);
+            self.client.write_head(head, true);
             return Ok(());
         }
         let mut head = Some(head);
@@ -60,7 +60,7 @@ impl Respond<'_> {
             let Some(piece) = self.piece(&mut body, input, head.is_some()).await? else {
                 // Nothing there yet: the head does not wait for it.
                 if let Some(head) = head.take() {
-                    self.client.write(head);
+                    self.client.write_head(head, false);
                 }
                 continue;
             };

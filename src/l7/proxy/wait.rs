@@ -5,11 +5,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::failure::Failure;
+use crate::l7::channel::Channel;
 use crate::l7::exchange::{Addresses, Exchange, response_edits};
 use crate::l7::flow::{FlushError, PumpError};
 use crate::l7::headers;
 use crate::l7::input::{BodyReadError, Input};
-use crate::l7::transport::Transport;
 use crate::l7::worker::Worker;
 use crate::protocol::http1::{HeadScanner, Version};
 use crate::ring::{Timer, WriteBuf};
@@ -72,9 +72,9 @@ impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
 /// Waiting for a response head.
 pub(super) struct Waiting<'a> {
     pub(super) worker: &'a Worker,
-    pub(super) client: &'a Transport,
+    pub(super) client: &'a Channel,
     pub(super) addresses: &'a Addresses,
-    pub(super) server: &'a Transport,
+    pub(super) server: &'a Channel,
     pub(super) timer: &'a Timer,
     pub(super) read_timeout: u64,
     /// The connection has served a request before.
@@ -121,7 +121,7 @@ impl Waiting<'_> {
             true,
             &date,
         );
-        self.client.write(head);
+        self.client.write_head(head, false);
     }
 
     /// Collects the next response head, pumping the request body meanwhile.

@@ -93,14 +93,29 @@ fn check_name(name: &[u8]) -> Result<(), HostError> {
     }
     let mut previous = b'.';
     for &byte in name {
-        match byte {
-            b'.' if previous == b'.' => return Err(HostError::Label),
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => previous = byte,
-            _ => return Err(HostError::Character),
+        if !NAME_BYTE[usize::from(byte)] {
+            return Err(HostError::Character);
         }
+        if byte == b'.' && previous == b'.' {
+            return Err(HostError::Label);
+        }
+        previous = byte;
     }
     Ok(())
 }
+
+/// Letters, digits, `-`, `_` and `.`.
+const NAME_BYTE: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[allow(clippy::cast_possible_truncation)] // below 256
+        let letter = byte as u8;
+        table[byte] = letter.is_ascii_alphanumeric() || matches!(letter, b'-' | b'_' | b'.');
+        byte += 1;
+    }
+    table
+};
 
 fn check_address(bracketed: &[u8]) -> Result<(), HostError> {
     let inner = bracketed.get(1..bracketed.len() - 1).ok_or(HostError::Address)?;

@@ -35,3 +35,4 @@ pub use request::{RequestError, RequestHead};
 pub use response::{ResponseError, ResponseHead};
 pub use scan::{HEAD_BYTES_MAX, HeadScanner, Limits, Scan};
 pub use target::{Target, TargetError};
+pub use trailers::may_trail;

@@ -76,6 +76,11 @@ impl Trailers {
     }
 }
 
+/// Whether a field of this name may be passed on from behind a body.
+pub fn may_trail(name: &[u8]) -> bool {
+    FieldId::of(name) == FieldId::Other && !is_forbidden(name)
+}
+
 /// Fields besides those with a [`FieldId`] that must not arrive behind the body (RFC 9110 section
 /// 6.5.1): by then the message has been routed, authorised, and its content taken for what the head
 /// said.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use ringgate::protocol::checksum::Sum;
 use ringgate::protocol::vrrp::{
     Accepts, Auth, ChecksumPolicy, Datagram, Family, HmacKey, HmacMode, HopLimit, Interval, Packet,
     Password, Receiver, Sender, Version,
@@ -66,20 +67,15 @@ fuzz_target!(|input: &[u8]| {
     }
     let source: IpAddr =
         if choice & 4 == 0 { [192, 0, 2, 2].into() } else { [0xfe80, 0, 0, 0, 0, 0, 0, 2].into() };
-    let mut payload = bytes.to_vec();
-    let mut datagram = Datagram {
-        source,
-        destination: Family::of(source).multicast(),
-        hop_limit: 255,
-        payload: &payload,
-    };
+    let destination = Family::of(source).multicast();
+    let datagram = Datagram { source, destination, hop_limit: 255, payload: bytes };
     check(version, auth.clone(), &datagram);
-    // With its checksum put right, so that more gets through: the ones' complement of the sum.
-    if payload.len() >= 8 && choice & 8 != 0 && source.is_ipv4() {
+    // With its checksum put right, so that more gets through.
+    if bytes.len() >= 8 && choice & 8 != 0 && source.is_ipv4() {
+        let mut payload = bytes.to_vec();
         payload[6..8].fill(0);
-        let sum = ringgate::protocol::checksum::Sum::new().bytes(&payload).finish();
+        let sum = Sum::new().bytes(&payload).finish();
         payload[6..8].copy_from_slice(&sum.to_be_bytes());
-        datagram.payload = &payload;
-        check(version, auth, &datagram);
+        check(version, auth, &Datagram { payload: &payload, ..datagram });
     }
 });

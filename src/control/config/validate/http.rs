@@ -36,6 +36,12 @@ pub(super) fn http(root: &Place<'_>, file: &raw::File) -> Http {
         ),
         max_head_size: usize::try_from(max_head_size).unwrap_or(usize::MAX),
         max_headers: place.integer("max_headers", &raw.max_headers, 1..=256, 100),
+        http2_max_concurrent_streams: place.integer(
+            "http2_max_concurrent_streams",
+            &raw.http2_max_concurrent_streams,
+            1..=1000,
+            128,
+        ),
         underscores_in_headers: place.boolean(
             "underscores_in_headers",
             &raw.underscores_in_headers,

@@ -46,6 +46,7 @@ fn listener(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen) -> Listener
         // Never used: the problem is noted.
         bind: bind.unwrap_or_else(|Reported { .. }| SocketAddr::from(([0, 0, 0, 0], 0))),
         backlog: place.integer("backlog", &raw.backlog, 1..=BACKLOG_MAX, 4096),
+        http2: place.boolean("http2", &raw.http2, false),
         proxy_protocol_from: address::nets(place, "proxy_protocol_from", &raw.proxy_protocol_from),
     }
 }

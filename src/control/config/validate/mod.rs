@@ -8,6 +8,7 @@ mod http;
 mod listeners;
 mod node;
 mod routes;
+mod tuning;
 mod upstreams;
 mod vrrp;
 
@@ -23,6 +24,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
     let listeners = listeners::listeners(&root, file, admin.as_ref().ok().copied().flatten());
+    let admin_address = admin.as_ref().ok().copied().flatten();
+    let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
@@ -37,6 +40,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         log: log?,
         admin: admin?,
         admin_socket: admin_socket?,
+        tuning,
         service,
         ha: ha?,
         warnings: Vec::new(),

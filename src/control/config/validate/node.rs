@@ -8,7 +8,9 @@ use super::address;
 use crate::control::config::place::{BYTES_MAX, Place, Reported};
 use crate::control::config::raw::{self, Content, Scalar};
 use crate::control::config::units::{self, CPUS_MAX};
-use crate::control::config::{ADMIN_SOCKET, Level, Log, LogFormat, LogTarget, Node, Shards};
+use crate::control::config::{
+    ADMIN_SOCKET, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
+};
 use crate::l7::config::AccessLogFormat;
 
 const WRITE_SHARDS: &str = r#"write "auto", a count like 2 or a CPU list like "0-3,6""#;
@@ -24,6 +26,12 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
     let receive_buffers = receive_buffers(&place, raw);
     Ok(Node {
         pin: place.boolean("pin", &raw.pin, true),
+        steering: place.choice(
+            "steering",
+            &raw.steering,
+            &[("hash", Steering::Hash), ("cpu", Steering::Cpu)],
+            Steering::Hash,
+        ),
         max_connections: place.integer("max_connections", &raw.max_connections, 0..=u32::MAX, 0),
         drain_timeout: place.duration_or_zero(
             "drain_timeout",
@@ -171,6 +179,7 @@ mod tests {
             ("shards = \"3-0\"", "2:10", "`node.shards` is \"3-0\": the range 3-0 runs backwards: write 0-3"),
             ("pin = 1", "2:7", "`node.pin` is 1: write true or false"),
             ("pin = \"yes\"", "2:7", "`node.pin` is \"yes\": write true or false"),
+            ("steering = \"irq\"", "2:12", "`node.steering` is \"irq\": write one of \"hash\", \"cpu\""),
             ("max_connections = -1", "2:19", "`node.max_connections` is -1: write a whole number from 0 to 4294967295"),
             ("max_connections = 4294967296", "2:19", "write a whole number from 0 to 4294967295"),
             ("max_connections = 1.5", "2:19", "`node.max_connections` is 1.5: write a whole number"),

@@ -61,6 +61,10 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
     let servers = servers(place, raw);
     let seconds = |key, leaf, seconds| place.duration(key, leaf, Duration::from_secs(seconds));
     let requests = &raw.keepalive_requests;
+    let http2 = place.boolean("http2", &raw.http2, false);
+    if let Some((key, _)) = place.leaf("proxy_protocol", &raw.proxy_protocol).filter(|_| http2) {
+        key.problem("tells of one client a connection, which `http2` shares: remove one of them");
+    }
     Ok(Upstream {
         name: name.to_owned(),
         balance,
@@ -72,6 +76,7 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
         send_timeout: seconds("send_timeout", &raw.send_timeout, 60),
         read_timeout: seconds("read_timeout", &raw.read_timeout, 60),
         retry: retry(place, raw),
+        http2,
         proxy_protocol: place.choice("proxy_protocol", &raw.proxy_protocol, &versions, None),
         hash_key: hash_key?,
         servers: servers?,

@@ -1,0 +1,195 @@
+"""Who is measured: how each is configured, started, and checked to do the same work as the others."""
+
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+from . import BenchError, machine
+from .process import HOST, Server, get, spawn
+
+PEERS = machine.ROOT / "bench/peers"
+RELEASE = Path(os.environ.get("CARGO_TARGET_DIR", machine.ROOT / "target")) / "release"
+RINGGATE = RELEASE / "ringgate"
+BENCH = Path(os.environ.get("RINGGATE_BENCH_BIN", RELEASE / "ringgate-bench"))
+NAMES = ("ringgate", "nginx", "haproxy", "relay")
+LABELS = {"relay": "byte relay"}
+# Room for the 10,000 idle connections, and for 5,000 with a server connection each; nginx counts both kinds.
+MAXCONN = 12000
+# Files that a contender, the load or the memory measurement may have open.
+FILES = 13000
+# How each says what a scenario asks for; haproxy's and nginx's nearest where there is no equal.
+BALANCE = {
+    "round_robin": {"ringgate": "round_robin", "nginx": "", "haproxy": "roundrobin"},
+    "least_conn": {"ringgate": "least_conn", "nginx": "least_conn;", "haproxy": "leastconn"},
+    "ip_hash": {"ringgate": "ip_hash", "nginx": "ip_hash;", "haproxy": "source"},
+    "maglev": {"ringgate": "maglev", "nginx": "hash $remote_addr consistent;",
+               "haproxy": "source\n    hash-type consistent"},
+    "random_two": {"ringgate": "random_two", "nginx": "random two least_conn;", "haproxy": "random(2)"},
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to measure: its label in the report, which kind of configuration it reads, its binary."""
+
+    label: str
+    kind: str
+    binary: str
+
+    def version(self):
+        """First line of what the binary says about its version."""
+        command = [self.binary, "-v" if self.kind in ("nginx", "haproxy") else "--version"]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        return ((answer.stdout or answer.stderr).splitlines() or ["unknown"])[0]
+
+
+def named(kind, binary=None, label=None):
+    """A contender of a kind, with the binary it is usually run from."""
+    usual = {"ringgate": RINGGATE, "relay": BENCH}.get(kind) or machine.find(kind)
+    binary = binary or usual
+    if binary is None or not os.access(binary, os.X_OK):
+        hint = "build it with cargo build --release" if kind in ("ringgate", "relay") else "install it"
+        raise BenchError(f"{kind}: no executable {binary or kind}: {hint}, or leave it out with --only")
+    return Contender(label or kind, kind, str(binary))
+
+
+class Origin:
+    """`ringgate-bench serve`: cheaper than any proxy before it. One process, an address for each server."""
+
+    def __init__(self, cpus, body, servers=1):
+        self.ports = machine.free_ports(servers)
+        binds = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        command = [BENCH, "serve", "--bind", binds, "--body", body, "--threads", len(cpus)]
+        self.server = launch("origin", cpus, self.ports[0], command)
+
+    def stop(self):
+        """Ends it."""
+        self.server.stop()
+
+
+def start(who, cpus, origin, scenario, echo_port=None):
+    """Starts a contender alone on its CPUs, configured for a scenario; returns it once it answers."""
+    port = machine.free_ports()[0]
+    if who.kind == "relay":
+        command = [who.binary, "relay", "--bind", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{origin.ports[0]}",
+                   "--threads", len(cpus)]
+        return launch(who.label, cpus, port, command)
+    directory = Path(tempfile.mkdtemp(prefix=f"ringgate-bench-{who.kind}-"))
+    config = write_config(who.kind, directory, port, len(cpus), origin.ports, scenario, echo_port)
+    command = {
+        "haproxy": [who.binary, "-db", "-f", config],
+        "ringgate": [who.binary, "run", config],
+        "nginx": [who.binary, "-p", directory, "-e", directory / "error.log", "-c", config],
+    }[who.kind]
+    return launch(who.label, cpus, port, command, directory, scenario.path)
+
+
+def start_echo(cpus):
+    """nginx, which says what it was sent; only for the check of features."""
+    directory = Path(tempfile.mkdtemp(prefix="ringgate-bench-echo-"))
+    port = machine.free_ports()[0]
+    config = fill("backend.conf", directory, DIR=directory, PORT=port)
+    command = [machine.find("nginx"), "-p", directory, "-e", directory / "error.log", "-c", config]
+    return launch("echo", cpus, port, command, directory)
+
+
+def launch(label, cpus, port, command, directory=None, path="/"):
+    """Starts a server and waits for its first answer."""
+    directory = directory or Path(tempfile.mkdtemp(prefix="ringgate-bench-"))
+    with open(directory / "output.log", "wb") as output:
+        process = spawn(cpus, command, stdout=output, stderr=subprocess.STDOUT)
+    server = Server(label, port, directory, process)
+    try:
+        return server.wait_ready(path)
+    except BaseException:
+        server.stop()
+        raise
+
+
+def fill(template, directory, **values):
+    """Writes a template of bench/peers with its @NAMES@ replaced."""
+    text = (PEERS / template).read_text()
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", str(value))
+    config = directory / template
+    config.write_text(text)
+    return config
+
+
+def write_config(kind, directory, port, workers, servers, scenario, echo_port):
+    """The configuration of a proxy for a scenario."""
+    lines = {"ringgate": ringgate_parts, "nginx": nginx_parts, "haproxy": haproxy_parts}[kind]
+    balance = BALANCE[scenario.balance][kind]
+    template = {"ringgate": "ringgate.toml", "nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[kind]
+    routes = route_paths(scenario.routes)
+    parts = lines(directory, servers, balance, routes, echo_port)
+    return fill(template, directory, DIR=directory, PORT=port, MAXCONN=MAXCONN, WORKERS=workers, **parts)
+
+
+def route_paths(count):
+    """The prefixes of a scenario with many routes."""
+    return [f"/team{number % 40}/service{number}/" for number in range(count)]
+
+
+def ringgate_parts(_directory, servers, balance, routes, echo_port):
+    """What stands for @NAMES@ in ringgate.toml."""
+    listed = ",\n".join(f'  {{ address = "127.0.0.1:{port}" }}' for port in servers)
+    table = lambda path, upstream: f'[[route]]\npath = {path}\nupstream = "{upstream}"\n'
+    echo = table('{ exact = "/echo" }', "echo") if echo_port else ""
+    upstream = f'[upstream.echo]\nservers = [{{ address = "127.0.0.1:{echo_port}" }}]' if echo_port else ""
+    return {"BALANCE": balance, "SERVERS": f"[\n{listed},\n]", "ECHO": upstream,
+            "ROUTES": echo + "\n".join(table(f'"{path}"', "origin") for path in routes)}
+
+
+def nginx_parts(_directory, servers, balance, routes, echo_port):
+    """What stands for @NAMES@ in nginx.conf."""
+    to = lambda path, upstream: f"        location {path} {{ proxy_pass http://{upstream}; }}\n"
+    echo = f"    upstream echo {{ server 127.0.0.1:{echo_port}; keepalive 16; }}" if echo_port else ""
+    return {"BALANCE": balance, "SERVERS": "\n".join(f"        server 127.0.0.1:{port};" for port in servers),
+            "ECHO": echo, "ROUTES": (to("= /echo", "echo") if echo_port else "")
+            + "".join(to(path, "origin") for path in routes)}
+
+
+def haproxy_parts(directory, servers, balance, routes, echo_port):
+    """What stands for @NAMES@ in haproxy.cfg; many routes go through a map, which is a tree."""
+    use = "    use_backend echo if { path /echo }\n" if echo_port else ""
+    if routes:
+        (directory / "routes.map").write_text("".join(f"{path} origin\n" for path in routes))
+        use += f"    use_backend %[path,map_beg({directory}/routes.map,origin)]\n"
+    echo = f"backend echo\n    server one 127.0.0.1:{echo_port}" if echo_port else ""
+    listed = [f"    server s{number} 127.0.0.1:{port} pool-max-conn 8192 pool-purge-delay 60s"
+              for number, port in enumerate(servers)]
+    return {"BALANCE": balance, "SERVERS": "\n".join(listed), "ECHO": echo, "ROUTES": use.rstrip("\n")}
+
+
+def check_same_work(who, cpus, origin, scenario, echo):
+    """Fails unless the contender does the work all of them are measured at: headers, upstream keep-alive."""
+    if who.kind == "relay":
+        return
+    server = start(who, cpus, origin, scenario, echo.port)
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=5)
+    try:
+        answers = [get(server.port, "/echo", connection)[1].decode() for _ in range(2)]
+    finally:
+        connection.close()
+        server.stop()
+    echoes = [dict(line.split("=", 1) for line in answer.splitlines()) for answer in answers]
+    expected = {"host": HOST, "forwarded_for": "127.0.0.1", "real_ip": "127.0.0.1", "proto": "http",
+                "connection": "", "version": "HTTP/1.1"}
+    wrong = [f"{key}={echoes[0][key]!r}, not {value!r}" for key, value in expected.items() if echoes[0][key] != value]
+    if not echoes[0]["request_id"] or echoes[0]["request_id"] == echoes[1]["request_id"]:
+        wrong.append("request_id is missing or repeated")
+    if echoes[0]["reuse"].split(":")[0] != echoes[1]["reuse"].split(":")[0]:
+        wrong.append("the upstream connection is not reused")
+    if wrong:
+        raise BenchError(f"{who.label} does not send the agreed request upstream: " + "; ".join(wrong))
+
+
+def check_answer(server, scenario):
+    """Fails unless the contender answers a scenario's request with the whole body."""
+    status, body = get(server.port, scenario.path)
+    if (status, len(body)) != (200, scenario.body):
+        raise BenchError(f"{server.label}: status {status} and {len(body)} bytes, not 200 and {scenario.body}")

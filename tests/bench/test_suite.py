@@ -1,0 +1,298 @@
+"""bench/run: its statistics, its honesty about bottlenecks, its configurations, and whole runs in small."""
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as tree
+from types import SimpleNamespace
+
+import pytest
+
+from harness.client import run as run_tool
+from harness.proxy import ROOT
+
+from .generator import background
+
+sys.path.insert(0, str(ROOT / "bench"))
+
+from suite import BenchError, charts, compare, contenders, load, measure, report, sizing, stats  # noqa: E402
+from suite.scenarios import ALL, choose  # noqa: E402
+
+BED = measure.Bed((0,), (1,), (1,), irq_time=False)
+
+
+# Statistics
+
+
+def test_the_interval_of_a_median_is_that_of_order_statistics():
+    # Of 20 values, the 6th and the 15th hold the median with 95.9 %: tables of the sign test.
+    assert stats.median_interval(range(1, 21)) == (6, 15)
+    assert stats.median_interval([3, 1, 2]) == (1, 3)
+    assert stats.median_interval([7]) == (7, 7)
+
+
+def test_ratios_are_taken_within_a_round():
+    # The machine halves its speed after the first round; the ratio does not change.
+    slices = [{"round": number, "contender": who, "us": us * slow}
+              for number, slow in enumerate((1, 2, 2)) for who, us in (("a", 8), ("b", 10))]
+    ratio = stats.ratio(slices, "a", "b", "us")
+    assert (ratio["median"], ratio["min"], ratio["max"]) == (0.8, 0.8, 0.8)
+    assert stats.ratio(slices, "a", "nobody", "us") is None
+
+
+def compared(seed, slower, noise=0.04, pairs=80):
+    """The verdict on two sides whose costs differ by a factor, under noise and drift."""
+    dice = random.Random(seed)
+    slices = []
+    for number in range(pairs):
+        drift = 1 + 0.3 * math.sin(number / 7)
+        for label, cost in (("base", 10.0), ("ours", 10.0 * slower)):
+            us = cost * drift * math.exp(dice.gauss(0, noise))
+            one = {figure: 1.0 for figure in compare.FIGURES} | {"cpu_us_per_request": us}
+            slices.append({"round": number, "contender": label, "disturbed": False, "errors": {}} | one)
+    return compare.summarise(SimpleNamespace(name="x", title="x"), slices)["verdict"]
+
+
+def test_a_regression_of_three_percent_is_seen_in_noise_that_is_larger():
+    seen = [compared(seed, 1.03) for seed in range(40)]
+    assert seen.count("slower") >= 36 and "faster" not in seen
+    seen = [compared(seed, 1 / 1.03) for seed in range(40)]
+    assert seen.count("faster") >= 36
+    seen = [compared(seed, 1.0) for seed in range(40)]
+    assert seen.count("no difference shown") >= 34
+
+
+def test_disturbed_pairs_are_left_out_when_others_remain():
+    def slices(pairs, disturbed):
+        return [{"round": number, "contender": label, "disturbed": number < disturbed, "errors": {}}
+                | {figure: 3.0 if number < disturbed and label == "ours" else 1.0 for figure in compare.FIGURES}
+                for number in range(pairs) for label in ("base", "ours")]
+
+    scenario = SimpleNamespace(name="x", title="x")
+    one = compare.summarise(scenario, slices(30, 10))
+    assert (one["pairs"], one["disturbed"], one["ratios"]["cpu_us_per_request"]["max"]) == (20, 10, 1.0)
+    assert compare.summarise(scenario, slices(12, 8))["pairs"] == 12
+
+
+@pytest.mark.parametrize(
+    "idle, disturbed, apart, who",
+    [
+        ((0.01, 0.3, 0.3), False, False, "contender"),
+        ((0.01, 0.3, 0.3), True, False, "others on the contender's CPU"),
+        ((0.2, 0.01, 0.01), False, False, "load and origin"),
+        ((0.2, 0.2, 0.2), False, False, "nobody"),
+        ((0.2, 0.01, 0.4), False, True, "load"),
+        ((0.2, 0.4, 0.01), True, True, "origin"),
+    ],
+)
+def test_whose_cpu_was_full_is_named(idle, disturbed, apart, who):
+    bed = measure.Bed((0,), (1,), (2,), False) if apart else BED
+    assert load.bottleneck(dict(zip(("contender", "load", "origin"), idle)), disturbed, bed) == who
+
+
+# Charts and arithmetic
+
+
+def spread(value):
+    return {"median": value, "min": value, "max": value, "q1": value, "q3": value, "n": 1}
+
+
+def test_sizing_is_the_arithmetic_that_it_shows():
+    row = {"kind": "ringgate", "cpu_us_per_request": spread(10.0), "segments_per_request": spread(4.0),
+           "loopback_bytes_per_request": spread(900.0)}
+    one = {"name": "keepalive-256", "title": "small", "body": 128, "rows": [row]}
+    need = sizing.needs(one, row, 1_000_000)
+    assert need["cpu"] == 10.0  # a million times ten microseconds
+    assert need["cores"] == math.ceil(10 * sizing.NETWORK / sizing.BUSY)
+    assert need["nodes"] == math.ceil(need["cores"] / sizing.NODE_CORES) + 1
+    assert need["gbit"] == pytest.approx((900 + 4 * sizing.FRAME_BYTES) * 8 / 1000)
+    assert need["packets_a_core"] == pytest.approx(4e6 / need["cores"])
+    page = "\n".join(sizing.page([one]))
+    for part in ("**10.00 µs**", "1,000,000", "10,000,000", f"**{need['cores']} cores**", "extrapolated"):
+        assert part in page, page
+    # A large body is reckoned in packets of Ethernet, not in those of loopback.
+    large = one | {"body": 16 * 1024}
+    assert sizing.packets(large, row) >= 2 * 16 * 1024 / 1448
+    assert sizing.page([]) == []
+
+
+def every_chart():
+    kinds = [("ringgate", "ringgate"), ("nginx", "nginx & co"), ("haproxy", "haproxy"), ("relay", "byte relay")]
+    yield charts.lines("A <title>", "note", ["1", "16"], [(kind, label, [10.0, None]) for kind, label in kinds], "µs")
+    yield charts.ratios("t", "n", [("row & row", {"nginx": (0.6, 0.5, 0.7), "haproxy": (4.0, 3.0, 9.0)})], kinds[1:3])
+    yield charts.ratios("t", "n", [], kinds[1:3])
+    yield charts.ranges("t", "n", [("group", [("a", "nginx", 10, 2e4, 3e6)])], kinds)
+    yield charts.bars("t", "n", [(label, kind, number, "x") for number, (kind, label) in enumerate(kinds)], "bytes")
+
+
+def test_charts_are_well_formed_and_readable_in_light_and_dark():
+    for svg in every_chart():
+        root = tree.fromstring(svg)
+        style = next(root.iter("{http://www.w3.org/2000/svg}style")).text
+        assert "@media (prefers-color-scheme: dark)" in style
+        width, height = float(root.get("width")), float(root.get("height"))
+        for shape in root.iter():
+            for name in ("x", "x1", "x2", "cx"):
+                assert -1 <= float(shape.get(name, 0)) <= width, tree.tostring(shape)
+            for name in ("y", "y1", "y2", "cy"):
+                assert -1 <= float(shape.get(name, 0)) <= height, tree.tostring(shape)
+
+
+def luminance(colour):
+    parts = [int(colour[at:at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_from_both_backgrounds():
+    light, dark = charts.STYLE.split("@media")
+    for style in (light, dark):
+        page = luminance(re.search(r"\.page \{ fill: (#\w+)", style)[1])
+        colours = re.findall(r"--c: (#\w+)", style) + re.findall(r"\.(?:ink|soft) \{ fill: (#\w+)", style)
+        assert len(colours) == 6
+        for colour in colours:
+            high, low = sorted((page, luminance(colour)), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 4.5, colour  # WCAG AA for text
+
+
+# Configurations
+
+
+@pytest.mark.parametrize("scenario", ALL, ids=lambda scenario: scenario.name)
+def test_each_proxy_accepts_its_configuration(scenario, tmp_path):
+    commands = {"ringgate": ("check",), "nginx": ("-t", "-p", tmp_path, "-e", "stderr", "-c"), "haproxy": ("-c", "-f")}
+    for kind, options in commands.items():
+        servers = list(range(9001, 9001 + scenario.servers))
+        config = contenders.write_config(kind, tmp_path, 8000, 1, servers, scenario, 9100)
+        assert "@" not in re.sub(r"#.*", "", config.read_text())
+        done = run_tool(contenders.named(kind).binary, *options, config, check=False)
+        assert done.returncode == 0, f"{kind}: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "left_out, says",
+    [
+        ("proxy_set_header X-Request-Id $request_id;", "request_id"),
+        ("keepalive 8192;", "not reused"),
+        ("proxy_set_header X-Real-IP $remote_addr;", "real_ip"),
+    ],
+)
+def test_a_contender_that_does_less_work_is_refused(left_out, says, tmp_path, monkeypatch):
+    for template in contenders.PEERS.iterdir():
+        text = template.read_text()
+        if template.name == "nginx.conf":
+            assert left_out in text
+            text = text.replace(left_out, "")
+        (tmp_path / template.name).write_text(text)
+    monkeypatch.setattr(contenders, "PEERS", tmp_path)
+    if "keepalive" in left_out:
+        monkeypatch.setattr(contenders, "nginx_parts", without_pool(contenders.nginx_parts))
+    scenario = choose(["keepalive-16"])[0]
+    origin, echo = contenders.Origin((1,), scenario.body), contenders.start_echo((1,))
+    try:
+        with pytest.raises(BenchError, match=says):
+            contenders.check_same_work(contenders.named("nginx"), (0,), origin, scenario, echo)
+        contenders.check_same_work(contenders.named("haproxy"), (0,), origin, scenario, echo)
+    finally:
+        echo.stop()
+        origin.stop()
+
+
+def without_pool(parts):
+    """nginx's fragments, the echo without its pool of connections."""
+    def changed(*arguments):
+        found = parts(*arguments)
+        return found | {"ECHO": found["ECHO"].replace("keepalive 16;", "")}
+    return changed
+
+
+# Whole runs
+
+
+def bench_run(*options, code=0, timeout=240):
+    done = subprocess.run([str(ROOT / "bench/run"), *map(str, options)], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=timeout)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
+    path = tmp_path / "out.json"
+    done = bench_run("--quick", "--rounds", 1, "--latency-rounds", 1, "--idle", 300, "--out", path,
+                     "--scenario", "keepalive-16", "--scenario", "keepalive-64", "--scenario", "idle-*")
+    result = json.loads(path.read_text())
+    small, larger, idle = result["scenarios"]
+    rows = {row["contender"]: row for row in larger["rows"]}
+    assert list(rows) == ["ringgate", "nginx", "haproxy", "byte relay"]
+    for label, row in rows.items():
+        per_second, cpu = row["requests_per_second"]["median"], row["cpu_us_per_request"]["median"]
+        assert 1000 < per_second and 0 < per_second * cpu / 1e6 < 1.1, label  # a CPU at most
+        # A request and its response on two connections, most acknowledgements with them; on a machine that is
+        # not left alone the counters' time and the generator's differ in how much was done.
+        assert 3 < row["segments_per_request"]["median"] < 12
+        # A body of 128 bytes and a head, twice.
+        assert 400 < row["loopback_bytes_per_request"]["median"] < 3000
+        assert [level["percent"] for level in row["levels"]] == [30, 70, 100]
+    # nginx reads, writes and waits; whatever the machine does.
+    assert rows["nginx"]["syscalls_per_request"] > 2 > rows["ringgate"]["syscalls_per_request"]
+    assert rows["ringgate"]["ratios"]["nginx"]["cpu_us_per_request"]["n"] == 1
+    low = [one for one in larger["level_slices"] if one["percent"] == 30]
+    assert low and all(one["rate"] * 0.7 < one["requests_per_second"] < one["rate"] * 1.3 for one in low)
+    assert {row["contender"] for row in idle["rows"]} == {"ringgate", "nginx", "haproxy"}
+    assert not small["failures"] and "ringgate / peer" in done.stdout
+    page = path.with_suffix(".md").read_text()
+    for part in ("## Small keep-alive requests", "## Latency at shares", "## Sizing", "300 idle connections", "no reload"):
+        assert part in page
+    for name in re.findall(r"\]\(([^)]+\.svg)\)", page):
+        tree.parse(tmp_path / name)
+    assert len(list(tmp_path.glob("*.svg"))) == 5
+    before = page
+    bench_run("--report", path)
+    assert path.with_suffix(".md").read_text() == before
+
+
+def test_a_contender_that_had_time_left_is_marked(tmp_path):
+    scenario = choose(["keepalive-16"])[0]
+    with background(tmp_path / "origin", "serve") as origin:
+        server = contenders.start(contenders.named("ringgate"), BED.contender_cpus,
+                                  SimpleNamespace(ports=[origin.address[1]]), scenario)
+        try:
+            one = load.slice_of(server, scenario, BED, 0.2, 1.0, rate=200)
+        finally:
+            server.stop()
+    assert one["bottleneck"] != "contender" and not one["valid"]
+    assert one["idle"]["contender"] > load.IDLE_MAX or one["disturbed"]
+    told = measure.told(one | {"rate": None}, scenario)
+    assert "NOT SATURATED" in told
+    summary = measure.summarise([contenders.named("ringgate")], scenario, [{"round": 0} | one], [], {})
+    assert "\\*" in "\n".join(report.figures_table([summary]))
+    assert "Not the contender's maximum" in "\n".join(report.notes([summary]))
+
+
+def test_two_binaries_are_compared(tmp_path):
+    path = tmp_path / "compare.json"
+    binary = contenders.RINGGATE
+    done = bench_run("--base", binary, "--ringgate", binary, "--pairs", 5, "--scenario", "keepalive-16", "--out", path)
+    one = json.loads(path.read_text())["scenarios"][0]
+    assert len(one["slices"]) == 10 and not one["failures"]
+    # The same program: whatever the noise, the sides are not far apart.
+    assert 0.5 < one["ratios"]["cpu_us_per_request"]["median"] < 2
+    assert "CPU ours/base" in done.stdout and path.with_suffix(".md").exists()
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (("--scenario", "nonsense"), "no such scenario"),
+        (("--only", "apache"), "--only takes"),
+        (("--contender-cpus", "0", "--load-cpus", "0"), "must not share"),
+        (("--base", "no-such-revision"), "neither a revision nor a program"),
+        (("--ringgate", "/nonexistent", "--scenario", "keepalive-1"), "no executable"),
+    ],
+)
+def test_what_cannot_be_measured_is_explained(options, says):
+    assert says in bench_run(*options, code=1).stderr
