@@ -27,6 +27,14 @@ Examples:
   ringgate check ringgate.toml
   ringgate check ringgate.toml && systemctl restart ringgate";
 
+const CTL_EXAMPLES: &str = "\
+Exit code 0: done. 1: it was refused, or the process cannot be reached.
+
+Examples:
+  ringgate ctl vrrp status            roles, priorities and why, peers, misconfigurations
+  ringgate ctl vrrp release           hand the addresses over to the peer, and stay behind it
+  ringgate ctl vrrp resume            be an ordinary member again";
+
 /// One binary in place of LVS, nginx and keepalived.
 #[derive(Debug, Parser)]
 #[command(name = "ringgate", version, about, after_help = EXAMPLES)]
@@ -51,6 +59,16 @@ pub enum Command {
         #[arg(long)]
         demo: bool,
     },
+    /// Control a running process through its unix socket
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl {
+        /// The socket (admin.socket)
+        #[arg(long, value_name = "PATH", default_value = crate::control::config::ADMIN_SOCKET)]
+        socket: PathBuf,
+        /// About what
+        #[command(subcommand)]
+        about: About,
+    },
     /// Settings of the machine: plan, apply, verify, undo, explain
     #[command(after_help = crate::cli::tune::EXAMPLES)]
     Tune {
@@ -64,5 +82,42 @@ pub enum Command {
         /// The configuration file
         #[arg(value_name = "FILE")]
         file: PathBuf,
+    },
+}
+
+/// What `ctl` is about.
+#[derive(Debug, Subcommand)]
+pub enum About {
+    /// Virtual addresses
+    Vrrp {
+        /// What to do
+        #[command(subcommand)]
+        what: Vrrp,
+    },
+}
+
+/// What to do with virtual addresses.
+#[derive(Debug, Subcommand)]
+pub enum Vrrp {
+    /// Show roles, priorities, peers and misconfigurations
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand over to a peer: it is active before this node lets go
+    Release {
+        /// One [vrrp.NAME]; default: all
+        instance: Option<String>,
+    },
+    /// Take over with the highest priority
+    Prefer {
+        /// One [vrrp.NAME]; default: all
+        instance: Option<String>,
+    },
+    /// End `release` or `prefer`
+    Resume {
+        /// One [vrrp.NAME]; default: all
+        instance: Option<String>,
     },
 }

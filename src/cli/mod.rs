@@ -4,6 +4,7 @@
 //! wrong configuration. What `run` returns is its own.
 
 pub mod args;
+pub mod ctl;
 pub mod run;
 pub mod tune;
 
@@ -64,6 +65,7 @@ where
         Err(help) => return Step::Exit(print_result(out, &help.to_string())),
     };
     match args.command {
+        Command::Ctl { socket, about } => Step::Exit(ctl::run(&socket, &about, out, err)),
         Command::Check { file } => match loaded(config::load(&file), err) {
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 
 use crate::control::state::{Phase, State};
-use crate::control::{metrics, status};
+use crate::control::{metrics, status, vrrp};
 use crate::l7::channel::Channel;
 use crate::l7::flow::flush;
 use crate::l7::input::Input;
@@ -23,8 +23,17 @@ const REST_MS: u64 = 100;
 const TIMEOUT_MS: u64 = 10_000;
 const LIMITS: Limits = Limits { head_bytes: 16 * 1024, headers: 64 };
 
+/// What a client of the endpoint may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Look.
+    Read,
+    /// Give orders too: it came through the unix socket, whose permissions say who may.
+    Control,
+}
+
 /// Serves the endpoint for as long as the process runs.
-pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>) {
+pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access: Access) {
     let open = Rc::new(Cell::new(0));
     let pause = Timer::new(&ring);
     loop {
@@ -42,13 +51,13 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>) {
         open.set(open.get() + 1);
         let (state, open) = (Rc::clone(&state), Rc::clone(&open));
         spawn(&ring, async move {
-            answer(&stream.into(), &state).await;
+            answer(&stream.into(), &state, access).await;
             open.set(open.get() - 1);
         });
     }
 }
 
-async fn answer(stream: &Channel, state: &State) {
+async fn answer(stream: &Channel, state: &State, access: Access) {
     let timer = Timer::new(stream.ring());
     timer.set(TIMEOUT_MS);
     let (mut input, mut scanner) = (Input::default(), HeadScanner::new());
@@ -56,6 +65,9 @@ async fn answer(stream: &Channel, state: &State) {
     let read = poll_fn(|cx| input.poll_head(stream, &mut scanner, &LIMITS, &mut head, cx));
     let Ok(Ok(())) = timer.guard(read).await else { return };
     let page = match request.parse(&head, &LIMITS) {
+        Ok(()) if access == Access::Control && request.method == Method::Post => {
+            order(stream.ring(), request.target.of(&head), state).await
+        }
         Ok(()) => page(&request, &head, state),
         Err(error) => Page::text(error.status(), encode::reason(error.status())),
     };
@@ -92,6 +104,20 @@ impl Page {
             out.extend_from_slice(self.body.as_bytes());
         }
         buffer
+    }
+}
+
+/// Carries out `POST /vrrp/ORDER[?instance=NAME]`.
+async fn order(ring: &Rc<Ring>, target: &[u8], state: &State) -> Page {
+    let target = String::from_utf8_lossy(target);
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let instance = query.strip_prefix("instance=").map(str::to_owned);
+    let Some(order) = path.strip_prefix("/vrrp/").and_then(vrrp::order) else {
+        return Page::text(404, "there are POST /vrrp/release, /vrrp/prefer and /vrrp/resume");
+    };
+    match vrrp::carry_out(ring, state, order, instance).await {
+        Ok(done) => Page::text(200, &done),
+        Err(why) => Page::text(409, &why),
     }
 }
 

@@ -10,3 +10,4 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod tuning;
+pub mod vrrp;

@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
+use crate::ha::Ha;
+use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -36,6 +38,10 @@ pub struct State {
     pub upstreams: Vec<UpstreamState>,
     /// Certificates.
     pub tls: Arc<Board>,
+    /// VRRP, if it is configured.
+    pub ha: Option<Ha>,
+    /// What VRRP is told about the rest of the process.
+    pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
 }
@@ -43,6 +49,8 @@ pub struct State {
 /// The machine's settings.
 #[derive(Debug)]
 pub struct TuningState {
+    /// VRRP resigns while a setting is not in force (`tuning.require`).
+    pub required: bool,
     /// The profiles.
     pub profiles: Vec<String>,
     /// Settings changed at the start.

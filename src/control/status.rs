@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
+use crate::control::vrrp;
 use crate::l7::upstream::Member;
 
 /// The document.
@@ -21,6 +22,7 @@ pub fn render(state: &State) -> Value {
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
+        "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
     })
 }

@@ -16,13 +16,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use crate::control::admin;
+use crate::control::admin::{self, Access};
 use crate::control::certificates::{Change, Keeper};
 use crate::control::config::{Config, LogTarget, Shards, Steering};
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::state::{Phase, State, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
+use crate::control::vrrp;
+use crate::ha::health::Health;
+use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
 use crate::l7::worker::Report;
@@ -65,6 +68,7 @@ enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
+    Ha(ha::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
 }
@@ -145,8 +149,12 @@ impl Control {
         let upstreams = self.upstreams(cpus.len())?;
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
+        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
+        let local = local.map_err(Failed)?;
         let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
         self.watch_certificates(keeper)?;
+        let health = Arc::new(Health::new(upstreams.len()));
+        let ha = self.start_ha(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             started: Instant::now(),
@@ -156,11 +164,25 @@ impl Control {
             listeners: named_listeners(&self.config),
             upstreams,
             tls,
+            ha,
+            health,
             tuning,
         });
         if let Some(admin) = admin {
             let acceptor = Acceptor::new(&ring, admin);
-            spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state)));
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
+            spawn(&ring, open);
+        }
+        // Removes its path at the end.
+        let _local = local.map(|(guard, listener)| {
+            let acceptor = Acceptor::new(&ring, listener);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
+            spawn(&ring, open);
+            guard
+        });
+        state.health.listeners.set(true);
+        if state.ha.is_some() {
+            spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
@@ -264,6 +286,7 @@ impl Control {
         })
         .map_err(|error| Failed(format!("cannot watch the machine's settings: {error}")))?;
         Ok(TuningState {
+            required: tuned.config.require,
             profiles: tuned.config.profiles.clone(),
             changed: tuned.changed,
             standing: RefCell::new(tuned.standing.clone()),
@@ -302,6 +325,29 @@ impl Control {
             UpstreamState { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
         };
         Ok(configs.iter().zip(resolved).map(state).collect())
+    }
+
+    /// Starts VRRP, if there is any: what it claims can be served from now on.
+    fn start_ha(&self, shards: &[Shard], health: &Arc<Health>) -> Result<Option<Ha>, Failed> {
+        if self.config.ha.instances.is_empty() {
+            return Ok(None);
+        }
+        let desk = self.desk.clone();
+        let plan = ha::Plan {
+            config: self.config.ha.clone(),
+            health: Arc::clone(health),
+            shards: shards
+                .iter()
+                .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .collect(),
+            reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+        };
+        Ha::start(plan).map(Some).map_err(|error| {
+            Failed(format!(
+                "cannot start VRRP: {error}: it needs CAP_NET_ADMIN and CAP_NET_RAW (systemd: \
+                 AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
+            ))
+        })
     }
 
     fn start_shards(
@@ -498,7 +544,7 @@ impl<T: AsRawFd> AsRawFd for Keep<Arc<T>> {
 
 impl Watch {
     /// Obeys signals: the first TERM or INT drains, the second ends at once.
-    async fn obey(&self, ring: Rc<Ring>, signals: SignalFd, drain_timeout: Duration) {
+    async fn obey(self: &Rc<Self>, ring: Rc<Ring>, signals: SignalFd, drain_timeout: Duration) {
         let signals: Rc<dyn AsRawFd> = Rc::new(signals);
         let mut record = Vec::with_capacity(signal::RECORD_LEN);
         loop {
@@ -522,9 +568,24 @@ impl Watch {
         }
     }
 
-    fn drain(&self, ring: &Rc<Ring>, timeout: Duration) {
+    fn drain(self: &Rc<Self>, ring: &Rc<Ring>, timeout: Duration) {
         self.state.phase.set(Phase::Draining);
+        if self.state.ha.is_some() {
+            self.logger.info("resigning", &[]);
+            let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
+            // The addresses go to a peer first; what is under way on them is served meanwhile.
+            spawn(&ring.clone(), async move {
+                vrrp::stop(&ring, &watch.state).await;
+                watch.drain_shards(&ring, timeout);
+            });
+            return;
+        }
+        self.drain_shards(ring, timeout);
+    }
+
+    fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
         self.logger.info("draining", &[("drain_timeout", &format!("{timeout:?}"))]);
+        self.state.health.listeners.set(false);
         for shard in &self.state.shards {
             let _ = shard.send(Message::Drain(timeout));
         }
@@ -562,6 +623,7 @@ impl Watch {
                 match news {
                     News::Report(report) => self.log_report(&report),
                     News::Certificates(change) => self.log_change(&change),
+                    News::Ha(event) => vrrp::log(self.logger, &event),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
                     }
@@ -594,6 +656,9 @@ impl Watch {
         let Some(tuning) = &self.state.tuning else { return };
         let before = tuning.standing.replace(standing);
         let now = tuning.standing.borrow();
+        if tuning.required {
+            self.state.health.tuning.set(now.drift.is_empty());
+        }
         let (gone, back) = tuning::news(&before, &now);
         for drift in gone {
             let fields = [("key", &drift.key[..]), ("now", &drift.now), ("wanted", &drift.wanted)];

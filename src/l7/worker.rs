@@ -87,10 +87,21 @@ pub struct Worker {
     connections: RefCell<Slab<Option<Waker>>>,
     /// When draining began.
     draining: Cell<Option<Millis>>,
+    /// When the addresses were about to be handed over, and how far that is.
+    yielding: Cell<Option<(Millis, Yielding)>>,
     /// A connection was closed.
     pub departed: Event,
     /// A connection was put into a pool.
     pooled: Event,
+}
+
+/// How far a hand-over is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Yielding {
+    /// Connections end after the request they are serving; new ones are accepted.
+    Closing,
+    /// New handshakes are ignored as well; their clients send them again, to the new node.
+    Refusing,
 }
 
 impl Worker {
@@ -125,6 +136,7 @@ impl Worker {
             date: Cell::new((0, http_date(0))),
             connections: RefCell::default(),
             draining: Cell::new(None),
+            yielding: Cell::new(None),
             departed: Event::default(),
             pooled: Event::default(),
         }
@@ -203,21 +215,45 @@ impl Worker {
         }
     }
 
-    /// When draining began; `None` while serving.
+    /// When connections began to be closed, for good or for a hand-over; `None` while serving.
     #[must_use]
     pub fn draining(&self) -> Option<Millis> {
-        self.draining.get()
+        self.draining.get().or_else(|| self.yielding.get().map(|(since, _)| since))
     }
 
-    /// From now on connections are closed after the request they are serving, idle ones soon.
-    pub fn drain(&self) {
-        self.draining.set(Some(self.now()));
+    /// True once the shard is to end.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.draining.get().is_some()
+    }
+
+    /// How far a hand-over is; `None` when there is none.
+    #[must_use]
+    pub fn yielding(&self) -> Option<Yielding> {
+        self.yielding.get().map(|(_, how)| how)
+    }
+
+    /// Before another node takes the addresses over, connections end as in a drain, and then no new ones
+    /// begin, so that none is under way when the network changes its mind. `None` ends that.
+    pub fn yield_to_peer(&self, how: Option<Yielding>) {
+        let since = self.yielding.get().map_or_else(|| self.now(), |(since, _)| since);
+        self.yielding.set(how.map(|how| (since, how)));
+        self.wake_idle();
+    }
+
+    fn wake_idle(&self) {
         for (_, waker) in self.connections.borrow_mut().iter_mut() {
             if let Some(waker) = waker.take() {
                 waker.wake();
             }
         }
         self.departed.set();
+    }
+
+    /// From now on connections are closed after the request they are serving, idle ones soon.
+    pub fn drain(&self) {
+        self.draining.set(Some(self.now()));
+        self.wake_idle();
     }
 
     /// Tells the sweeper that there are idle connections.

@@ -22,6 +22,8 @@ pub(super) struct Inner {
     closed: Cell<bool>,
     /// Accept one connection at a time instead of all there are.
     single: Cell<bool>,
+    /// New handshakes are ignored.
+    deaf: Cell<bool>,
     state: RefCell<State>,
 }
 
@@ -92,6 +94,7 @@ impl Acceptor {
             key: Cell::new(0),
             closed: Cell::new(false),
             single: Cell::new(false),
+            deaf: Cell::new(false),
             state: RefCell::default(),
         });
         let key = ring.acceptors.borrow_mut().insert(Rc::clone(&inner));
@@ -142,6 +145,19 @@ impl Acceptor {
     pub fn ignore_new_handshakes(&self) {
         // Should the kernel refuse, what comes in just before the close is reset, no worse.
         let _ = socket::ignore_new_handshakes(self.inner.listener.as_fd());
+    }
+
+    /// Ignores new handshakes for a while (`deaf`), or listens to them again.
+    pub fn set_deaf(&self, deaf: bool) {
+        if self.inner.deaf.replace(deaf) == deaf {
+            return;
+        }
+        if deaf {
+            self.ignore_new_handshakes();
+        } else {
+            // Fails only when there is no filter, and then nothing is ignored.
+            let _ = socket::heed_new_handshakes(self.inner.listener.as_fd());
+        }
     }
 
     /// Ready once the kernel accepts nothing more, after [`Acceptor::stop`].

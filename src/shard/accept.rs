@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use crate::balance::InFlight;
 use crate::l7::connection;
-use crate::l7::worker::{Report, Worker};
+use crate::l7::worker::{Report, Worker, Yielding};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
 use crate::ring::timer::Millis;
@@ -110,9 +110,11 @@ async fn next(
 ) -> Option<(usize, io::Result<Stream>)> {
     let mut held_back = false;
     poll_fn(|cx| {
-        if worker.draining().is_some() {
+        if worker.is_ending() {
             return Poll::Ready(None);
         }
+        let refusing = worker.yielding() == Some(Yielding::Refusing);
+        acceptors.iter().for_each(|acceptor| acceptor.set_deaf(refusing));
         let near = limit.is_near();
         acceptors.iter().for_each(|acceptor| acceptor.set_single(near));
         if !limit.open.is_full(limit.max) {

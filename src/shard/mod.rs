@@ -13,13 +13,14 @@ use std::task::Poll;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
+use crate::ha::health::Heartbeat;
 use crate::l7::config::{AccessLogFormat, Service};
 use crate::l7::log::AccessLog;
 use crate::l7::metrics::Metrics;
 use crate::l7::pool::{Pool, millis};
 use crate::l7::tls::{self, Current};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
-use crate::l7::worker::{Reporter, Worker};
+use crate::l7::worker::{Reporter, Worker, Yielding};
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
@@ -76,6 +77,8 @@ pub enum Message {
     Members(usize, Arc<MemberSet>),
     /// Continue the access log in this file.
     ReopenLog(OwnedFd),
+    /// The addresses are about to go to another node, or (`None`) that is over.
+    Yield(Option<Yielding>),
     /// Finish what is in flight within this time, then end.
     Drain(Duration),
 }
@@ -89,6 +92,8 @@ pub struct Shard {
     pub metrics: Arc<Metrics>,
     /// Its ring's figures.
     pub ring: Arc<Stats>,
+    /// Answered each time the shard is woken.
+    pub heartbeat: Arc<Heartbeat>,
     inbox: SyncSender<Message>,
     wake: Arc<EventFd>,
     /// Kept so that the thread has an owner; it ends by itself.
@@ -108,7 +113,9 @@ impl Shard {
         let ring = Arc::new(Stats::default());
         let wake = Arc::new(EventFd::new()?);
         let (inbox, messages) = sync_channel(INBOX_MAX);
+        let heartbeat = Arc::new(Heartbeat::default());
         let shared = Shared {
+            heartbeat: Arc::clone(&heartbeat),
             metrics: Arc::clone(&metrics),
             stats: Arc::clone(&ring),
             wake: Arc::clone(&wake),
@@ -116,7 +123,13 @@ impl Shard {
         let thread = Builder::new()
             .name(format!("shard-{}", plan.index))
             .spawn(move || run(plan, messages, shared))?;
-        Ok(Self { cpu, metrics, ring, inbox, wake, _thread: thread })
+        Ok(Self { cpu, metrics, ring, heartbeat, inbox, wake, _thread: thread })
+    }
+
+    /// What wakes it.
+    #[must_use]
+    pub fn waker(&self) -> Arc<EventFd> {
+        Arc::clone(&self.wake)
     }
 
     /// Sends a message; false when the shard's inbox is full or it has ended.
@@ -130,6 +143,7 @@ impl Shard {
 
 /// What the thread shares with its [`Shard`].
 struct Shared {
+    heartbeat: Arc<Heartbeat>,
     metrics: Arc<Metrics>,
     stats: Arc<Stats>,
     wake: Arc<EventFd>,
@@ -174,7 +188,7 @@ async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: 
         accept::run(&accepted_worker, listeners, connections).await;
         over.set();
     });
-    let drain_timeout = obey(&worker, Rc::new(wake), &messages).await;
+    let drain_timeout = obey(&worker, Rc::new(wake), &messages, &shared.heartbeat).await;
     drain(&worker, &accepted_all, drain_timeout).await;
     if let Some(log) = &worker.log {
         log.close(&ring).await;
@@ -204,9 +218,15 @@ impl AsRawFd for WakeFd {
 }
 
 /// Carries out messages until one says to drain; returns how long that may take.
-async fn obey(worker: &Worker, wake: Rc<WakeFd>, messages: &Receiver<Message>) -> Duration {
+async fn obey(
+    worker: &Worker,
+    wake: Rc<WakeFd>,
+    messages: &Receiver<Message>,
+    heartbeat: &Heartbeat,
+) -> Duration {
     let mut buffer = Vec::with_capacity(8);
     loop {
+        heartbeat.answer();
         while let Ok(message) = messages.try_recv() {
             match message {
                 Message::Members(upstream, set) => {
@@ -219,6 +239,7 @@ async fn obey(worker: &Worker, wake: Rc<WakeFd>, messages: &Receiver<Message>) -
                         log.reopen(file);
                     }
                 }
+                Message::Yield(how) => worker.yield_to_peer(how),
                 Message::Drain(timeout) => return timeout,
             }
         }

@@ -19,6 +19,15 @@ impl EventFd {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
+    /// Takes back all notifications; for a thread that waits with ppoll(2), after which it does not block.
+    pub fn clear(&self) {
+        let mut count: u64 = 0;
+        // SAFETY: the buffer is the 8 bytes of `count`, which lives across the call.
+        unsafe {
+            libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>());
+        }
+    }
+
     /// Wakes whoever reads. The counter cannot fill up and block: that takes 2^64 notifications
     /// without a read.
     pub fn notify(&self) {

@@ -237,6 +237,14 @@ pub fn ignore_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Undoes [`ignore_new_handshakes`] (`SO_DETACH_FILTER` of socket(7)).
+///
+/// # Errors
+/// ENOENT when nothing is ignored.
+pub fn heed_new_handshakes(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+}
+
 /// Makes the kernel hand a new connection to the socket of its `SO_REUSEPORT` group that belongs to the CPU
 /// which processed the handshake: socket number `n`, in the order of listen(2), to `cpus[n]`. From other
 /// CPUs connections are spread by hash as before. (A classic BPF program, `SO_ATTACH_REUSEPORT_CBPF` of
@@ -379,6 +387,8 @@ mod tests {
         ignore_new_handshakes(listener).expect("a valid program");
         let error = connect().expect_err("no answer");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        heed_new_handshakes(listener).expect("there was a filter");
+        connect().expect("somebody listens again");
     }
 
     #[test]

@@ -20,10 +20,14 @@ use self::error::Source;
 pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded};
+use crate::ha::config::Ha;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
 pub const FILE_SIZE_MAX: u64 = 4 << 20;
+
+/// Where `ringgate ctl` finds the process unless told otherwise.
+pub const ADMIN_SOCKET: &str = "/run/ringgate/admin.sock";
 
 /// A valid configuration.
 #[derive(Debug)]
@@ -36,12 +40,16 @@ pub struct Config {
     pub tuning: crate::tune::Config,
     /// Where metrics and status are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
+    /// The unix socket for `ringgate ctl`; `None`: there is none.
+    pub admin_socket: Option<PathBuf>,
     /// The layer-7 proxy.
     pub service: Service,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
     pub loaded: Loaded,
+    /// VRRP.
+    pub ha: Ha,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }

@@ -71,6 +71,56 @@ tables! {
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
+        vrrp: Node<Named<Node<Vrrp>>>,
+        vrrp_script: Node<Named<Node<VrrpScript>>>,
+        vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
+    }
+    /// `[vrrp.NAME]`
+    Vrrp {
+        interface: Leaf,
+        virtual_router_id: Leaf,
+        version: Leaf,
+        priority: Leaf,
+        advertise: Leaf,
+        preempt: Leaf,
+        preempt_delay: Leaf,
+        state: Leaf,
+        addresses: Leaf,
+        addresses_excluded: Leaf,
+        source_address: Leaf,
+        unicast_peers: Leaf,
+        unicast_min_ttl: Leaf,
+        use_vmac: Leaf,
+        heartbeat_interfaces: Leaf,
+        auth_pass: Leaf,
+        auth_hmac_keys: Leaf,
+        auth_hmac_mode: Leaf,
+        checksum: Leaf,
+        lease: Leaf,
+        nofail: Leaf,
+        garp_master_repeat: Leaf,
+        garp_master_delay: Leaf,
+        garp_master_refresh: Leaf,
+        track_interface: Leaf,
+        track_script: Leaf,
+        track_file: Leaf,
+        track_upstream: Leaf,
+        notify: Leaf,
+        notify_webhook: Leaf,
+    }
+    /// `[vrrp_script.NAME]`
+    VrrpScript {
+        script: Leaf,
+        interval: Leaf,
+        timeout: Leaf,
+        rise: Leaf,
+        fall: Leaf,
+        weight: Leaf,
+        user: Leaf,
+    }
+    /// `[vrrp_sync_group.NAME]`
+    VrrpSyncGroup {
+        group: Leaf,
     }
     /// `[node]`
     NodeKeys {
@@ -82,6 +132,9 @@ tables! {
         receive_buffers: Leaf,
         buffer_memory: Leaf,
         resolve_interval: Leaf,
+        vrrp_rt_priority: Leaf,
+        vrrp_lock_memory: Leaf,
+        vrrp_shard_timeout: Leaf,
     }
     /// `[log]`
     Log {
@@ -114,6 +167,7 @@ tables! {
     /// `[admin]`
     Admin {
         bind: Leaf,
+        socket: Leaf,
     }
     /// `[http]`
     Http {
@@ -246,7 +300,7 @@ tables! {
 }
 
 /// Every table of fixed keys: how it is written, and its keys.
-pub(super) const TABLES: [(&str, &[&str]); 20] = [
+pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[log]", Log::KEYS),
@@ -267,6 +321,9 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
     ("[upstream.NAME.tls]", UpstreamTls::KEYS),
     ("retry", Retry::KEYS),
     ("servers", Server::KEYS),
+    ("[vrrp.NAME]", Vrrp::KEYS),
+    ("[vrrp_script.NAME]", VrrpScript::KEYS),
+    ("[vrrp_sync_group.NAME]", VrrpSyncGroup::KEYS),
 ];
 
 /// Visits whatever stands there; `T` gets the tables or lists it wants.
@@ -358,6 +415,7 @@ macro_rules! wanted {
 
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
+wanted!(Vrrp VrrpScript VrrpSyncGroup);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

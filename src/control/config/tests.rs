@@ -65,7 +65,7 @@ pub(super) fn routes(keys: &str) -> Vec<crate::l7::config::Route> {
 const REFERENCE: &str = include_str!("../../../deploy/ringgate.toml");
 
 /// Keys of the reference that are required or marked as examples; all others show their default.
-const EXAMPLES: [&str; 14] = [
+const EXAMPLES: [&str; 22] = [
     "listener.name",
     "listener.bind",
     "route.host",
@@ -78,6 +78,14 @@ const EXAMPLES: [&str; 14] = [
     "route.respond.body",
     "route.redirect.status",
     "route.redirect.to",
+    "vrrp.VI_1.interface",
+    "vrrp.VI_1.virtual_router_id",
+    "vrrp.VI_1.addresses",
+    "vrrp.VI_6.interface",
+    "vrrp.VI_6.virtual_router_id",
+    "vrrp.VI_6.addresses",
+    "vrrp_script.backend.script",
+    "vrrp_sync_group.VG_1.group",
     "upstream.api.servers.address",
     // The second server's; the first one's is a default and stays too.
     "upstream.api.servers.backup",

@@ -11,6 +11,7 @@ mod routes;
 mod tls;
 mod tuning;
 mod upstreams;
+mod vrrp;
 
 use super::place::{Place, Report, Reported};
 use super::{Config, raw};
@@ -33,8 +34,20 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         upstreams: upstreams::names(file),
     };
     let routes = routes::routes(&root, file, &names);
+    let ha = vrrp::ha(&root, file, &names.upstreams);
+    let admin_socket = node::admin_socket(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
-    let (node, log, admin) = (node?, log?, admin?);
     let (base, loaded) = Default::default();
-    Ok(Config { node, log, tuning, admin, service, base, loaded, warnings: Vec::new() })
+    Ok(Config {
+        node: node?,
+        log: log?,
+        tuning,
+        admin: admin?,
+        admin_socket: admin_socket?,
+        service,
+        ha: ha?,
+        base,
+        loaded,
+        warnings: Vec::new(),
+    })
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use super::address;
 use crate::control::config::place::{BYTES_MAX, Place, Reported};
-use crate::control::config::raw::{self, Scalar};
+use crate::control::config::raw::{self, Content, Scalar};
 use crate::control::config::units::{self, CPUS_MAX};
-use crate::control::config::{Level, Log, LogFormat, LogTarget, Node, Shards, Steering};
+use crate::control::config::{
+    ADMIN_SOCKET, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
+};
 use crate::l7::config::AccessLogFormat;
 
 const WRITE_SHARDS: &str = r#"write "auto", a count like 2 or a CPU list like "0-3,6""#;
@@ -137,6 +139,29 @@ pub(super) fn admin(root: &Place<'_>, file: &raw::File) -> Result<Option<SocketA
         None => default,
         Some((_, Scalar::Text(text))) if text == "off" => Ok(None),
         Some((place, scalar)) => address::bind(&place, scalar, example, &write).map(Some),
+    }
+}
+
+/// The unix socket; without the key there is one when there is something to control.
+pub(super) fn admin_socket(
+    root: &Place<'_>,
+    file: &raw::File,
+) -> Result<Option<PathBuf>, Reported> {
+    const WRITE: &str = r#"write a path like "/run/ringgate/admin.sock", or "off""#;
+    let default = file.vrrp.is_some().then(|| PathBuf::from(ADMIN_SOCKET));
+    let Some(Content::Wanted(raw)) = file.admin.as_ref().map(raw::Node::get_ref) else {
+        return Ok(default);
+    };
+    let place = root.child("admin", 0..0);
+    match place.text("socket", &raw.socket, WRITE) {
+        None => Ok(default),
+        Some(read) => match read? {
+            (_, "off") => Ok(None),
+            (_, path) if path.starts_with('/') && !path.contains('\0') && path.len() < 108 => {
+                Ok(Some(PathBuf::from(path)))
+            }
+            (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
+        },
     }
 }
 

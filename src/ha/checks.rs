@@ -1,0 +1,190 @@
+//! Check scripts and tracked files, on threads of their own: neither a fork nor a slow file system may hold up
+//! an advertisement.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::config::Script;
+use super::health::Verdict;
+use crate::sys::notify::EventFd;
+use crate::sys::process;
+
+/// How often tracked files are read.
+const FILES_EVERY: Duration = Duration::from_millis(500);
+/// A tracked file longer than this holds no number.
+const FILE_MAX: u64 = 64;
+
+/// What a script has said so far.
+#[derive(Debug, Default)]
+pub(super) struct ScriptState {
+    /// After `rise` and `fall`; unknown before the first verdict.
+    pub(super) verdict: Verdict,
+    /// Runs that succeeded.
+    pub(super) successes: AtomicU64,
+    /// Runs that failed, timeouts included.
+    pub(super) failures: AtomicU64,
+    /// Runs that were killed after their timeout.
+    pub(super) timeouts: AtomicU64,
+}
+
+/// Counts runs in a row. Pure.
+#[derive(Debug, Default)]
+struct Counting {
+    good: Option<bool>,
+    row: u32,
+}
+
+impl Counting {
+    /// Takes in a run; the verdict that holds now. The first run decides at once.
+    fn note(&mut self, success: bool, script: &Script) -> bool {
+        let Some(good) = self.good else {
+            self.good = Some(success);
+            return success;
+        };
+        if success == good {
+            self.row = 0;
+            return good;
+        }
+        self.row += 1;
+        let needed = if success { script.rise } else { script.fall };
+        if self.row >= needed {
+            self.good = Some(success);
+            self.row = 0;
+        }
+        self.good.unwrap_or(success)
+    }
+}
+
+/// Runs `script` at its interval for as long as the process lives; `wake` is told of each new verdict.
+pub(super) fn run_script(script: Script, wake: Arc<EventFd>) -> io::Result<Arc<ScriptState>> {
+    let state = Arc::new(ScriptState::default());
+    let shared = Arc::clone(&state);
+    let name = format!("check-{}", script.name);
+    thread::Builder::new().name(name).spawn(move || {
+        let mut counting = Counting::default();
+        loop {
+            let began = Instant::now();
+            let success = run_once(&script, &shared);
+            let counter = if success { &shared.successes } else { &shared.failures };
+            counter.fetch_add(1, Ordering::Relaxed);
+            let good = counting.note(success, &script);
+            if shared.verdict.is_good() != Some(good) {
+                shared.verdict.set(good);
+                wake.notify();
+            }
+            thread::sleep(script.interval.saturating_sub(began.elapsed()));
+        }
+    })?;
+    Ok(state)
+}
+
+fn run_once(script: &Script, state: &ScriptState) -> bool {
+    let Ok(mut child) = process::start(&script.command, script.user.as_ref()) else { return false };
+    match process::wait(&mut child, script.timeout) {
+        Ok(Some(status)) => status.success(),
+        Ok(None) => {
+            state.timeouts.fetch_add(1, Ordering::Relaxed);
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// Watches files; the number in each, 0 while there is none.
+pub(super) fn watch_files(
+    paths: Vec<PathBuf>,
+    wake: Arc<EventFd>,
+) -> io::Result<Vec<Arc<AtomicI32>>> {
+    let values: Vec<Arc<AtomicI32>> =
+        paths.iter().map(|path| Arc::new(AtomicI32::new(read_number(path)))).collect();
+    if paths.is_empty() {
+        return Ok(values);
+    }
+    let shared = values.clone();
+    thread::Builder::new().name("track-files".into()).spawn(move || {
+        loop {
+            thread::sleep(FILES_EVERY);
+            for (path, value) in paths.iter().zip(&shared) {
+                let now = read_number(path);
+                if value.swap(now, Ordering::Relaxed) != now {
+                    wake.notify();
+                }
+            }
+        }
+    })?;
+    Ok(values)
+}
+
+fn read_number(path: &Path) -> i32 {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let read =
+        std::fs::File::open(path).and_then(|file| file.take(FILE_MAX).read_to_string(&mut text));
+    read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn script(command: &str) -> Script {
+        Script {
+            name: "t".into(),
+            command: ["/bin/sh", "-c", command].map(str::to_owned).to_vec(),
+            interval: Duration::from_secs(3600),
+            timeout: Duration::from_millis(50),
+            rise: 2,
+            fall: 3,
+            weight: None,
+            user: None,
+        }
+    }
+
+    #[test]
+    fn rise_and_fall_count_runs_in_a_row() {
+        let script = script("");
+        let mut counting = Counting::default();
+        let runs = [
+            (true, true),
+            (false, true),
+            (false, true),
+            (true, true),
+            (false, true),
+            (false, true),
+            (false, false),
+            (true, false),
+            (false, false),
+            (true, false),
+            (true, true),
+        ];
+        for (step, (success, good)) in runs.into_iter().enumerate() {
+            assert_eq!(counting.note(success, &script), good, "step {step}");
+        }
+        assert!(!Counting::default().note(false, &script), "the first run decides");
+    }
+
+    #[test]
+    fn exit_codes_and_timeouts_are_failures() {
+        let state = ScriptState::default();
+        assert!(run_once(&script("exit 0"), &state));
+        assert!(!run_once(&script("exit 1"), &state));
+        assert_eq!(state.timeouts.load(Ordering::Relaxed), 0);
+        assert!(!run_once(&script("sleep 10"), &state));
+        assert_eq!(state.timeouts.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn files_hold_a_number_or_count_as_zero() {
+        let path = std::env::temp_dir().join(format!("ringgate-track-{}", std::process::id()));
+        for (text, value) in [("1\n", 1), (" -5 ", -5), ("", 0), ("down", 0), ("99999999999", 0)] {
+            std::fs::write(&path, text).expect("a temporary file");
+            assert_eq!(read_number(&path), value, "{text:?}");
+        }
+        std::fs::remove_file(&path).expect("just written");
+        assert_eq!(read_number(&path), 0);
+    }
+}

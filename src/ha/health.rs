@@ -1,0 +1,122 @@
+//! What other parts of the process tell the HA thread about their health: atomics, read by it in each round.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::protocol::vrrp::Moment;
+use crate::sys::notify::EventFd;
+
+/// A question that a shard answers from its loop: the proof that it runs.
+#[derive(Debug, Default)]
+pub struct Heartbeat {
+    asked: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Heartbeat {
+    /// Answers what was asked; called by the shard each time it is woken.
+    pub fn answer(&self) {
+        self.answered.store(self.asked.load(Ordering::Acquire), Ordering::Release);
+    }
+}
+
+/// One shard, seen from the HA thread.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    beat: Arc<Heartbeat>,
+    wake: Arc<EventFd>,
+    asked_at: Moment,
+    /// It has answered once.
+    pub(super) known: bool,
+}
+
+impl Pulse {
+    pub(super) fn new(beat: Arc<Heartbeat>, wake: Arc<EventFd>, now: Moment) -> Self {
+        Self { beat, wake, asked_at: now, known: false }
+    }
+
+    /// Asks again if the last question was answered; false when one has been open for `timeout`, and
+    /// before the first answer.
+    pub(super) fn check(&mut self, now: Moment, timeout: Duration) -> bool {
+        let asked = self.beat.asked.load(Ordering::Relaxed);
+        if self.beat.answered.load(Ordering::Acquire) == asked {
+            self.known |= asked > 0;
+            self.asked_at = now;
+            self.beat.asked.store(asked.wrapping_add(1), Ordering::Release);
+            self.wake.notify();
+            return self.known;
+        }
+        self.known && now.since(self.asked_at) < timeout
+    }
+
+    /// Begins anew: we did not run ourselves, so a late answer proves nothing.
+    pub(super) fn forgive(&mut self, now: Moment) {
+        self.asked_at = now;
+    }
+}
+
+/// Something that is not known at first and good or bad later.
+#[derive(Debug, Default)]
+pub struct Verdict(AtomicU8);
+
+impl Verdict {
+    /// Good or bad.
+    pub fn set(&self, good: bool) {
+        self.0.store(if good { 1 } else { 2 }, Ordering::Relaxed);
+    }
+
+    /// `None` while unknown.
+    #[must_use]
+    pub fn is_good(&self) -> Option<bool> {
+        match self.0.load(Ordering::Relaxed) {
+            0 => None,
+            value => Some(value == 1),
+        }
+    }
+}
+
+/// The inputs from the rest of the process.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// Usable servers of each upstream, in the order of the configuration.
+    pub usable: Vec<AtomicU32>,
+    /// Whether tuning was applied and verified; good while nobody says otherwise.
+    pub tuning: Verdict,
+    /// Whether every listener is open and accepting.
+    pub listeners: Verdict,
+}
+
+impl Health {
+    /// For so many upstreams.
+    #[must_use]
+    pub fn new(upstreams: usize) -> Self {
+        let usable = (0..upstreams).map(|_| AtomicU32::new(0)).collect();
+        Self { usable, tuning: Verdict::default(), listeners: Verdict::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_does_not_answer_is_dead_after_the_timeout() {
+        let beat = Arc::new(Heartbeat::default());
+        let wake = Arc::new(EventFd::new().expect("an eventfd"));
+        let timeout = Duration::from_secs(1);
+        let at = |ms: u64| Moment::from_nanos(ms * 1_000_000);
+        let mut pulse = Pulse::new(Arc::clone(&beat), wake, at(0));
+        assert!(!pulse.check(at(0), timeout), "asks and knows nothing yet");
+        beat.answer();
+        assert!(pulse.check(at(0), timeout), "asks");
+        assert!(pulse.check(at(900), timeout), "waits");
+        assert!(!pulse.check(at(1000), timeout), "gives up");
+        pulse.forgive(at(1000));
+        assert!(pulse.check(at(1900), timeout), "waits anew");
+        beat.answer();
+        assert!(pulse.check(at(5000), timeout), "asks again");
+        assert!(pulse.check(at(5900), timeout));
+        assert!(!pulse.check(at(6000), timeout));
+    }
+}

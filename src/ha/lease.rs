@@ -1,0 +1,179 @@
+//! Virtual addresses on lease: added with a lifetime and refreshed for as long as this process lives and is
+//! active. Killed or hanging, it refreshes nothing, and the kernel removes them by itself.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::config::{Instance, Vip};
+use super::network::Network;
+use super::vmac::host_prefix;
+use crate::packet::netlink::address::{Assigned, Wanted};
+use crate::protocol::vrrp::Moment;
+
+/// Our mark on an address (`IFA_PROTO`): VRRP's IP protocol number.
+const OWNER: u8 = 112;
+/// A lease is refreshed so many times in its life.
+const REFRESHES: u32 = 4;
+
+/// Something that went wrong with an address.
+#[derive(Debug)]
+pub(super) enum Problem {
+    /// It could not be added, refreshed or removed.
+    Failed(&'static str, IpAddr, io::Error),
+    /// It is on the interface already, and not through us.
+    Foreign(IpAddr),
+    /// Its interface does not exist.
+    NoDevice(IpAddr, String),
+    /// It had gone although it was ours: lapsed while we were late, or removed by somebody.
+    Lost(IpAddr),
+}
+
+/// The addresses of one instance.
+#[derive(Debug)]
+pub(super) struct Lease {
+    vips: Vec<Vip>,
+    interface: String,
+    lifetime: Option<Duration>,
+    /// On the interface through us; by index of `vips`.
+    held: Vec<Option<Wanted>>,
+    /// Whether we want them.
+    wanted: bool,
+    refresh_at: Moment,
+}
+
+impl Lease {
+    /// Nothing held yet. `interface` is where addresses without a device of their own go.
+    pub(super) fn new(config: &Instance, interface: &str) -> Self {
+        let mut vips: Vec<Vip> = config.addresses.iter().chain(&config.excluded).cloned().collect();
+        if interface != config.interface {
+            let own = vips.iter_mut().filter(|vip| vip.device.is_none());
+            own.for_each(|vip| vip.prefix = host_prefix(vip.address));
+        }
+        Self {
+            held: vec![None; vips.len()],
+            vips,
+            interface: interface.to_owned(),
+            lifetime: config.lease,
+            wanted: false,
+            refresh_at: Moment::default(),
+        }
+    }
+
+    /// The addresses, and the interface of each.
+    pub(super) fn vips(&self) -> impl Iterator<Item = (&Vip, &str)> {
+        self.vips.iter().map(|vip| (vip, self.device(vip)))
+    }
+
+    /// How many are on their interface through us.
+    pub(super) fn held(&self) -> impl Iterator<Item = IpAddr> {
+        self.held.iter().flatten().map(|wanted| wanted.address)
+    }
+
+    /// When to call [`Lease::refresh`] next.
+    pub(super) fn due(&self) -> Option<Moment> {
+        (self.wanted && self.lifetime.is_some()).then_some(self.refresh_at)
+    }
+
+    fn device<'a>(&'a self, vip: &'a Vip) -> &'a str {
+        vip.device.as_deref().unwrap_or(&self.interface)
+    }
+
+    /// Takes over what an earlier life of this process left: addresses with our mark.
+    pub(super) fn adopt(&mut self, network: &Network) {
+        for index in 0..self.vips.len() {
+            let Some(wanted) = self.wanted(index, network) else { continue };
+            let found = network.assigned(wanted.interface, wanted.address);
+            if found.is_some_and(|found| self.is_ours(found)) {
+                self.held[index] = Some(wanted);
+            }
+        }
+    }
+
+    /// Ours by its mark; on kernels without marks, by a lifetime no longer than we give.
+    fn is_ours(&self, found: &Assigned) -> bool {
+        let short = found.valid.zip(self.lifetime).is_some_and(|(valid, ours)| valid <= ours);
+        found.owner == OWNER || found.owner == 0 && short
+    }
+
+    /// Puts all addresses on their interfaces.
+    pub(super) fn take(&mut self, network: &mut Network, now: Moment) -> Vec<Problem> {
+        self.wanted = true;
+        self.put(network, now, false)
+    }
+
+    /// Gives them a new lifetime, and puts back what has gone. To be called only while it is certain that
+    /// this router is the active one.
+    pub(super) fn refresh(&mut self, network: &mut Network, now: Moment) -> Vec<Problem> {
+        if !self.wanted {
+            return Vec::new();
+        }
+        self.put(network, now, true)
+    }
+
+    fn put(&mut self, network: &mut Network, now: Moment, again: bool) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for index in 0..self.vips.len() {
+            let Some(wanted) = self.wanted(index, network) else {
+                let vip = &self.vips[index];
+                problems.push(Problem::NoDevice(vip.address, self.device(vip).to_owned()));
+                self.held[index] = None;
+                continue;
+            };
+            let found = network.assigned(wanted.interface, wanted.address);
+            if self.held[index].is_none() && found.is_some_and(|found| !self.is_ours(found)) {
+                problems.push(Problem::Foreign(wanted.address));
+                continue;
+            }
+            if again && self.held[index].is_some() && found.is_none() {
+                problems.push(Problem::Lost(wanted.address));
+            }
+            match network.lease(&wanted, self.lifetime) {
+                Ok(()) => self.held[index] = Some(wanted),
+                Err(error) => {
+                    problems.push(Problem::Failed("add", wanted.address, error));
+                    self.held[index] = None;
+                }
+            }
+        }
+        if let Some(lifetime) = self.lifetime {
+            self.refresh_at = now.after(lifetime / REFRESHES);
+        }
+        problems
+    }
+
+    /// Removes what is held; what is not ours stays.
+    pub(super) fn release(&mut self, network: &mut Network) -> Vec<Problem> {
+        self.wanted = false;
+        let mut problems = Vec::new();
+        for held in &mut self.held {
+            let Some(wanted) = held.take() else { continue };
+            match network.remove(&wanted) {
+                Ok(()) => {}
+                // Lapsed, or its interface went away.
+                Err(error) if is_gone(&error) => {}
+                Err(error) => problems.push(Problem::Failed("remove", wanted.address, error)),
+            }
+        }
+        problems
+    }
+
+    /// What to ask of the kernel; `None` while the interface does not exist.
+    fn wanted(&self, index: usize, network: &Network) -> Option<Wanted> {
+        let vip = self.vips.get(index)?;
+        let link = network.link(self.device(vip))?;
+        Some(Wanted {
+            interface: link.index,
+            address: vip.address,
+            prefix: vip.prefix,
+            label: vip.label.clone(),
+            owner: OWNER,
+            // A host address is for clients to find us; our own connections keep another source.
+            deprecated: vip.prefix == 128,
+        })
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::ENODEV))
+}

@@ -1,0 +1,6 @@
+//! Packets below TCP: raw VRRP sockets, link-layer frames, and the kernel's routing netlink.
+
+pub mod frames;
+pub mod netlink;
+mod options;
+pub mod vrrp_socket;

@@ -1,0 +1,212 @@
+"""A pair of Ringgates: who holds the address, what a client sees, and what the kernel does when a process dies."""
+
+import os
+import signal
+import time
+
+from harness.lan import Load, Ringgate
+from harness.tools import eventually
+
+from .common import VIP, holds, vrrp
+
+
+def test_the_best_is_active_and_serves(pair):
+    a, b, client = pair()
+    assert holds(a) and not holds(b)
+    with Load(client, VIP) as load:
+        load.await_from("a")
+    wanted = {"address": a.host.address, "priority": 200}
+    eventually(lambda: b.instance()["active"] == wanted, 5)
+
+
+def test_kill_nine_moves_the_address_and_leaves_none_behind(pair):
+    a, b, client = pair()
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        killed = time.monotonic()
+        a.kill()
+        taken = load.await_from("b")
+        assert taken - killed < 3, "an order of magnitude above three intervals"
+        eventually(lambda: not holds(a), 5, "the kernel drops the lease of the dead")
+        load.await_from("b")
+        assert holds(b)
+    # The one that comes back takes over again, and the other lets go.
+    a.start()
+    a.await_role("active")
+    eventually(lambda: holds(a) and not holds(b), 5)
+
+
+def test_a_hanging_process_loses_its_lease_and_does_not_fight_when_it_wakes(pair):
+    a, b, client = pair(more="preempt = false")
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        os.kill(a.pid, signal.SIGSTOP)
+        try:
+            load.await_from("b")
+            eventually(lambda: not holds(a), 5, "the lease runs out")
+        finally:
+            os.kill(a.pid, signal.SIGCONT)
+        a.await_role("backup")
+        assert not holds(a)
+        assert b.instance()["role"] == "active"
+        load.await_from("b")
+
+
+def test_a_short_stall_leaves_everything_as_it_was(pair):
+    a, b, client = pair(more="lease = \"5s\"")
+    os.kill(a.pid, signal.SIGSTOP)
+    time.sleep(0.05)  # the stall itself, half an interval
+    os.kill(a.pid, signal.SIGCONT)
+    before = b.instance()["adverts_received"]
+    eventually(lambda: b.instance()["adverts_received"] > before + 10, 5)
+    assert (a.instance()["role"], b.instance()["role"]) == ("active", "backup")
+
+
+def test_a_stalled_backup_hears_what_waits_before_it_claims(pair):
+    a, b, client = pair()
+    os.kill(b.pid, signal.SIGSTOP)
+    time.sleep(1.0)  # ten intervals: its timer has run out by far
+    os.kill(b.pid, signal.SIGCONT)
+    before = b.instance()["adverts_received"]
+    eventually(lambda: b.instance()["adverts_received"] > before + 10, 5)
+    assert "to=active" not in b.log()
+    assert a.instance()["role"] == "active"
+
+
+def test_cable_pull_and_return(pair):
+    a, b, client = pair()
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        a.host.plug("eth0", False)
+        load.await_from("b")
+        assert a.await_role("initialize")["problems"] == ["interface eth0 is down"]
+        eventually(lambda: not holds(a), 2, "a port without carrier holds nothing")
+        a.host.plug("eth0", True)
+        load.await_from("a")
+        b.await_role("backup")
+        eventually(lambda: not holds(b), 2)
+
+
+def test_partition_and_heal(pair):
+    a, b, client = pair()
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        a.host.isolate("eth0", True)
+        load.await_from("b")
+        assert a.instance()["role"] == "active", "it cannot know"
+        a.host.isolate("eth0", False)
+        b.await_role("backup")
+        eventually(lambda: holds(a) and not holds(b), 5)
+        load.await_from("a")
+        # Whoever hears the other first names it; both know in the end who is active.
+        eventually(lambda: b.instance()["active"] == {"address": a.host.address, "priority": 200}, 5)
+        assert "is active with higher priority 200" in b.log()
+
+
+def test_a_second_heartbeat_path_prevents_the_split(lan, tmp_path):
+    more = 'heartbeat_interfaces = ["eth1"]'
+    a = Ringgate(lan.host(("eth0", "eth1")), tmp_path, "a", vrrp(200, more=more))
+    b = Ringgate(lan.host(("eth0", "eth1")), tmp_path, "b", vrrp(100, more=more))
+    with a, b:
+        a.await_role("active")
+        b.await_role("backup")
+        b.host.isolate("eth0", True)
+        before = b.instance()["adverts_received"]
+        eventually(lambda: b.instance()["adverts_received"] > before + 20, 10)
+        status = b.instance()
+        assert status["role"] == "backup", "it hears the active one over eth1"
+        assert any("second path" in text for text in status["misconfigurations"]), status
+
+
+def test_sigterm_resigns_first(pair):
+    a, b, client = pair()
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        a.process.send_signal(signal.SIGTERM)
+        load.await_from("b")
+        assert a.process.wait(15) == 0
+        log = a.log()
+        assert "handed over to" in log
+        assert log.index("resigning") < log.index("from=active to=backup") < log.index("draining"), log
+        assert not holds(a)
+
+
+def test_a_restart_removes_what_an_earlier_life_left(pair, tmp_path):
+    a, b, client = pair(more='lease = "60s"')
+    a.kill()
+    assert holds(a), "the lease is long"
+    b.await_role("active")
+    b.process.send_signal(signal.SIGSTOP)  # so that nobody else acts
+    a.start()
+    a.await_role("active")
+    assert holds(a)
+    os.kill(b.pid, signal.SIGCONT)
+    b.await_role("backup")
+
+
+def test_an_address_that_is_not_ours_is_left_alone(lan, tmp_path):
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    with Ringgate(host, tmp_path, "a", vrrp(100)) as a:
+        status = a.await_role("active")
+        eventually(lambda: a.instance()["problems"], 5)
+        assert "not ours" in a.instance()["problems"][0]
+        assert status["addresses"] == [{"address": f"{VIP}/24", "held": False}]
+    assert holds(a), "it was there before and stays"
+    assert "valid_lft forever" in host.ip("addr", "show", "to", VIP)
+
+
+def test_ipv6_several_addresses_labels_and_devices(lan, tmp_path):
+    host = lan.host(("eth0", "eth1"))
+    addresses = '"10.77.0.100/24 label eth0:vip", "10.77.1.100/24 dev eth1", "10.77.0.101"'
+    six = (
+        '[vrrp.VI_6]\ninterface = "eth0"\nvirtual_router_id = 51\n'
+        'addresses = ["fe80::100/64", "fd77::100/128"]\n'
+        '[vrrp_sync_group.G]\ngroup = ["VI_1", "VI_6"]\n'
+    )
+    client = lan.host()
+    with Ringgate(host, tmp_path, "a", vrrp(100, addresses=addresses) + six) as a:
+        a.await_role("active")
+        a.await_role("active", "VI_6")
+        assert {"10.77.0.100", "10.77.0.101", "fe80::100", "fd77::100"} <= set(host.addresses("eth0"))
+        assert "10.77.1.100" in host.addresses("eth1")
+        shown = host.ip("addr", "show", "dev", "eth0")
+        assert "eth0:vip" in shown and "10.77.0.101/32" in shown
+        assert "deprecated" in next(l for l in shown.splitlines() if "fd77::100" in l)
+        with Load(client, "fd77::100") as load:
+            load.await_from("a")
+    assert not {"10.77.0.100", "10.77.1.100", "fe80::100", "fd77::100"} & set(host.addresses())
+
+
+def test_a_sync_group_moves_as_one(lan, tmp_path):
+    def both(priority):
+        second = vrrp(priority).replace("VI_1", "VI_2").replace("51", "52").replace("eth0", "eth1")
+        second = second.replace(VIP, "10.77.1.100")
+        return vrrp(priority) + second + '[vrrp_sync_group.G]\ngroup = ["VI_1", "VI_2"]\n'
+
+    a = Ringgate(lan.host(("eth0", "eth1")), tmp_path, "a", both(200))
+    b = Ringgate(lan.host(("eth0", "eth1")), tmp_path, "b", both(100))
+    with a, b:
+        for name in ("VI_1", "VI_2"):
+            a.await_role("active", name)
+            b.await_role("backup", name)
+        a.host.plug("eth1", False)
+        for name in ("VI_1", "VI_2"):
+            b.await_role("active", name)
+        eventually(lambda: not {VIP, "10.77.1.100"} & set(a.host.addresses()), 5)
+
+
+def test_the_virtual_mac_moves_with_the_address(pair):
+    a, b, client = pair(more="use_vmac = true")
+    mac = "00:00:5e:00:01:33"
+    neighbour = lambda: client.ip("neigh", "show", VIP)
+    with Load(client, VIP) as load:
+        load.await_from("a")
+        assert mac in neighbour()
+        assert VIP in a.host.addresses("vrrp4.51") and VIP not in a.host.addresses("eth0")
+        a.process.send_signal(signal.SIGTERM)
+        load.await_from("b")
+        assert mac in neighbour()
+    assert a.process.wait(15) == 0
+    assert "vrrp4.51" not in a.host.ip("link", "show")
+    assert a.host.run("sysctl", "-n", "net.ipv4.conf.eth0.arp_ignore").stdout.strip() == "0"

@@ -1,0 +1,355 @@
+"""A switched network of hosts, each a network namespace, all removed on exit: for everything below TCP.
+
+`with Lan() as lan: a = lan.host()` gives a host with `eth0` (10.77.0.N/24 and fd77::N/64) on the bridge.
+"""
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import selectors
+import socket
+import subprocess
+import threading
+import time
+
+from .client import tool
+from .process import Process
+from .proxy import binary, check_log
+from .tools import eventually
+
+_SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
+_numbers = itertools.count()
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _ip(*args, check=True):
+    done = subprocess.run([*_SUDO, tool("ip"), *args], capture_output=True, text=True, timeout=10)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(args)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+class Host:
+    """A namespace with one or more interfaces on the switch."""
+
+    def __init__(self, lan, number):
+        self.lan, self.number, self.name = lan, number, f"{lan.name}h{number}"
+        self.address, self.address6 = f"10.77.0.{number}", f"fd77::{number}"
+
+    def ip(self, *args, check=True):
+        return _ip("-n", self.name, *args, check=check)
+
+    def argv(self, *args):
+        return [*_SUDO, tool("ip"), "netns", "exec", self.name, *map(str, args)]
+
+    def run(self, *args, timeout=30, check=True):
+        return subprocess.run(
+            self.argv(*args), capture_output=True, text=True, timeout=timeout, check=check
+        )
+
+    def addresses(self, device=None):
+        """Every address of an interface, or of all, as text without prefix."""
+        links = json.loads(self.ip("-json", "addr", "show", *(["dev", device] if device else [])))
+        return [a["local"] for link in links for a in link.get("addr_info", [])]
+
+    def plug(self, device, connected):
+        """Pulls or plugs the cable: the switch's end goes down, and this one loses its carrier."""
+        self.lan.switch("link", "set", self.port(device), "up" if connected else "down")
+
+    def port(self, device="eth0"):
+        return f"p{self.number}{device}"
+
+    def isolate(self, device, isolated):
+        """Cuts the switch port without the host seeing it: frames in both directions vanish."""
+        if isolated:
+            self.lan.switch("link", "set", self.port(device), "nomaster")
+        else:
+            self.lan.switch("link", "set", self.port(device), "master", self.lan.bridge_of(device))
+
+
+class Lan:
+    """A namespace with a bridge for each kind of interface, and hosts around it."""
+
+    def __init__(self):
+        self.name = f"rgl{os.getpid()}x{next(_numbers)}"
+        self.hosts, self.bridges = [], {}
+
+    def __enter__(self):
+        _ip("netns", "add", self.name)
+        return self
+
+    def __exit__(self, *_):
+        for host in self.hosts:
+            _ip("netns", "del", host.name, check=False)
+        _ip("netns", "del", self.name, check=False)
+
+    def switch(self, *args):
+        return _ip("-n", self.name, *args)
+
+    def bridge_of(self, device):
+        """The bridge that all interfaces of this name are on; fd and learning as a switch does."""
+        if device not in self.bridges:
+            name = f"br{len(self.bridges)}"
+            self.switch("link", "add", name, "type", "bridge", "mcast_snooping", "0")
+            self.switch("link", "set", name, "up")
+            self.bridges[device] = name
+        return self.bridges[device]
+
+    def host(self, devices=("eth0",)):
+        host = Host(self, len(self.hosts) + 1)
+        _ip("netns", "add", host.name)
+        self.hosts.append(host)
+        host.ip("link", "set", "lo", "up")
+        for net, device in enumerate(devices):
+            self.switch(
+                "link", "add", host.port(device), "type", "veth",
+                "peer", "name", device, "netns", host.name,
+            )  # fmt: skip
+            self.switch("link", "set", host.port(device), "master", self.bridge_of(device), "up")
+            host.ip("addr", "add", f"10.77.{net}.{host.number}/24", "dev", device)
+            host.ip("addr", "add", f"fd77:{net or ''}::{host.number}/64".replace(":::", "::"), "dev", device, "nodad")
+            host.ip("link", "set", device, "up", "addrgenmode", "eui64")
+        for device in devices:
+            eventually(lambda d=device: "fe80" in " ".join(host.addresses(d)), 5, "a link-local address")
+        # Duplicate address detection takes a second or two; nobody else is here.
+        host.run("sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", check=False)
+        for device in devices:
+            local = next(a for a in host.addresses(device) if a.startswith("fe80"))
+            host.ip("addr", "del", f"{local}/64", "dev", device)
+            host.ip("addr", "add", f"{local}/64", "dev", device, "nodad")
+        return host
+
+
+def in_namespace(name, work):
+    """Starts a thread that does `work()` with its sockets in this namespace."""
+
+    def begin():
+        descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY)
+        if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(descriptor)
+        work()
+
+    thread = threading.Thread(target=begin, daemon=True)
+    thread.start()
+    return thread
+
+
+class Load:
+    """A request every few milliseconds, each on a connection of its own and whatever became of those before it.
+
+    `with Load(host, vip) as load:`; an attempt without an answer after `patience` is given up. What a
+    browser would see is one of them; how long nobody is served shows in all of them together.
+    """
+
+    def __init__(self, host, address, port=80, patience=1.0, every=0.004):
+        self.host, self.target = host, (address, port)
+        self.family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.patience, self.every = patience, every
+        self.successes, self.failures, self.over = [], [], threading.Event()
+
+    def __enter__(self):
+        self.thread = in_namespace(self.host.name, self._work)
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join(self.patience + 5)
+
+    def _work(self):
+        selector = selectors.DefaultSelector()
+        following, stopping = time.monotonic(), False
+        while not stopping or selector.get_map():
+            now = time.monotonic()
+            stopping = stopping or self.over.is_set()
+            if not stopping and now >= following:
+                following = max(following + self.every, now)
+                self._begin(selector, now)
+            for key, events in selector.select(0.001):
+                self._advance(selector, key, events)
+            for key in [k for k in selector.get_map().values() if now - k.data.begin > self.patience]:
+                self._end(selector, key, TimeoutError("no answer"))
+
+    def _begin(self, selector, now):
+        client = socket.socket(self.family, socket.SOCK_STREAM)
+        client.setblocking(False)
+        attempt = _Attempt(now)
+        error = client.connect_ex(self.target)
+        if error not in (0, errno.EINPROGRESS):
+            self.failures.append((now, now, OSError(error, os.strerror(error))))
+            client.close()
+            return
+        selector.register(client, selectors.EVENT_WRITE, attempt)
+
+    def _advance(self, selector, key, events):
+        client, attempt = key.fileobj, key.data
+        try:
+            if events & selectors.EVENT_WRITE:
+                error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if error:
+                    raise OSError(error, os.strerror(error))
+                client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                selector.modify(client, selectors.EVENT_READ, attempt)
+                return
+            chunk = client.recv(4096)
+            attempt.data += chunk
+            if chunk:
+                return
+            if not attempt.data.startswith(b"HTTP/1.1 200"):
+                raise OSError(f"no answer: {attempt.data[:40]!r}")
+            body = attempt.data.rsplit(b"\r\n\r\n", 1)[1].strip().decode()
+            self.successes.append((time.monotonic(), body))
+            self._end(selector, key, None)
+        except OSError as error:
+            self._end(selector, key, error)
+
+    def _end(self, selector, key, error):
+        selector.unregister(key.fileobj)
+        key.fileobj.close()
+        if error:
+            self.failures.append((key.data.begin, time.monotonic(), error))
+
+    def await_from(self, body, timeout=10.0):
+        """Waits for an answer that has this body and comes after now; returns its time."""
+        begin = time.monotonic()
+
+        def found():
+            for at, text in reversed(self.successes[-50:]):
+                if at > begin and text == body:
+                    return at
+            return None
+
+        return eventually(found, timeout, f"an answer from {body}", every=0.002)
+
+    def gap(self, since, until=None):
+        """Longest time between successes around and after `since`."""
+        times = [at for at, _ in self.successes if until is None or at <= until]
+        before = max((at for at in times if at <= since), default=since)
+        times = [before, *(at for at in times if at > since)]
+        return max((b - a for a, b in itertools.pairwise(times)), default=float("inf"))
+
+
+class _Attempt:
+    def __init__(self, begin):
+        self.begin, self.data = begin, b""
+
+
+class Ringgate:
+    """Ringgate on a host, answering with its own name on port 80, and whatever `vrrp` says."""
+
+    def __init__(self, host, directory, name, vrrp, node="", more="", env=None):
+        self.host, self.name, self.process = host, name, None
+        self.directory = directory / f"{name}{next(_numbers)}"
+        self.directory.mkdir(parents=True)
+        self.socket = self.directory / "admin.sock"
+        self.file = self.directory / "ringgate.toml"
+        self.env = env
+        self.file.write_text(
+            f'[node]\nshards = 1\npin = false\n{node}\n'
+            f'[admin]\nbind = "127.0.0.1:9090"\nsocket = "{self.socket}"\n'
+            f'[[listener]]\nbind = "0.0.0.0:80"\n[[listener]]\nbind = "[::]:80"\n'
+            f'[[route]]\npath = "/"\nrespond = {{ body = "{name}" }}\n{more}\n{vrrp}\n'
+        )
+
+    def start(self):
+        argv = self.host.argv(binary(), "run", self.file)
+        log = self.directory / f"log{next(_numbers)}"
+        self.process = Process(argv, log, env=self.env)
+        self.process.await_ready(lambda: "serving" in self.process.log())
+        return self
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, kind, *_):
+        self.stop(check=kind is None)
+
+    def stop(self, check=True):
+        if not self.process:
+            return
+        process, self.process = self.process, None
+        code = process.terminate(20)
+        if check:
+            assert code == 0, f"exit code {code}:\n{process.log()[-4000:]}"
+            check_log(process.log())
+
+    def kill(self):
+        self.process.kill()
+        self.process = None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def log(self):
+        return self.process.log()
+
+    def ctl(self, *args, check=True, timeout=30):
+        done = subprocess.run(
+            [str(binary()), "ctl", "--socket", str(self.socket), "vrrp", *args],
+            capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def vrrp(self):
+        return json.loads(self.ctl("status", "--json").stdout)
+
+    def instance(self, name="VI_1"):
+        return next(i for i in self.vrrp()["instances"] if i["name"] == name)
+
+    def await_role(self, role, name="VI_1", timeout=10.0):
+        eventually(lambda: self.instance(name)["role"] == role, timeout, f"{self.name} {role}")
+        return self.instance(name)
+
+
+class Keepalived:
+    """keepalived's VRRP on a host."""
+
+    def __init__(self, host, directory, text, options=()):
+        self.host, self.process = host, None
+        self.directory = directory / f"keepalived{next(_numbers)}"
+        self.directory.mkdir(parents=True)
+        self.file = self.directory / "keepalived.conf"
+        self.file.write_text(text)
+        self.options = options
+
+    def start(self):
+        for name in ("pid", "vrrp.pid"):
+            (self.directory / name).unlink(missing_ok=True)  # of one that was killed
+        argv = self.host.argv(
+            tool("keepalived"), "-n", "-l", "-D", "-P", "-f", self.file,
+            "-p", self.directory / "pid", "-r", self.directory / "vrrp.pid", *self.options,
+        )  # fmt: skip
+        self.process = Process(argv, self.directory / f"log{next(_numbers)}")
+        self.process.await_ready(lambda: "Entering" in self.process.log())
+        return self
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        if self.process:
+            process, self.process = self.process, None
+            process.terminate(10)
+
+    def vrrp_pid(self):
+        """The child that speaks VRRP."""
+        return int((self.directory / "vrrp.pid").read_text())
+
+    def log(self):
+        return self.process.log()
+
+    def state(self):
+        """The last state it says to have entered."""
+        states = [line.split("Entering ")[1].split(" ")[0] for line in self.log().splitlines() if "Entering " in line]
+        return states[-1] if states else None
+
+    def await_state(self, state, timeout=15.0):
+        eventually(lambda: self.state() == state, timeout, f"keepalived {state}:\n{self.log()[-2000:]}")

@@ -1,0 +1,199 @@
+"""The real keepalived (Debian) at the other end: versions 2 and 3, as active and as backup, by multicast and by
+unicast, with PASS; and tshark's opinion of our frames."""
+
+import json
+import subprocess
+import time
+
+import pytest
+
+from harness.client import tool
+from harness.lan import Keepalived, Lan, Load, Ringgate
+from harness.process import Process
+from harness.tools import eventually
+
+VIP = "10.77.0.100"
+
+CASES = {
+    "v3-multicast": {},
+    "v3-unicast": {"unicast": True},
+    "v2-pass-unicast": {"version": 2, "password": "sesame", "unicast": True},
+    "v2-pass": {"version": 2, "password": "12345678"},
+    "v3-ipv6": {"vip": "fe80::100"},
+}
+
+
+@pytest.fixture
+def lan():
+    with Lan() as one:
+        yield one
+
+
+def ours(priority, case, peer):
+    version, vip = case.get("version", 3), case.get("vip", VIP)
+    lines = [
+        '[vrrp.VI_1]\ninterface = "eth0"\nvirtual_router_id = 51',
+        f'priority = {priority}\nversion = {version}\naddresses = ["{vip}/{64 if ":" in vip else 24}"]',
+        f'advertise = "{"1s" if version == 2 else "100ms"}"',
+    ]
+    if "password" in case:
+        lines.append(f'auth_pass = "{case["password"]}"')
+    if case.get("unicast"):
+        lines.append(f'unicast_peers = ["{peer.address}"]')
+    return "\n".join(lines) + "\n"
+
+
+def theirs(priority, case, host, peer):
+    version, vip = case.get("version", 3), case.get("vip", VIP)
+    auth = unicast = ""
+    if "password" in case:
+        auth = f"    authentication {{\n auth_type PASS\n auth_pass {case['password']}\n }}\n"
+    if case.get("unicast"):
+        unicast = f"    unicast_src_ip {host.address}\n    unicast_peer {{\n {peer.address}\n }}\n"
+    return (
+        f"global_defs {{\n router_id x\n vrrp_version {version}\n vrrp_garp_master_refresh 1\n}}\n"
+        f"vrrp_instance VI_1 {{\n    interface eth0\n    virtual_router_id 51\n"
+        f"    priority {priority}\n    version {version}\n"
+        f"    advert_int {1 if version == 2 else 0.1}\n{auth}{unicast}"
+        f"    virtual_ipaddress {{\n {vip}/{64 if ':' in vip else 24}\n }}\n}}\n"
+    )
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_keepalived_as_backup_and_as_active(lan, tmp_path, name):
+    case = CASES[name]
+    one, other = lan.host(), lan.host()
+    vip = case.get("vip", VIP)
+    has = lambda host: vip in host.addresses("eth0")
+    with Ringgate(one, tmp_path, "a", ours(150, case, other)) as ringgate:
+        ringgate.await_role("active")
+        with Keepalived(other, tmp_path, theirs(100, case, other, one)) as keepalived:
+            # It may claim once, before we have learned which checksum it speaks.
+            settle(ringgate, keepalived, "active", "BACKUP")
+            assert has(one) and not has(other)
+            # Handed over by our resignation, and back.
+            ringgate.ctl("release")
+            settle(ringgate, keepalived, "backup", "MASTER")
+            eventually(lambda: has(other) and not has(one), 5)
+            assert ringgate.instance()["active"] == {
+                "address": link_local(other) if ":" in vip else other.address,
+                "priority": 100,
+            }
+            ringgate.ctl("resume")
+            settle(ringgate, keepalived, "active", "BACKUP")
+            eventually(lambda: has(one) and not has(other), 5)
+            # We die, it takes over; we come back and take over from it.
+            ringgate.kill()
+            keepalived.await_state("MASTER")
+            ringgate.start()
+            settle(ringgate, keepalived, "active", "BACKUP")
+            # It resigns in good order, and dies.
+        ringgate.await_role("active")
+        status = ringgate.instance()
+        assert status["packets_dropped"] == {}, status
+        assert status["adverts_received"] > 0
+
+
+@pytest.mark.parametrize("name", ["v3-multicast", "v2-pass"])
+def test_ringgate_as_backup_of_keepalived(lan, tmp_path, name):
+    case = CASES[name]
+    one, other, client = lan.host(), lan.host(), lan.host()
+    with Keepalived(other, tmp_path, theirs(200, case, other, one)) as keepalived:
+        keepalived.await_state("MASTER")
+        with Ringgate(one, tmp_path, "a", ours(100, case, other)) as ringgate:
+            ringgate.await_role("backup")
+            eventually(lambda: ringgate.instance()["active"], 5)
+            before = ringgate.instance()["adverts_received"]
+            eventually(lambda: ringgate.instance()["adverts_received"] >= before + 3, 10)
+            assert ringgate.instance()["role"] == "backup"
+            keepalived.stop()
+            with Load(client, VIP) as load:
+                load.await_from("a")
+            assert "resigned" in ringgate.instance()["last_transition"]["reason"]
+            keepalived.start()
+            keepalived.await_state("MASTER")
+            ringgate.await_role("backup")
+            assert ringgate.instance()["packets_dropped"] == {}
+
+
+def settle(ringgate, keepalived, role, state):
+    """Both in these states, and still so a while later."""
+    ringgate.await_role(role, timeout=15)
+    keepalived.await_state(state)
+
+    def stays():
+        before = time.monotonic()
+        while time.monotonic() - before < 0.5:
+            if ringgate.instance()["role"] != role or keepalived.state() != state:
+                return False
+            time.sleep(0.05)
+        return True
+
+    eventually(stays, 15, f"Ringgate {role} and keepalived {state}:\n{keepalived.log()[-2000:]}\n{ringgate.log()}")
+
+
+def link_local(host):
+    return next(a for a in host.addresses("eth0") if a.startswith("fe80") and a != "fe80::100")
+
+
+def test_a_wrong_password_and_a_stranger_are_named(lan, tmp_path):
+    one, other = lan.host(), lan.host()
+    case = CASES["v2-pass"]
+    with Ringgate(one, tmp_path, "a", ours(100, case, other)) as ringgate:
+        ringgate.await_role("active")
+        wrong = theirs(150, {**case, "password": "other"}, other, one)
+        with Keepalived(other, tmp_path, wrong):
+            eventually(lambda: ringgate.instance()["packets_dropped"].get("password"), 10)
+            found = ringgate.instance()["misconfigurations"]
+            assert any("wrong password" in text for text in found), found
+            assert ringgate.instance()["role"] == "active"
+
+
+def test_tshark_finds_nothing_wrong_with_our_frames(lan, tmp_path):
+    one, other = lan.host(("eth0",)), lan.host()
+    six = (
+        '[vrrp.VI_6]\ninterface = "eth0"\nvirtual_router_id = 52\n'
+        'addresses = ["fe80::100/64", "fd77::100/64"]\n'
+    )
+    two = (
+        '[vrrp.VI_2]\ninterface = "eth0"\nvirtual_router_id = 53\nversion = 2\nauth_pass = "sesame"\n'
+        'addresses = ["10.77.0.102/24"]\n'
+    )
+    file = tmp_path / "frames.pcap"
+    argv = other.argv(tool("tshark"), "-i", "eth0", "-w", file, "-a", "duration:20")
+    sniffer = Process(argv, tmp_path / "tshark.log")
+    try:
+        sniffer.await_ready(lambda: "Capturing" in sniffer.log())
+        # This tshark knows the IPv4 checksum of RFC 5798 only; that of RFC 9568 has unit tests.
+        four = ours(100, {}, other) + 'checksum = "pseudo"\n'
+        with Ringgate(one, tmp_path, "a", four + six + two) as ringgate:
+            for name in ("VI_1", "VI_6", "VI_2"):
+                ringgate.await_role("active", name)
+            time.sleep(0.3)  # some more frames of each kind
+    finally:
+        sniffer.terminate(10)
+    frames = dissect(file)
+    vrrp = [f for f in frames if "vrrp" in f]
+    assert {f["vrrp"]["vrrp.virt_rtr_id"] for f in vrrp} == {"51", "52", "53"}
+    assert {f["vrrp"]["vrrp.typever_tree"]["vrrp.version"] for f in vrrp} == {"2", "3"}
+    assert {f["vrrp"]["vrrp.prio"] for f in vrrp} == {"100", "0", "1"}, "offered, and resigned at the end"
+    for frame in vrrp:
+        text = json.dumps(frame)
+        assert "_ws.expert" not in text and "_ws.malformed" not in text, text
+        hops = frame["ip"]["ip.ttl"] if "ip" in frame else frame["ipv6"]["ipv6.hlim"]
+        assert hops == "255"
+        assert frame["vrrp"]["vrrp.checksum.status"] == "1", text
+    claims = [f["arp"] for f in frames if "arp" in f and f["arp"].get("arp.src.proto_ipv4") == VIP]
+    assert {c["arp.opcode"] for c in claims} == {"1", "2"}
+    advertised = [f for f in frames if "icmpv6" in f and f["icmpv6"].get("icmpv6.type") == "136"]
+    targets = {f["icmpv6"].get("icmpv6.nd.na.target_address") for f in advertised}
+    assert {"fe80::100", "fd77::100"} <= targets
+
+
+def dissect(file):
+    """The layers of each frame, as tshark sees them."""
+    done = subprocess.run(
+        [tool("tshark"), "-r", str(file), "-T", "json", "-o", "ip.check_checksum:TRUE"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return [packet["_source"]["layers"] for packet in json.loads(done.stdout)]
