@@ -28,7 +28,7 @@ use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::l7::worker::Report;
+use crate::l7::worker::{Report, unix_ms};
 use crate::ring::accept::Acceptor;
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
@@ -186,6 +186,7 @@ impl Control {
         }
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
+        warn_of_expired(&logger, &state);
         serving();
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
         let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
@@ -525,6 +526,17 @@ fn announce(logger: &Logger, config: &Config, state: &State) {
     logger.info("serving", &fields);
 }
 
+/// Clients will refuse these; they are served all the same.
+fn warn_of_expired(logger: &Logger, state: &State) {
+    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+    for certificate in state.tls.certificates() {
+        if certificate.not_after < now {
+            let fields = [("listener", certificate.listener.as_str()), ("file", &certificate.file)];
+            logger.warn("certificate has expired", &fields);
+        }
+    }
+}
+
 /// What runs until the end.
 struct Watch {
     logger: Logger,
@@ -690,6 +702,7 @@ impl Watch {
         match change {
             Change::Replaced(files) => {
                 self.logger.info("certificates replaced", &[("files", &files.join(","))]);
+                warn_of_expired(&self.logger, &self.state);
             }
             Change::Refused(what) => self.logger.error(
                 "new certificate or key refused, the old one stays in force",

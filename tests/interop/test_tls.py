@@ -444,6 +444,9 @@ def test_certificate_metrics_and_status(start, origin, authority, pair):
     assert expiry == ssl.cert_time_to_seconds(said)
     [certificate] = proxy.status()["certificates"]
     assert certificate["names"] == ["a.test"] and certificate["not_after"] == expiry
+    assert "expired" not in proxy.log()
+    old = start(https(origin, authority.issue("old.test", "old.test", days=-1)))
+    assert "certificate has expired" in old.log()
 
 
 def test_testssl_finds_nothing(start, origin, authority, pair, tmp_path):
