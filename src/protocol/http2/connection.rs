@@ -393,3 +393,6 @@ fn lower(out: &mut Vec<u8>, name: &[u8]) {
     out.extend_from_slice(name);
     out.make_ascii_lowercase();
 }
+
+#[cfg(test)]
+mod tests;
