@@ -1,0 +1,224 @@
+//! Start, watch and stop: everything is opened before anything serves, signals are obeyed, and the
+//! process ends when its shards have.
+
+mod start;
+mod watch;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Instant;
+
+use crate::control::admin::{self, Access};
+use crate::control::certificates::Change;
+use crate::control::config::Config;
+use crate::control::logger::Logger;
+use crate::control::state::{Phase, State};
+use crate::control::tuning::{self, Tuned};
+use crate::control::vrrp;
+use crate::ha;
+use crate::ha::health::Health;
+use crate::l7::worker::{Report, unix_ms};
+use crate::ring::accept::Acceptor;
+use crate::ring::event::Event;
+use crate::ring::executor::{self, spawn};
+use crate::ring::{Ring, Settings, probe};
+use crate::sys::limits;
+use crate::sys::notify::EventFd;
+use crate::sys::signal::SignalFd;
+use start::{listen_once, placement};
+use watch::Watch;
+
+/// News that may wait for the control thread; more are dropped and counted.
+const NEWS_MAX: usize = 1024;
+
+const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGHUP];
+
+/// Why serving did not begin, or ended badly; says what to do about it.
+#[derive(Debug)]
+pub struct Failed(String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// What the control thread is told by others.
+enum News {
+    Report(Report),
+    ShardEnded(usize, io::Result<()>),
+    Certificates(Change),
+    Ha(ha::Event),
+    Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
+    Tuning(tuning::Standing),
+}
+
+/// The way to the control thread, for any thread.
+#[derive(Clone)]
+struct Desk {
+    news: SyncSender<News>,
+    wake: Arc<EventFd>,
+}
+
+impl Desk {
+    fn tell(&self, news: News) -> bool {
+        let told = self.news.try_send(news).is_ok();
+        self.wake.notify();
+        told
+    }
+}
+
+/// Serves `config` until a signal ends it. `serving` is called once everything is open.
+///
+/// # Errors
+/// When it cannot start, or a shard fails.
+pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Failed> {
+    probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
+    let signals = SignalFd::block(&SIGNALS)
+        .map_err(|error| Failed(format!("cannot block signals: {error}")))?;
+    let logger = Logger::new(config.log.level, config.log.format);
+    let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
+    let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
+    let _ = limits::raise_locked_memory();
+    let epoch = Instant::now();
+    let wake = Arc::new(EventFd::new().map_err(|error| Failed(format!("eventfd: {error}")))?);
+    let (news, inbox) = sync_channel(NEWS_MAX);
+    let desk = Desk { news, wake };
+    let settings = Settings { buffers: 16, buffers_limit: 128, epoch };
+    let control = Control { config, tuned, logger, signals, desk, inbox, epoch, descriptors };
+    executor::run(settings, Arc::default(), |ring| control.serve(ring, serving)).map_err(
+        |error| {
+            let unusable = probe::explain(&error, 0);
+            Failed(format!("the control thread cannot run: {unusable}"))
+        },
+    )?
+}
+
+/// Everything the control thread starts with.
+struct Control {
+    config: Config,
+    tuned: Option<Tuned>,
+    logger: Logger,
+    signals: SignalFd,
+    desk: Desk,
+    inbox: Receiver<News>,
+    epoch: Instant,
+    descriptors: u64,
+}
+
+/// How serving ends.
+struct End {
+    result: RefCell<Option<Result<(), Failed>>>,
+    event: Event,
+}
+
+impl End {
+    fn with(&self, result: Result<(), Failed>) {
+        self.result.borrow_mut().get_or_insert(result);
+        self.event.set();
+    }
+}
+
+impl Control {
+    async fn serve(self, ring: Rc<Ring>, serving: impl FnOnce()) -> Result<(), Failed> {
+        let logger = self.logger;
+        let cpus = placement(&self.config, self.tuned.as_ref())?;
+        let sockets = self.listen(cpus.len())?;
+        self.steer(&cpus, &sockets)?;
+        let admin = self.config.admin.map(listen_once).transpose()?;
+        let upstreams = self.upstreams(cpus.len())?;
+        let keeper = self.keeper()?;
+        let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
+        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
+        let local = local.map_err(Failed)?;
+        let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
+        self.watch_certificates(keeper)?;
+        let health = Arc::new(Health::new(upstreams.len()));
+        let ha = self.start_ha(&shards, &health)?;
+        let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
+        let state = Rc::new(State {
+            started: Instant::now(),
+            epoch: self.epoch,
+            phase: Cell::new(Phase::Serving),
+            shards,
+            listeners: named_listeners(&self.config),
+            upstreams,
+            tls,
+            ha,
+            health,
+            tuning,
+        });
+        if let Some(admin) = admin {
+            let acceptor = Acceptor::new(&ring, admin);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
+            spawn(&ring, open);
+        }
+        // Removes its path at the end.
+        let _local = local.map(|(guard, listener)| {
+            let acceptor = Acceptor::new(&ring, listener);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
+            spawn(&ring, open);
+            guard
+        });
+        state.health.listeners.set(true);
+        if state.ha.is_some() {
+            spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
+        }
+        announce(&logger, &self.config, &state);
+        self.warn_of_few_descriptors(&logger);
+        warn_of_expired(&logger, &state);
+        serving();
+        let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
+        let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
+        let (watch, other) = (Rc::new(watch), ring.clone());
+        let drain_timeout = self.config.node.drain_timeout;
+        let signals_watch = Rc::clone(&watch);
+        spawn(&ring, async move { signals_watch.obey(other, self.signals, drain_timeout).await });
+        let other = ring.clone();
+        spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
+        end.event.take().await;
+        let result = end.result.take();
+        result.unwrap_or(Ok(()))
+    }
+}
+
+fn named_listeners(config: &Config) -> Vec<(String, SocketAddr)> {
+    config.service.listeners.iter().map(|l| (l.name.clone(), l.bind)).collect()
+}
+
+fn announce(logger: &Logger, config: &Config, state: &State) {
+    for (name, bind) in &state.listeners {
+        logger.info("listening", &[("listener", name), ("address", &bind.to_string())]);
+    }
+    let admin = config.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());
+    let cpus: Vec<String> = state
+        .shards
+        .iter()
+        .map(|shard| shard.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
+        .collect();
+    let fields = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("shards", &state.shards.len().to_string()),
+        ("cpus", &cpus.join(",")),
+        ("admin", &admin),
+    ];
+    logger.info("serving", &fields);
+}
+
+/// Clients will refuse these; they are served all the same.
+fn warn_of_expired(logger: &Logger, state: &State) {
+    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+    for certificate in state.tls.certificates() {
+        if certificate.not_after < now {
+            let fields = [("listener", certificate.listener.as_str()), ("file", &certificate.file)];
+            logger.warn("certificate has expired", &fields);
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! Before anything serves: sockets, upstreams, shards and the threads beside them.
+
+use std::cell::RefCell;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::watch::open_log;
+use super::{Control, Failed, News};
+use crate::control::certificates::Keeper;
+use crate::control::config::{Config, Shards, Steering};
+use crate::control::logger::Logger;
+use crate::control::resolve;
+use crate::control::state::{TuningState, UpstreamState};
+use crate::control::tuning::{self, Tuned};
+use crate::ha::health::Health;
+use crate::ha::{self, Ha};
+use crate::l7::tls::Current;
+use crate::l7::upstream::SharedUpstream;
+use crate::ring::{Settings, buffers};
+use crate::shard::accept::ConnectionLimit;
+use crate::shard::{Plan, Shard};
+use crate::sys::{cpu, socket};
+
+/// How long the start waits for the first answers of name servers.
+const RESOLVE_FIRST: Duration = Duration::from_secs(2);
+/// Descriptors that are not client or upstream connections.
+const DESCRIPTORS_RESERVED: u64 = 64;
+
+impl Control {
+    /// What keeps certificates and keys, with those that were loaded in force.
+    pub(super) fn keeper(&self) -> Result<Keeper, Failed> {
+        let (service, base) = (self.config.service.clone(), self.config.base.clone());
+        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+    }
+
+    pub(super) fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
+        if keeper.is_idle() {
+            return Ok(());
+        }
+        let desk = self.desk.clone();
+        let tell = move |change| {
+            desk.tell(News::Certificates(change));
+        };
+        keeper
+            .watch(tell)
+            .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
+    }
+
+    /// Warns when `max_connections` is more than the file limit allows.
+    pub(super) fn warn_of_few_descriptors(&self, logger: &Logger) {
+        let configured = self.config.node.max_connections;
+        let possible = connections_max(0, self.descriptors);
+        if configured > possible {
+            logger.warn(
+                "max_connections exceeds half the limit on open files, and each connection may \
+                 need one to a server: raise LimitNOFILE (ulimit -n)",
+                &[
+                    ("max_connections", &configured.to_string()),
+                    ("open_files", &self.descriptors.to_string()),
+                ],
+            );
+        }
+    }
+
+    /// Opens every listener once for each shard, so that what cannot be opened is known before
+    /// anything serves.
+    pub(super) fn listen(&self, shards: usize) -> Result<Vec<Vec<OwnedFd>>, Failed> {
+        let listeners = &self.config.service.listeners;
+        for listener in listeners {
+            let bind = listener.bind;
+            socket::probe_bind(bind).map_err(|error| cannot_listen(bind, &error))?;
+        }
+        let open = |_| {
+            let sockets = listeners.iter().map(|listener| {
+                socket::listen(listener.bind, listener.backlog)
+                    .map_err(|error| cannot_listen(listener.bind, &error))
+            });
+            sockets.collect()
+        };
+        (0..shards).map(open).collect()
+    }
+
+    /// Has the kernel hand connections to the shard on the CPU that took them, if that is configured.
+    pub(super) fn steer(
+        &self,
+        cpus: &[Option<usize>],
+        sockets: &[Vec<OwnedFd>],
+    ) -> Result<(), Failed> {
+        if self.config.node.steering == Steering::Hash {
+            return Ok(());
+        }
+        let known: Vec<usize> = cpus.iter().copied().flatten().collect();
+        let each_its_own = (1..known.len()).all(|n| !known[..n].contains(&known[n]));
+        if known.len() < cpus.len() || !each_its_own || !self.config.node.pin {
+            return Err(Failed(
+                "node.steering = \"cpu\" needs node.pin and a CPU for each shard: change node.shards"
+                    .to_owned(),
+            ));
+        }
+        for socket in sockets.first().into_iter().flatten() {
+            socket::steer_by_cpu(socket.as_fd(), &known)
+                .map_err(|error| Failed(format!("cannot steer connections by CPU: {error}")))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps looking at the machine's settings; keeps this thread off the shards' CPUs if some are free.
+    pub(super) fn watch_tuning(&self, tuned: &Tuned) -> Result<TuningState, Failed> {
+        let keep = &tuned.placement.housekeeping;
+        if self.config.node.pin && !keep.is_empty() && cpu::confine(keep).is_err() {
+            self.logger.warn("tuning: the control thread stays on all CPUs", &[]);
+        }
+        let desk = self.desk.clone();
+        tuning::watch(tuned.config.clone(), move |standing| {
+            desk.tell(News::Tuning(standing));
+            true
+        })
+        .map_err(|error| Failed(format!("cannot watch the machine's settings: {error}")))?;
+        Ok(TuningState {
+            required: tuned.config.require,
+            profiles: tuned.config.profiles.clone(),
+            changed: tuned.changed,
+            standing: RefCell::new(tuned.standing.clone()),
+        })
+    }
+
+    /// Resolves names once, without insisting, and keeps resolving them.
+    pub(super) fn upstreams(&self, shards: usize) -> Result<Vec<UpstreamState>, Failed> {
+        let configs = &self.config.service.upstreams;
+        let names = resolve::names(configs);
+        let wanted = names.len();
+        if wanted > 0 {
+            let desk = self.desk.clone();
+            let interval = self.config.node.resolve_interval;
+            let tell = move |name: &resolve::Name, result| {
+                let (upstream, server, host) = (name.upstream, name.server, name.host.clone());
+                desk.tell(News::Resolved { upstream, server, host, result });
+                true
+            };
+            resolve::start(names, interval, tell)
+                .map_err(|error| Failed(format!("cannot start the resolver: {error}")))?;
+        }
+        let mut resolved: Vec<Vec<Vec<SocketAddr>>> =
+            configs.iter().map(|config| vec![Vec::new(); config.servers.len()]).collect();
+        let deadline = Instant::now() + RESOLVE_FIRST;
+        for _ in 0..wanted {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(news) = self.inbox.recv_timeout(left) else { break };
+            if let News::Resolved { upstream, server, result: Ok(addresses), .. } = news {
+                resolved[upstream][server] = addresses;
+            }
+        }
+        let state = |(config, resolved): (&crate::l7::config::Upstream, Vec<Vec<SocketAddr>>)| {
+            let shared = Arc::new(SharedUpstream::new(config.clone(), shards));
+            let set = Arc::new(shared.members(&resolved, None));
+            UpstreamState { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
+        };
+        Ok(configs.iter().zip(resolved).map(state).collect())
+    }
+
+    /// Starts VRRP, if there is any: what it claims can be served from now on.
+    pub(super) fn start_ha(
+        &self,
+        shards: &[Shard],
+        health: &Arc<Health>,
+    ) -> Result<Option<Ha>, Failed> {
+        if self.config.ha.instances.is_empty() {
+            return Ok(None);
+        }
+        let desk = self.desk.clone();
+        let plan = ha::Plan {
+            config: self.config.ha.clone(),
+            health: Arc::clone(health),
+            shards: shards
+                .iter()
+                .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .collect(),
+            reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+        };
+        Ha::start(plan).map(Some).map_err(|error| {
+            Failed(format!(
+                "cannot start VRRP: {error}: it needs CAP_NET_ADMIN and CAP_NET_RAW (systemd: \
+                 AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
+            ))
+        })
+    }
+
+    pub(super) fn start_shards(
+        &self,
+        cpus: &[Option<usize>],
+        sockets: Vec<Vec<OwnedFd>>,
+        upstreams: &[UpstreamState],
+        tls: &Arc<Current>,
+    ) -> Result<Vec<Shard>, Failed> {
+        let node = &self.config.node;
+        let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
+        let ring = Settings {
+            buffers: node.receive_buffers,
+            buffers_limit: u16::try_from(buffers_limit)
+                .unwrap_or(buffers::BUFFERS_MAX)
+                .clamp(node.receive_buffers, buffers::BUFFERS_MAX),
+            epoch: self.epoch,
+        };
+        let connections =
+            ConnectionLimit::new(connections_max(node.max_connections, self.descriptors));
+        let mut shards = Vec::new();
+        for (index, (&cpu, listeners)) in cpus.iter().zip(sockets).enumerate() {
+            let log = match self.config.log.access {
+                Some(format) => {
+                    let file = open_log(&self.config.log.access_file)?;
+                    Some((format, self.config.log.access_buffer, file))
+                }
+                None => None,
+            };
+            let (reports, ends) = (self.desk.clone(), self.desk.clone());
+            let plan = Plan {
+                index,
+                shards: cpus.len(),
+                cpu: cpu.filter(|_| node.pin),
+                ring,
+                service: self.config.service.clone(),
+                listeners,
+                tls: Arc::clone(tls),
+                upstreams: upstreams
+                    .iter()
+                    .map(|upstream| {
+                        (Arc::clone(&upstream.shared), Arc::clone(&upstream.set.borrow()))
+                    })
+                    .collect(),
+                connections: connections.clone(),
+                log,
+                seed: random_seed(),
+                reporter: Box::new(move |report| reports.tell(News::Report(report))),
+                ended: Box::new(move |result| {
+                    // The one thing that must not be lost; the thread has nothing else to do.
+                    let _ = ends.news.send(News::ShardEnded(index, result));
+                    ends.wake.notify();
+                }),
+            };
+            let shard = Shard::start(plan)
+                .map_err(|error| Failed(format!("cannot start shard {index}: {error}")))?;
+            shards.push(shard);
+        }
+        Ok(shards)
+    }
+}
+
+/// The CPU of each shard; `None` when it is not known.
+pub(super) fn placement(
+    config: &Config,
+    tuned: Option<&Tuned>,
+) -> Result<Vec<Option<usize>>, Failed> {
+    let allowed = cpu::allowed();
+    // A plan made from a copy of another machine's files may name CPUs that are not here.
+    let planned = tuned.map(|tuned| &tuned.placement.shards[..]).unwrap_or_default();
+    let usable = !planned.is_empty() && planned.iter().all(|cpu| allowed.contains(cpu));
+    match &config.node.shards {
+        Shards::Auto | Shards::Count(_) if usable => {
+            Ok(planned.iter().copied().map(Some).collect())
+        }
+        Shards::Auto if allowed.is_empty() => Ok(vec![None]),
+        Shards::Auto => Ok(allowed.into_iter().map(Some).collect()),
+        Shards::Count(count) => {
+            let cpu = |shard: u32| allowed.get(shard as usize % allowed.len().max(1)).copied();
+            Ok((0..*count).map(cpu).collect())
+        }
+        Shards::Cpus(wanted) => {
+            let missing = wanted.iter().find(|cpu| !allowed.contains(cpu));
+            match missing {
+                Some(cpu) => Err(Failed(format!(
+                    "node.shards names CPU {cpu}, which this process may not use (its CPUs are \
+                     {allowed:?}): change node.shards, or the cpuset that the process runs in"
+                ))),
+                None => Ok(wanted.iter().copied().map(Some).collect()),
+            }
+        }
+    }
+}
+
+/// Client connections there may be: each may need one to a server.
+fn connections_max(configured: u32, descriptors: u64) -> u32 {
+    if configured > 0 {
+        return configured;
+    }
+    let half = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    u32::try_from(half).unwrap_or(u32::MAX).max(1)
+}
+
+pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
+    socket::probe_bind(bind)
+        .and_then(|()| socket::listen(bind, 128))
+        .map_err(|error| cannot_listen(bind, &error))
+}
+
+fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+    let hint = match error.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())
+        }
+        Some(libc::EACCES) => "ports below 1024 need CAP_NET_BIND_SERVICE (systemd: \
+                               AmbientCapabilities=CAP_NET_BIND_SERVICE) or a lower \
+                               net.ipv4.ip_unprivileged_port_start"
+            .to_owned(),
+        Some(libc::EADDRNOTAVAIL) => "this host does not have the address (for a VIP that comes \
+                                      later: sysctl net.ipv4.ip_nonlocal_bind=1)"
+            .to_owned(),
+        _ => "check the address".to_owned(),
+    };
+    Failed(format!("cannot listen on {bind}: {error}: {hint}"))
+}
+
+/// Different for each call: the standard library's hash keys come from the kernel's random source.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    pub(super) fn each_client_leaves_room_for_its_server_connection() {
+        assert_eq!(connections_max(0, 20_064), 10_000);
+        assert_eq!(connections_max(1000, 20_064), 1000);
+        assert_eq!(connections_max(0, 10), 1);
+    }
+
+    #[test]
+    pub(super) fn seeds_differ() {
+        assert_ne!(random_seed(), random_seed());
+    }
+}
