@@ -48,9 +48,9 @@ respond = {{ body = "hello\\n" }}
 
 
 class Server:
-    """ringgate with one fixed response; killed at the end."""
+    """ringgate with one fixed response."""
 
-    def __init__(self, directory, prefix=(), address="127.0.0.1", shards='"auto"', pin="true", steering="hash"):
+    def __init__(self, directory, prefix=(), address="127.83.19.1", shards='"auto"', pin="true", steering="hash"):
         file = Path(directory, "site.toml")
         file.write_text(SITE.format(**{k: v for k, v in locals().items() if k in ("address", "shards", "pin", "steering")}))
         self.address = address
@@ -62,8 +62,12 @@ class Server:
 
     def __exit__(self, *_):
         self.child.send_signal(signal.SIGCONT)
-        self.child.kill()
-        self.child.wait()
+        # Killed outright, its rings would hold the port for a moment more.
+        self.child.terminate()
+        try:
+            self.child.wait(10)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
 
     def metric(self, name):
         with socket.create_connection((self.address, 9090), 5) as s:
@@ -186,7 +190,7 @@ def steering_once(steering, seconds):
             before, requests = server.cpu_seconds(), sum(server.metric("ringgate_requests_total"))
             load = [
                 subprocess.Popen(
-                    ["taskset", "-c", str(cpu), LOADER, "run", "-c", "32", "-d", f"{seconds}s", "--threads", "1",
+                    ["taskset", "-c", str(cpu), LOADER, "run", "--no-live", "-c", "32", "-d", f"{seconds}s", "--threads", "1",
                      f"http://{server.address}:8080/"],
                     stdout=subprocess.DEVNULL,
                 )

@@ -8,7 +8,7 @@ import time
 from . import BenchError
 from .contenders import BENCH, route_paths
 from .process import HOST, process_tree, spawn
-from .usage import Moment
+from .usage import TICKS, Moment
 
 # How long the generator may take to get ready, and to end after the measured time.
 READY_SECONDS = 30
@@ -16,6 +16,8 @@ READY_SECONDS = 30
 IDLE_MAX = 0.05
 # Share of the contender's CPUs used by others, or stolen by the hypervisor, above which a slice counts as disturbed.
 FOREIGN_MAX = 0.05
+# Ticks that the busy time of a slice may be off: one at each end.
+TICKS_ROUNDED = 2
 
 
 def command(server, scenario, bed, warmup, seconds, rate=None):
@@ -106,7 +108,7 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
         "p50_us": result["latency_us"]["p50"], "p99_us": result["latency_us"]["p99"],
         "switches_per_request": seen["switches_per_second"] * span / responses,
         "rss": seen["rss"], "foreign": foreign, "steal": own["steal"],
-        "disturbed": foreign > FOREIGN_MAX * len(bed.contender_cpus) or own["steal"] > FOREIGN_MAX,
+        "disturbed": is_disturbed(foreign, own["steal"], span, bed),
         "errors": {kind: count for kind, count in result["errors"].items() if count},
     }
 
@@ -125,7 +127,7 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
             "origin": bed.share(seen, bed.origin_cpus)["idle"]}
     latency = result["latency_us"]
     per_request = lambda a_second: a_second * seen["seconds"] / measured
-    disturbed = foreign > FOREIGN_MAX * len(bed.contender_cpus) or own["steal"] > FOREIGN_MAX
+    disturbed = is_disturbed(foreign, own["steal"], seen["seconds"], bed)
     return {
         "contender": server.label,
         "rate": rate,
@@ -148,6 +150,12 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
         "valid": idle["contender"] <= IDLE_MAX and not disturbed,
         "errors": {kind: count for kind, count in result["errors"].items() if count and kind != "overdue"},
     }
+
+
+def is_disturbed(foreign, steal, seconds, bed):
+    """Whether others had more of the contender's CPUs than may be, beyond what the ticks of /proc/stat round."""
+    rounding = TICKS_ROUNDED / TICKS / seconds
+    return foreign > FOREIGN_MAX * len(bed.contender_cpus) + rounding or steal > FOREIGN_MAX + rounding
 
 
 def bottleneck(idle, disturbed, bed):

@@ -1,17 +1,21 @@
 """System calls per request, in slices of their own because counting slows the contender."""
 
+import os
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from . import BenchError
 from .load import run
+from .process import process_tree
 
 WARMUP_SECONDS = 0.2
 SECONDS = 0.7
+# How long a tracer may take to begin.
+READY_SECONDS = 10
 
 
 def measure(server, scenario, bed):
@@ -22,37 +26,65 @@ def measure(server, scenario, bed):
             reasons.append(f"{how} is not installed")
             continue
         try:
-            result, per_second = run(server, scenario, bed, WARMUP_SECONDS, SECONDS,
-                                     during=lambda pids, seconds, count=count: count(pids, seconds, bed))
-            return {"syscalls_per_request": per_second / result["requests_per_second"], "how": how}
+            return {"syscalls_per_request": count(server, scenario, bed), "how": how}
         except (BenchError, OSError, ValueError, subprocess.SubprocessError) as error:
             reasons.append(f"{how}: {error}")
     return {"syscalls_per_request": None, "how": "; ".join(reasons)}
 
 
-def by_perf(pids, seconds, bed):
-    """System calls a second, from the kernel's tracepoint at their entry."""
-    command = ["taskset", "-c", ",".join(map(str, bed.load_cpus)), "perf", "stat", "-x,", "-e",
-               "raw_syscalls:sys_enter,duration_time", "-p", ",".join(map(str, pids)), "--", "sleep", f"{seconds:.2f}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
-    counts = {fields[2]: fields[0] for line in done.stderr.splitlines() if len(fields := line.split(",")) > 2}
-    calls, duration_ns = (counts.get(name, "") for name in ("raw_syscalls:sys_enter", "duration_time"))
-    if done.returncode != 0 or not calls.isdigit() or not duration_ns.isdigit():
-        raise BenchError((done.stderr.strip().splitlines() or ["no answer"])[0])
-    return int(calls) * 1e9 / int(duration_ns)
-
-
-def by_strace(pids, seconds, bed):
-    """System calls a second, as strace counts them: it slows the contender by an order of magnitude."""
-    with tempfile.NamedTemporaryFile("r", prefix="ringgate-bench-strace-") as output:
-        command = ["taskset", "-c", ",".join(map(str, bed.load_cpus)), "strace", "-c", "-f", "-o", output.name]
-        tracer = subprocess.Popen(command + [f"-p{pid}" for pid in pids], stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(seconds)
+def by_perf(server, scenario, bed):
+    """From the kernel's tracepoint at their entry, over a whole run; it says when it has begun to count."""
+    pids = ",".join(map(str, process_tree(server.process.pid)))
+    orders, order = os.pipe()
+    answer, answers = os.pipe()
+    tracer = subprocess.Popen([*pinned(bed), "perf", "stat", "-x,", "-e", "raw_syscalls:sys_enter", "--delay=-1",
+                               f"--control=fd:{orders},{answers}", "-p", pids], stdin=subprocess.DEVNULL,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, pass_fds=(orders, answers))
+    try:
+        os.close(answers)
+        os.write(order, b"enable\n")
+        ready, _, _ = select.select([answer], [], [], READY_SECONDS)
+        if not ready or not os.read(answer, 16).startswith(b"ack"):
+            tracer.kill()
+            raise BenchError((tracer.communicate()[1].strip().splitlines() or ["it does not begin"])[0])
+        result, _ = run(server, scenario, bed, WARMUP_SECONDS, SECONDS)
         tracer.send_signal(signal.SIGINT)
-        complaint = tracer.communicate(timeout=10)[1]
+        said = tracer.communicate(timeout=10)[1]
+    finally:
+        tracer.kill()
+        tracer.wait()
+        for end in (orders, order, answer):
+            os.close(end)
+    counts = [line.split(",")[0] for line in said.splitlines() if "raw_syscalls:sys_enter" in line]
+    if not counts or not counts[0].isdigit():
+        raise BenchError((said.strip().splitlines() or ["no answer"])[0])
+    return int(counts[0]) / result["requests"]["responses"]
+
+
+def by_strace(server, scenario, bed):
+    """As strace counts them over a whole run, since it slows the contender by an order of magnitude."""
+    pids = process_tree(server.process.pid)
+    with tempfile.NamedTemporaryFile("r", prefix="ringgate-bench-strace-") as output:
+        command = [*pinned(bed), "strace", "-c", "-f", "-o", output.name, *(f"-p{pid}" for pid in pids)]
+        tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  text=True)
+        try:
+            said = tracer.stderr.readline()
+            if "attached" not in said:
+                raise BenchError(said.strip() or "no answer")
+            result, _ = run(server, scenario, bed, WARMUP_SECONDS, SECONDS)
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate(timeout=10)
+        finally:
+            tracer.kill()
+            tracer.wait()
         totals = [line.split() for line in Path(output.name).read_text().splitlines() if line.endswith("total")]
     if not totals:
-        raise BenchError((complaint.strip().splitlines() or ["no answer"])[0])
+        raise BenchError("no total")
     calls = next(int(word) for word in totals[0][3:] if word.isdigit())
-    return calls / seconds
+    return calls / result["requests"]["responses"]
+
+
+def pinned(bed):
+    """Keeps a tracer off the contender's CPUs."""
+    return ["taskset", "-c", ",".join(map(str, bed.load_cpus))]

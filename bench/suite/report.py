@@ -179,8 +179,8 @@ def method(result):
         + "Over loopback the receiver's half of TCP runs inside the sender's send: a proxy pays both halves of its own two "
         "sends and nothing for what it is sent. That is the same for all contenders, and unlike a network card, whose receive "
         "half is paid by the receiver.",
-        "- System calls were counted in slices of their own (perf's raw_syscalls:sys_enter), since counting slows. Work "
-        "submitted through io_uring is no system call.",
+        "- System calls were counted in runs of their own, since counting slows: by perf (raw_syscalls:sys_enter), or by strace "
+        "where the JSON says so. Work submitted through io_uring is no system call.",
         "- Segments: TCP segments sent on both connections per request, acknowledgements included; on loopback a segment has up "
         "to 64 KiB.",
         "- The relay is the floor: bytes to and fro on Ringgate's reactor, without HTTP, without a pool of connections.",
@@ -264,7 +264,7 @@ def compare_tables(result):
                      f"{micros(base['p99_us']['median'])} → {micros(ours['p99_us']['median'])}", one["pairs"], one["disturbed"], one["verdict"]])
     lines += table(["scenario", "base CPU µs", "ours CPU µs", "CPU ours/base [95 %]", "quartiles", "requests/s", "p99", "p99 medians",
                     "pairs used", "pairs disturbed", "verdict"], rows)
-    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU went to others or was stolen in one of its slices; "
+    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU (and two ticks) went to others or was stolen in a slice; "
               "such pairs are left out where enough others remain. The interval is that of the median of the paired "
               "ratios: a verdict says that it does not contain 1."]
     pure = result["pure"]

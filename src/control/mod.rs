@@ -1,6 +1,7 @@
 //! The control thread: configuration, start and stop, logs, name resolution, the admin endpoint.
 
 pub mod admin;
+pub mod certificates;
 pub mod config;
 pub mod logger;
 pub mod metrics;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
@@ -35,6 +36,8 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// Certificates.
+    pub tls: Arc<Board>,
     /// VRRP, if it is configured.
     pub ha: Option<Ha>,
     /// What VRRP is told about the rest of the process.

@@ -21,6 +21,7 @@ pub fn render(state: &State) -> Value {
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
+        "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
     })
@@ -68,6 +69,18 @@ fn listeners(state: &State) -> Vec<Value> {
         })
     };
     state.listeners.iter().enumerate().map(listener).collect()
+}
+
+fn certificates(state: &State) -> Vec<Value> {
+    let certificate = |certificate: crate::control::certificates::InForce| {
+        json!({
+            "listener": certificate.listener,
+            "file": certificate.file,
+            "names": certificate.names,
+            "not_after": certificate.not_after,
+        })
+    };
+    state.tls.certificates().into_iter().map(certificate).collect()
 }
 
 fn upstreams(state: &State) -> Vec<Value> {

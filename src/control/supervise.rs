@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::control::admin::{self, Access};
+use crate::control::certificates::{Change, Keeper};
 use crate::control::config::{Config, LogTarget, Shards, Steering};
 use crate::control::logger::Logger;
 use crate::control::resolve;
@@ -25,8 +26,9 @@ use crate::control::tuning::{self, Tuned};
 use crate::control::vrrp;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
+use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::l7::worker::Report;
+use crate::l7::worker::{Report, unix_ms};
 use crate::ring::accept::Acceptor;
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
@@ -65,6 +67,7 @@ impl std::error::Error for Failed {}
 enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
+    Certificates(Change),
     Ha(ha::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
@@ -144,9 +147,12 @@ impl Control {
         self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
         let upstreams = self.upstreams(cpus.len())?;
+        let keeper = self.keeper()?;
+        let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
         let local = local.map_err(Failed)?;
-        let shards = self.start_shards(&cpus, sockets, &upstreams)?;
+        let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
+        self.watch_certificates(keeper)?;
         let health = Arc::new(Health::new(upstreams.len()));
         let ha = self.start_ha(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
@@ -157,6 +163,7 @@ impl Control {
             shards,
             listeners: named_listeners(&self.config),
             upstreams,
+            tls,
             ha,
             health,
             tuning,
@@ -179,6 +186,7 @@ impl Control {
         }
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
+        warn_of_expired(&logger, &state);
         serving();
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
         let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
@@ -191,6 +199,25 @@ impl Control {
         end.event.take().await;
         let result = end.result.take();
         result.unwrap_or(Ok(()))
+    }
+
+    /// What keeps certificates and keys, with those that were loaded in force.
+    fn keeper(&self) -> Result<Keeper, Failed> {
+        let (service, base) = (self.config.service.clone(), self.config.base.clone());
+        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+    }
+
+    fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
+        if keeper.is_idle() {
+            return Ok(());
+        }
+        let desk = self.desk.clone();
+        let tell = move |change| {
+            desk.tell(News::Certificates(change));
+        };
+        keeper
+            .watch(tell)
+            .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
     }
 
     /// Warns when `max_connections` is more than the file limit allows.
@@ -329,6 +356,7 @@ impl Control {
         cpus: &[Option<usize>],
         sockets: Vec<Vec<OwnedFd>>,
         upstreams: &[UpstreamState],
+        tls: &Arc<Current>,
     ) -> Result<Vec<Shard>, Failed> {
         let node = &self.config.node;
         let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
@@ -358,6 +386,7 @@ impl Control {
                 ring,
                 service: self.config.service.clone(),
                 listeners,
+                tls: Arc::clone(tls),
                 upstreams: upstreams
                     .iter()
                     .map(|upstream| {
@@ -497,6 +526,17 @@ fn announce(logger: &Logger, config: &Config, state: &State) {
     logger.info("serving", &fields);
 }
 
+/// Clients will refuse these; they are served all the same.
+fn warn_of_expired(logger: &Logger, state: &State) {
+    let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
+    for certificate in state.tls.certificates() {
+        if certificate.not_after < now {
+            let fields = [("listener", certificate.listener.as_str()), ("file", &certificate.file)];
+            logger.warn("certificate has expired", &fields);
+        }
+    }
+}
+
 /// What runs until the end.
 struct Watch {
     logger: Logger,
@@ -594,6 +634,7 @@ impl Watch {
             while let Ok(news) = inbox.try_recv() {
                 match news {
                     News::Report(report) => self.log_report(&report),
+                    News::Certificates(change) => self.log_change(&change),
                     News::Ha(event) => vrrp::log(self.logger, &event),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
@@ -646,9 +687,26 @@ impl Watch {
                 "server is out after failures",
                 &[("upstream", upstream), ("server", server), ("reason", reason)],
             ),
+            Report::ServerTls { upstream, server, error } => self.logger.warn(
+                "no TLS with a server",
+                &[("upstream", upstream), ("server", server), ("error", error)],
+            ),
             Report::NoDescriptors { listener } => self.logger.error(
                 "out of file descriptors: accepting rests (raise LimitNOFILE)",
                 &[("listener", listener)],
+            ),
+        }
+    }
+
+    fn log_change(&self, change: &Change) {
+        match change {
+            Change::Replaced(files) => {
+                self.logger.info("certificates replaced", &[("files", &files.join(","))]);
+                warn_of_expired(&self.logger, &self.state);
+            }
+            Change::Refused(what) => self.logger.error(
+                "new certificate or key refused, the old one stays in force",
+                &[("problem", what)],
             ),
         }
     }

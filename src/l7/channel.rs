@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use crate::l7::http2::{Http2Stream, Mux};
+use crate::l7::tls::{Info, Session};
 use crate::l7::transport::Transport;
 use crate::ring::{Chunk, Ring, Stream, WriteBuf};
 
@@ -61,6 +62,13 @@ impl Channel {
         }
     }
 
+    /// Goes on inside TLS, after a handshake on the connection.
+    pub fn secure(&mut self, session: Session) {
+        if let Self::Own(transport) = self {
+            transport.secure(session);
+        }
+    }
+
     /// The connection below.
     #[must_use]
     pub fn transport(&self) -> &Transport {
@@ -85,6 +93,26 @@ impl Channel {
     pub fn write(&self, chunk: impl Into<Chunk>) {
         let chunk = chunk.into();
         either!(self, write(chunk));
+    }
+
+    /// Appends a head and what follows it, best sent together.
+    #[inline]
+    pub fn write_both(&self, head: WriteBuf, piece: Chunk) {
+        match self {
+            Self::Own(transport) => transport.write_both(head, piece),
+            Self::Shared(mux) => mux.transport().write_both(head, piece),
+            Self::Stream(stream) => {
+                stream.write_head(head, false);
+                stream.write(piece);
+            }
+        }
+    }
+
+    /// What the TLS handshake agreed on; `None` without TLS.
+    #[inline]
+    #[must_use]
+    pub fn tls(&self) -> Option<&Rc<Info>> {
+        self.transport().tls()
     }
 
     /// Appends a response's head, given as HTTP/1.1 text; `end` when no body follows.

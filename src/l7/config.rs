@@ -4,6 +4,7 @@
 //! proxy would have to refuse at run time.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,12 +12,15 @@ use regex_automata::meta::Regex;
 
 use crate::balance::Policy;
 use crate::l7::template::Template;
+use crate::l7::tls;
 
 /// Everything the layer-7 service needs; immutable once built.
 #[derive(Debug, Clone)]
 pub struct Service {
     /// Limits and timeouts towards clients.
     pub http: Http,
+    /// TLS as all listeners share it.
+    pub tls: tls::config::Settings,
     /// Listening addresses, in file order.
     pub listeners: Vec<Listener>,
     /// Routes in file order; `l7::router` indexes them.
@@ -67,6 +71,12 @@ pub struct Listener {
     pub http2: bool,
     /// Peers that must send a PROXY protocol header first; empty: nobody may.
     pub proxy_protocol_from: Vec<IpNet>,
+    /// TLS; `None`: clients speak in the clear.
+    pub tls: Option<tls::config::Listener>,
+    /// `Strict-Transport-Security` on every response (RFC 6797).
+    pub hsts: Option<Arc<str>>,
+    /// Where requests are sent that no route of this very listener takes.
+    pub redirect_https: Option<Redirect>,
 }
 
 /// Which requests, and what happens to them.
@@ -215,7 +225,7 @@ pub struct Upstream {
     pub keepalive_requests: u32,
     /// A connection is not reused when older than this.
     pub keepalive_time: Duration,
-    /// Time for the TCP handshake.
+    /// Time for the TCP handshake, and that of TLS.
     pub connect_timeout: Duration,
     /// Longest time without progress while a request is sent.
     pub send_timeout: Duration,
@@ -227,6 +237,8 @@ pub struct Upstream {
     pub http2: bool,
     /// PROXY protocol header sent on every new connection (which is then used for one client only).
     pub proxy_protocol: Option<ProxyVersion>,
+    /// TLS to the servers; `None`: in the clear.
+    pub tls: Option<tls::config::Upstream>,
     /// Members in file order, at least one.
     pub servers: Vec<Server>,
 }

@@ -1,7 +1,8 @@
 //! A client connection from the first byte to the last: one request after the other.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -11,7 +12,10 @@ use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
+use crate::l7::output::buffer_of;
 use crate::l7::pool::millis;
+use crate::l7::tls::metrics::Reason;
+use crate::l7::tls::{Application, handshake};
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, http2, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version};
@@ -27,6 +31,10 @@ const LINGER_MS: u64 = 2_000;
 const LINGER_BYTES: u64 = 1024 * 1024;
 /// While draining, a connection that was active this recently may have a request on the way.
 const DRAIN_GRACE_MS: u64 = 1_000;
+/// The answer to a request in the clear on a port for TLS.
+const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
+Content-Length: 56\r\nConnection: close\r\n\r\n\
+400 The plain HTTP request was sent to the HTTPS port.\r\n";
 /// Most bytes of a PROXY protocol header.
 const PROXY_HEADER_MAX: usize = 4096;
 
@@ -81,14 +89,13 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
     worker.metrics.listeners[listener].accepted.increment();
     let mut client = Client::new(worker, stream.into(), listener, addresses, Some(key));
     if client.read_proxy_header().await {
-        let after = match client.speaks_http2().await {
-            Some(true) => http2::server::serve(&mut client).await,
-            Some(false) => client.serve_requests().await,
-            None => client.end_of_idleness(),
+        let after = match client.secure().await {
+            Ok(()) => client.serve_protocol().await,
+            Err(after) => after,
         };
         match after {
             After::Reset => client.stream.reset_on_close(),
-            After::CloseIdle => {}
+            After::CloseIdle => client.say_goodbye().await,
             _ => client.close().await,
         }
     }
@@ -100,6 +107,9 @@ impl Drop for Client {
         if let Some(key) = self.key {
             self.count_bytes();
             self.figures().closed.increment();
+            if self.stream.transport().is_broken() {
+                self.figures().tls.broken.increment();
+            }
             self.worker.leave(key);
         }
     }
@@ -180,10 +190,22 @@ impl Client {
         false
     }
 
+    /// Serves HTTP/2 or HTTP/1.1, as TLS has settled or the first bytes tell.
+    async fn serve_protocol(&mut self) -> After {
+        match self.speaks_http2().await {
+            Some(true) => http2::server::serve(self).await,
+            Some(false) => self.serve_requests().await,
+            None => self.end_of_idleness(),
+        }
+    }
+
     /// Whether the client begins with HTTP/2's preface, where the listener takes that. No method of
     /// HTTP/1.1 is called PRI (RFC 9113 section 11.6). `None` when nothing came.
     async fn speaks_http2(&mut self) -> Option<bool> {
         const START: &[u8] = b"PRI ";
+        if let Some(tls) = self.stream.tls() {
+            return Some(tls.application == Application::Http2);
+        }
         if !self.worker.service.listeners[self.listener].http2 {
             return Some(false);
         }
@@ -202,6 +224,53 @@ impl Client {
         let is_http2 = bytes.starts_with(START);
         self.input.put_back(bytes);
         Some(is_http2)
+    }
+
+    /// Makes the TLS handshake, if the listener has certificates.
+    async fn secure(&mut self) -> Result<(), After> {
+        let Some(endpoint) = self.worker.tls.endpoint(self.listener) else { return Ok(()) };
+        let timeout = millis(self.worker.service.tls.handshake_timeout);
+        self.timer.set(timeout);
+        let rest = self.input.take_rest();
+        let mut draining = false;
+        let handshake = {
+            let mut accept =
+                pin!(handshake::accept(self.stream.transport().stream(), rest, &endpoint));
+            poll_fn(|cx| {
+                if let Poll::Ready(done) = accept.as_mut().poll(cx) {
+                    return Poll::Ready(Some(done));
+                }
+                if self.worker.draining().is_none() {
+                    if let Some(key) = self.key {
+                        self.worker.wake_on_drain(key, cx);
+                    }
+                } else if !std::mem::replace(&mut draining, true) {
+                    self.timer.set(timeout.min(DRAIN_GRACE_MS));
+                }
+                self.timer.poll_fired(cx).map(|()| None)
+            })
+            .await
+        };
+        let figures = &self.worker.metrics.listeners[self.listener].tls;
+        match handshake {
+            Some(Ok(session)) => {
+                figures.done(session.info().version, session.info().resumed);
+                self.stream.secure(session);
+                Ok(())
+            }
+            Some(Err(failure)) => {
+                figures.failed(failure.reason);
+                if failure.reason == Reason::PlainHttp {
+                    let text = buffer_of(&self.worker.ring, PLAIN_HTTP);
+                    self.stream.write(text);
+                }
+                Err(After::Close)
+            }
+            None => {
+                figures.failed(Reason::Timeout);
+                Err(After::Reset)
+            }
+        }
     }
 
     async fn serve_requests(&mut self) -> After {
@@ -277,6 +346,7 @@ impl Client {
     /// Serves the request whose head the exchange holds.
     pub(super) async fn serve_head(&mut self, exchange: &mut Exchange) -> After {
         let worker = Rc::clone(&self.worker);
+        exchange.tls = self.stream.tls().cloned();
         if let Err(refusal) = exchange.parse(&worker.limits) {
             return self.refuse(exchange, refusal.status());
         }
@@ -285,8 +355,23 @@ impl Client {
         if exchange.request.method == Method::Connect {
             return self.refuse(exchange, 405);
         }
+        if let Some(tls) = &exchange.tls {
+            exchange.hsts.clone_from(&worker.service.listeners[self.listener].hsts);
+            if !tls.serves(&exchange.host) {
+                return reply::status(self, exchange, None, 421).await;
+            }
+        }
         let routes = &worker.service.routes;
-        let Some(index) = worker.router.find(routes, self.listener, exchange) else {
+        let found = worker.router.find(routes, self.listener, exchange);
+        if let Some(redirect) = &worker.service.listeners[self.listener].redirect_https
+            && !found.is_some_and(|index| routes[index].listeners.contains(&self.listener))
+        {
+            if exchange.host.is_empty() {
+                return reply::status(self, exchange, None, 400).await;
+            }
+            return reply::redirect(self, exchange, None, redirect).await;
+        }
+        let Some(index) = found else {
             return reply::status(self, exchange, None, 404).await;
         };
         let route = &routes[index];
@@ -297,7 +382,9 @@ impl Client {
                 proxy::serve(self, exchange, route, *upstream, size_max).await
             }
             Action::Respond(respond) => reply::respond(self, exchange, route, respond).await,
-            Action::Redirect(redirect) => reply::redirect(self, exchange, route, redirect).await,
+            Action::Redirect(redirect) => {
+                reply::redirect(self, exchange, Some(route), redirect).await
+            }
         }
     }
 
@@ -405,6 +492,14 @@ impl Client {
             tries: outcome.tries,
             listener: &self.worker.service.listeners[self.listener].name,
             error: outcome.error,
+        }
+    }
+
+    /// Ends an idle connection, on which nothing is under way: inside TLS the client is told.
+    async fn say_goodbye(&mut self) {
+        if self.stream.tls().is_some() {
+            self.stream.shutdown_write();
+            let _ = flush(&self.stream, 0, &self.answer_timer, DRAIN_GRACE_MS).await;
         }
     }
 

@@ -1,11 +1,14 @@
 //! One request and its response: the parsed heads, the client's identity and how it went.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::l7::config::{HeaderEdits, Route};
 use crate::l7::forwarded::{self, Identity};
 use crate::l7::router;
 use crate::l7::template::{Values, Variable};
+use crate::l7::tls::Info;
 use crate::protocol::http1::{
     Field, FieldId, Limits, Method, RequestError, RequestHead, ResponseHead, Target, TargetError,
     Version, encode, normalise_host,
@@ -44,6 +47,10 @@ pub struct Exchange {
     pub response: ResponseHead,
     /// How it went.
     pub outcome: Outcome,
+    /// What the connection's TLS handshake agreed on; `None` without TLS.
+    pub tls: Option<Rc<Info>>,
+    /// `Strict-Transport-Security` to send.
+    pub hsts: Option<Arc<str>>,
     identity: Option<Identity>,
 }
 
@@ -107,6 +114,7 @@ impl Exchange {
         }
         *outcome = Outcome::default();
         *identity = None;
+        (self.tls, self.hsts) = (None, None);
         // A refusal may have to be written before the next head is parsed.
         self.request.method = Method::default();
         self.request.version = Version::default();
@@ -168,6 +176,12 @@ impl Exchange {
         claims.believed(&identity)
     }
 
+    /// `https` if it came through TLS, else `http`.
+    #[must_use]
+    pub fn scheme(&self) -> &'static [u8] {
+        if self.tls.is_some() { b"https" } else { b"http" }
+    }
+
     /// The values of the request's fields of this kind.
     pub fn values(&self, id: FieldId) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
         let of = move |field: &&Field| field.id == id;
@@ -215,7 +229,7 @@ impl Values for Context<'_> {
             }
             Variable::Host => out.extend_from_slice(&x.host),
             Variable::HttpHost => out.extend_from_slice(&x.http_host),
-            Variable::Scheme => out.extend_from_slice(b"http"),
+            Variable::Scheme => out.extend_from_slice(x.scheme()),
             Variable::RequestId => out.extend_from_slice(&x.id),
             Variable::RequestMethod => out.extend_from_slice(x.request.method_span.of(&x.head)),
             Variable::RequestUri => out.extend_from_slice(x.target.path_and_query()),
@@ -232,12 +246,33 @@ impl Values for Context<'_> {
                     encode::push_decimal(out, u64::from(server.port()));
                 }
             }
+            Variable::SslProtocol
+            | Variable::SslCipher
+            | Variable::SslServerName
+            | Variable::SslSessionReused
+            | Variable::SslClientSubject => {
+                if let Some(tls) = &x.tls {
+                    out.extend_from_slice(tls_value(tls, variable).as_bytes());
+                }
+            }
             Variable::Header(name) => {
                 if let Some(value) = x.request.header(&x.head, name) {
                     out.extend_from_slice(value);
                 }
             }
         }
+    }
+}
+
+fn tls_value<'a>(tls: &'a Info, variable: &Variable) -> &'a str {
+    match variable {
+        Variable::SslProtocol => tls.protocol(),
+        Variable::SslCipher => tls.cipher,
+        Variable::SslServerName => tls.server_name.as_deref().unwrap_or_default(),
+        Variable::SslSessionReused if tls.resumed => "r",
+        Variable::SslSessionReused => ".",
+        Variable::SslClientSubject => &tls.client_subject,
+        _ => "",
     }
 }
 

@@ -74,6 +74,17 @@ fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>
     }
 }
 
+const HSTS: &[u8] = b"Strict-Transport-Security";
+
+/// The listener's policy on coming back in the clear, unless the route has its own.
+fn push_hsts(out: &mut Vec<u8>, exchange: &Exchange, edits: &HeaderEdits) {
+    if let Some(hsts) = &exchange.hsts
+        && (edits.is_empty() || !(removes(edits, HSTS) || replaces(edits, HSTS)))
+    {
+        encode::push_field(out, HSTS, hsts.as_bytes());
+    }
+}
+
 /// Whether a received field goes upstream as it is.
 fn is_forwarded(
     exchange: &Exchange,
@@ -132,7 +143,11 @@ fn push_identity(
         out.extend_from_slice(b"\r\n");
     }
     if wanted(b"x-forwarded-proto") {
-        encode::push_field(out, b"X-Forwarded-Proto", claims.proto.unwrap_or(b"http"));
+        encode::push_field(
+            out,
+            b"X-Forwarded-Proto",
+            claims.proto.unwrap_or_else(|| exchange.scheme()),
+        );
     }
     if wanted(b"x-forwarded-host") {
         encode::push_field(out, b"X-Forwarded-Host", claims.host.unwrap_or(&exchange.http_host));
@@ -224,6 +239,7 @@ pub fn write_response(
         let skipped = field.id.is_hop_by_hop()
             || field.id == FieldId::ContentLength
             || (response.connection.others && response.connection_lists(bytes, name))
+            || (exchange.hsts.is_some() && name.eq_ignore_ascii_case(HSTS))
             || (dechunked && name.eq_ignore_ascii_case(b"trailer"))
             || (!edits.is_empty() && (removes(edits, name) || replaces(edits, name)));
         dated |= field.id == FieldId::Date;
@@ -234,6 +250,7 @@ pub fn write_response(
     if !dated {
         encode::push_field(out, b"Date", date);
     }
+    push_hsts(out, exchange, edits);
     if !edits.is_empty() {
         push_edits(out, edits, &context);
     }
@@ -309,6 +326,7 @@ pub fn push_own_edits(
     exchange: &Exchange,
     addresses: &Addresses,
 ) {
+    push_hsts(out, exchange, edits);
     if !edits.is_empty() {
         push_edits(out, edits, &Context { exchange, addresses });
     }

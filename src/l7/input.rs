@@ -69,6 +69,11 @@ impl Input {
         self.unread(Chunk::Shared(bytes.into()));
     }
 
+    /// Gives back what was put back, to somebody who reads the stream below.
+    pub fn take_rest(&mut self) -> Option<Chunk> {
+        self.rest.take()
+    }
+
     /// Puts back what was not consumed.
     fn unread(&mut self, chunk: Chunk) {
         if !chunk.is_empty() {

@@ -1,6 +1,7 @@
 //! What the proxy counts. Each shard has its own; the admin endpoint adds them up.
 
 use crate::counter::Counter;
+use crate::l7::tls::metrics::TlsMetrics;
 use crate::protocol::http2::Reason;
 
 /// Upper bounds of the latency buckets in milliseconds; what is longer only counts in the total.
@@ -103,8 +104,10 @@ pub struct ListenerMetrics {
     pub requests: ByClass,
     /// Bytes of requests received, heads and bodies.
     pub bytes_received: Counter,
-    /// Bytes of responses handed to the kernel.
+    /// Bytes of responses handed to the kernel, records of TLS included.
     pub bytes_sent: Counter,
+    /// TLS handshakes.
+    pub tls: TlsMetrics,
 }
 
 /// Figures of one upstream.
@@ -120,6 +123,8 @@ pub struct UpstreamMetrics {
     pub unavailable: Counter,
     /// Idle connections that turned out to be closed by the server.
     pub stale: Counter,
+    /// TLS handshakes.
+    pub tls: TlsMetrics,
 }
 
 /// A shard's figures of one server.

@@ -20,6 +20,7 @@ pub mod request_id;
 pub mod router;
 pub mod template;
 pub mod time;
+pub mod tls;
 pub mod transport;
 pub mod upstream;
 pub mod worker;

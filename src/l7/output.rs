@@ -58,8 +58,7 @@ impl BodyWriter {
                     buffer.bytes.extend_from_slice(b"\r\n");
                     stream.write(buffer);
                 } else {
-                    stream.write(buffer);
-                    stream.write(piece);
+                    stream.write_both(buffer, piece);
                     stream.write(Chunk::Shared(bytes::Bytes::from_static(b"\r\n")));
                 }
             }
@@ -104,10 +103,7 @@ fn write_behind(stream: &Channel, before: Option<WriteBuf>, piece: Chunk) {
             before.bytes.extend_from_slice(piece.as_slice());
             stream.write(before);
         }
-        Some(before) => {
-            stream.write(before);
-            stream.write(piece);
-        }
+        Some(before) => stream.write_both(before, piece),
         None => stream.write(piece),
     }
 }

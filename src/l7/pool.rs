@@ -19,6 +19,8 @@ use crate::ring::timer::Millis;
 /// Requests between two visits to the shared retry budget.
 const BUDGET_BATCH: u32 = 32;
 
+const REPORT_MS: u64 = 10_000;
+
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Connection {
@@ -76,6 +78,8 @@ pub struct Pool {
     idle: Cell<usize>,
     /// Requests not yet counted in the budget.
     uncounted: Cell<u32>,
+    /// When the last report of a kind that could flood the log was made.
+    reported: Cell<Option<Millis>>,
 }
 
 /// The right to send one request to a member; counts as in flight until dropped.
@@ -144,7 +148,16 @@ impl Pool {
         let keepalive = upstream.config.keepalive as usize;
         let idle_max = keepalive.div_ceil(shards.max(1));
         let local = RefCell::new(Rc::new(Local::new(&upstream, set, seed)));
-        Self { upstream, local, shard, seed, idle_max, idle: Cell::new(0), uncounted: Cell::new(0) }
+        Self {
+            upstream,
+            local,
+            shard,
+            seed,
+            idle_max,
+            idle: Cell::new(0),
+            uncounted: Cell::new(0),
+            reported: Cell::new(None),
+        }
     }
 
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
@@ -188,6 +201,16 @@ impl Pool {
         if self.uncounted.get() >= BUDGET_BATCH {
             self.upstream.budget.requests(now, self.uncounted.take());
         }
+    }
+
+    /// True once in ten seconds: for reports that every request could cause.
+    #[must_use]
+    pub fn may_report(&self, now: Millis) -> bool {
+        let due = self.reported.get().is_none_or(|last| now.saturating_sub(last) >= REPORT_MS);
+        if due {
+            self.reported.set(Some(now));
+        }
+        due
     }
 
     /// Asks the budget for a retry.

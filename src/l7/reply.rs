@@ -63,7 +63,7 @@ pub async fn respond(
 pub async fn redirect(
     client: &mut Client,
     exchange: &mut Exchange,
-    route: &Route,
+    route: Option<&Route>,
     redirect: &Redirect,
 ) -> After {
     let keep = discard_body(client, exchange).await;
@@ -71,7 +71,7 @@ pub async fn redirect(
     redirect.to.render(&Context { exchange, addresses: &client.addresses }, &mut location);
     let fields: [(&[u8], &[u8]); 1] = [(b"Location", &location)];
     let own = Own { status: redirect.status, fields: &fields, body: bytes::Bytes::new() };
-    write(client, exchange, Some(route), own, keep);
+    write(client, exchange, route, own, keep);
     if keep { After::Keep } else { After::Close }
 }
 
@@ -98,10 +98,11 @@ fn write(
     exchange.outcome.status = own.status;
     exchange.outcome.head_bytes = out.len() as u64;
     let bodiless = exchange.request.method == Method::Head || matches!(own.status, 204 | 304);
-    client.stream.write_head(buffer, bodiless);
-    if !bodiless {
+    if bodiless {
+        client.stream.write_head(buffer, true);
+    } else {
         exchange.outcome.body_bytes = own.body.len() as u64;
-        client.stream.write(Chunk::Shared(own.body));
+        client.stream.write_both(buffer, Chunk::Shared(own.body));
         if let Some(stream) = client.stream.http2() {
             stream.finish(std::iter::empty());
         }

@@ -43,6 +43,16 @@ pub enum Variable {
     ServerPort,
     /// `$upstream_addr`: the server that was tried last; empty before the first.
     UpstreamAddr,
+    /// `$ssl_protocol`: `TLSv1.2` or `TLSv1.3`; this and what follows is empty without TLS.
+    SslProtocol,
+    /// `$ssl_cipher`: the cipher suite's registered name.
+    SslCipher,
+    /// `$ssl_server_name`: the name the client asked for in the handshake.
+    SslServerName,
+    /// `$ssl_session_reused`: `r` for a resumed session, else `.`.
+    SslSessionReused,
+    /// `$ssl_client_s_dn`: subject of the client's certificate, which was verified.
+    SslClientSubject,
     /// `$http_NAME`: the first value of a request header field; lower case, `-` for `_`.
     Header(String),
 }
@@ -108,7 +118,7 @@ impl std::error::Error for TemplateError {}
 
 const HEADER_PREFIX: &str = "http_";
 
-const NAMED: [(&str, Variable); 13] = [
+const NAMED: [(&str, Variable); 18] = [
     ("remote_addr", Variable::RemoteAddr),
     ("remote_port", Variable::RemotePort),
     ("host", Variable::Host),
@@ -122,6 +132,11 @@ const NAMED: [(&str, Variable); 13] = [
     ("server_addr", Variable::ServerAddr),
     ("server_port", Variable::ServerPort),
     ("upstream_addr", Variable::UpstreamAddr),
+    ("ssl_protocol", Variable::SslProtocol),
+    ("ssl_cipher", Variable::SslCipher),
+    ("ssl_server_name", Variable::SslServerName),
+    ("ssl_session_reused", Variable::SslSessionReused),
+    ("ssl_client_s_dn", Variable::SslClientSubject),
 ];
 
 impl Template {
@@ -412,7 +427,7 @@ mod tests {
         for far in ["$connection_requests", "$1", "$http_"] {
             let text = message(far);
             assert!(text.contains("$remote_addr, $remote_port"), "{text}");
-            assert!(text.ends_with("$upstream_addr, $http_NAME"), "{text}");
+            assert!(text.ends_with("$ssl_client_s_dn, $http_NAME"), "{text}");
         }
     }
 

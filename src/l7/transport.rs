@@ -9,18 +9,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use crate::ring::{Chunk, Ring, Stream};
+use crate::l7::tls::{Info, Session};
+use crate::ring::{Chunk, Ring, Stream, WriteBuf};
 
 /// A connection to a client or a server.
 #[derive(Debug)]
 pub struct Transport {
     stream: Stream,
+    tls: Option<Box<Session>>,
 }
 
 impl From<Stream> for Transport {
     /// Without TLS.
     fn from(stream: Stream) -> Self {
-        Self { stream }
+        Self { stream, tls: None }
     }
 }
 
@@ -31,29 +33,72 @@ impl Transport {
         &self.stream
     }
 
+    /// Goes on inside TLS, after a handshake on [`Transport::stream`].
+    pub fn secure(&mut self, session: Session) {
+        self.tls = Some(Box::new(session));
+    }
+
+    /// What the TLS handshake agreed on; `None` without TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Rc<Info>> {
+        self.tls.as_ref().map(|session| session.info())
+    }
+
+    /// True when the peer broke the TLS protocol, or somebody on the way damaged it.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_broken())
+    }
+
     /// The next received bytes; `None` at the end of the stream.
     #[inline]
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
-        self.stream.poll_recv(cx)
+        match &self.tls {
+            None => self.stream.poll_recv(cx),
+            Some(session) => session.poll_recv(&self.stream, cx),
+        }
     }
 
     /// Appends to the output. What cannot be sent because the connection is broken is dropped; the
     /// error shows in [`Transport::poll_flushed`] and [`Transport::poll_recv`].
     #[inline]
     pub fn write(&self, chunk: impl Into<Chunk>) {
-        self.stream.write(chunk);
+        match &self.tls {
+            None => self.stream.write(chunk),
+            Some(session) => session.write(&self.stream, [chunk.into().as_slice(), &[]]),
+        }
+    }
+
+    /// Appends two pieces that belong together: TLS puts them into one record if they fit.
+    #[inline]
+    pub fn write_both(&self, first: WriteBuf, second: Chunk) {
+        match &self.tls {
+            None => {
+                self.stream.write(first);
+                self.stream.write(second);
+            }
+            Some(session) => {
+                session.write(&self.stream, [&first.bytes, second.as_slice()]);
+            }
+        }
     }
 
     /// Sends the end of the stream after what is queued.
     pub fn shutdown_write(&self) {
-        self.stream.shutdown_write();
+        match &self.tls {
+            None => self.stream.shutdown_write(),
+            Some(session) => session.shutdown_write(&self.stream),
+        }
     }
 
     /// True while nothing has been received that nobody took: no data, no end, no error.
     #[inline]
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.stream.is_quiet()
+        match &self.tls {
+            None => self.stream.is_quiet(),
+            Some(session) => session.is_quiet(&self.stream),
+        }
     }
 
     /// See [`Stream::watch`].

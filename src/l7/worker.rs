@@ -16,6 +16,7 @@ use crate::l7::pool::Pool;
 use crate::l7::request_id::Generator;
 use crate::l7::router::Router;
 use crate::l7::time::http_date;
+use crate::l7::tls;
 use crate::protocol::http1::Limits;
 use crate::ring::event::Event;
 use crate::ring::timer::Millis;
@@ -40,6 +41,15 @@ pub enum Report {
         /// The last failure.
         reason: &'static str,
     },
+    /// TLS with a server did not come about.
+    ServerTls {
+        /// The upstream's name.
+        upstream: String,
+        /// The server's address.
+        server: String,
+        /// Why.
+        error: String,
+    },
     /// Accepting stopped because descriptors ran out.
     NoDescriptors {
         /// The listener's name.
@@ -60,6 +70,8 @@ pub struct Worker {
     pub router: Router,
     /// By upstream.
     pub pools: Vec<Pool>,
+    /// Certificates and keys in force.
+    pub tls: Rc<tls::Shard>,
     /// This shard's figures.
     pub metrics: Arc<Metrics>,
     /// The access log, if there is one.
@@ -95,10 +107,12 @@ pub enum Yielding {
 impl Worker {
     /// Puts a shard's side together.
     #[must_use]
+    #[allow(clippy::too_many_arguments)] // one caller, which has just made each of them
     pub fn new(
         ring: Rc<Ring>,
         service: Service,
         pools: Vec<Pool>,
+        tls: Rc<tls::Shard>,
         metrics: Arc<Metrics>,
         log: Option<AccessLog>,
         reporter: Reporter,
@@ -112,6 +126,7 @@ impl Worker {
             service,
             router,
             pools,
+            tls,
             metrics,
             log,
             limits,

@@ -7,4 +7,5 @@ pub mod http1;
 pub mod http2;
 pub mod ndp;
 pub mod proxy_protocol;
+pub mod tls;
 pub mod vrrp;

@@ -18,6 +18,7 @@ use crate::l7::config::{AccessLogFormat, Service};
 use crate::l7::log::AccessLog;
 use crate::l7::metrics::Metrics;
 use crate::l7::pool::{Pool, millis};
+use crate::l7::tls::{self, Current};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::l7::worker::{Reporter, Worker, Yielding};
 use crate::ring::event::Event;
@@ -44,6 +45,8 @@ pub struct Plan {
     pub service: Service,
     /// Its sockets, one for each listener of the configuration.
     pub listeners: Vec<OwnedFd>,
+    /// Certificates and keys in force.
+    pub tls: Arc<Current>,
     /// Upstreams with their members at the start.
     pub upstreams: Vec<(Arc<SharedUpstream>, Arc<MemberSet>)>,
     /// Client connections, the same count for all shards.
@@ -172,6 +175,7 @@ async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: 
         Rc::clone(&ring),
         plan.service,
         pools,
+        tls::Shard::new(plan.tls),
         shared.metrics,
         log,
         reporter,

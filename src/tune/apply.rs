@@ -330,6 +330,25 @@ mod tests {
     }
 
     #[test]
+    fn what_a_refusal_of_the_kernel_means() {
+        let root = crate::tune::topology::tests::two_nodes("apply-refused");
+        let plan = plan(&config(), &root.machine(), Process::Other);
+        let of = |key: &str, errno| {
+            let mut item = plan.items.iter().find(|item| item.key == key).unwrap().clone();
+            let mut report = Report::default();
+            refused(&mut item, &io::Error::from_raw_os_error(errno), &mut report);
+            assert!(item.reason.is_some());
+            (item.status, report.failed.len())
+        };
+        let irq = "nic.eth0.irq40.irq_affinity";
+        assert_eq!(of(irq, libc::EIO), (Status::NotApplicable, 0));
+        assert_eq!(of("net.core.somaxconn", libc::EIO), (Status::Change, 1));
+        assert_eq!(of("net.core.somaxconn", libc::EINVAL), (Status::Change, 1));
+        assert_eq!(of("net.core.somaxconn", libc::EROFS), (Status::NotApplicable, 0));
+        assert_eq!(of("net.core.somaxconn", libc::EPERM), (Status::Denied, 0));
+    }
+
+    #[test]
     fn nothing_is_written_without_a_journal() {
         let root = FakeRoot::small_machine("apply-nojournal");
         let machine = root.machine();

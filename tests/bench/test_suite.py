@@ -93,6 +93,14 @@ def test_whose_cpu_was_full_is_named(idle, disturbed, apart, who):
     assert load.bottleneck(dict(zip(("contender", "load", "origin"), idle)), disturbed, bed) == who
 
 
+def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
+    tick = 1 / load.TICKS
+    assert not load.is_disturbed(2 * tick / 0.25, 0.0, 0.25, BED)
+    assert load.is_disturbed(0.05 + 3 * tick / 0.25, 0.0, 0.25, BED)
+    assert not load.is_disturbed(0.06, 0.0, 1.0, BED) and load.is_disturbed(0.08, 0.0, 1.0, BED)
+    assert load.is_disturbed(0.0, 0.08, 1.0, BED)
+
+
 # Charts and arithmetic
 
 

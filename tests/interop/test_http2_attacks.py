@@ -25,10 +25,11 @@ ROUNDS = 20_000
 def site(start, serve):
     """`site(handler, **http)` gives (proxy, origin)."""
 
-    def begin(handler=None, **http):
+    def begin(handler=None, node=None, **http):
         back = serve(handler)
         back.timeout = 60
-        return start({**one(back, http=http), "listener": [{"http2": True}]}), back
+        config = {**one(back, http=http), "listener": [{"http2": True}], "node": node or {}}
+        return start(config), back
 
     return begin
 
@@ -305,8 +306,8 @@ def big(connection):
 
 def test_windows_that_never_open(site):
     # CVE-2019-9511, CVE-2019-9517: ask for a lot and take nothing
-    proxy, origin = site(big, send_timeout="1s")
-    with Others(proxy) as others, H2(proxy.address, config=[(4, 0)]) as h2:
+    proxy, origin = site(big, send_timeout="1s", node={"buffer_memory": "16m"})
+    with Others(proxy), H2(proxy.address, config=[(4, 0)]) as h2:
         for stream in range(1, 201, 2):
             h2.get(stream, "/big")
         for stream in range(1, 201, 2):
@@ -318,7 +319,7 @@ def test_windows_that_never_open(site):
 
 def test_answers_that_nobody_reads(site):
     # The windows are open, the socket is not read.
-    proxy, _ = site(big, send_timeout="1s")
+    proxy, _ = site(big, send_timeout="1s", node={"buffer_memory": "16m"})
     with Others(proxy), H2(proxy.address, config=[(4, (1 << 31) - 1)], rcvbuf=4096) as h2:
         h2.window(0, (1 << 31) - 1 - 65535)
         for stream in range(1, 201, 2):

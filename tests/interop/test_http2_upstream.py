@@ -88,9 +88,13 @@ def peer():
         server.stop()
 
 
+SENDING = threading.Lock()  # what is encoded first has to be sent first
+
+
 def ok(connection, stream, fields, body=b"ok"):
-    head = connection.headers(stream, [(":status", "200"), ("x-path", fields[":path"])], end=False)
-    connection.send(head + frame(DATA, END_STREAM, stream, body))
+    with SENDING:
+        head = connection.headers(stream, [(":status", "200"), ("x-path", fields[":path"])], end=False)
+        connection.send(head + frame(DATA, END_STREAM, stream, body))
 
 
 def h2_site(*servers, http=None, **keys):

@@ -6,6 +6,12 @@ from pathlib import Path
 
 from harness.proxy import run_once
 
+# A command line that runs a program as nobody.
+NOBODY = [
+    *([] if os.geteuid() == 0 else ["sudo", "-n"]),
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+]
+
 SYSCTLS = {
     "kernel/random/boot_id": "11111111-2222-3333-4444-555555555555\n",
     "net/core/somaxconn": "4096\n",

@@ -6,7 +6,7 @@ import subprocess
 
 from harness.proxy import binary, run_once
 
-from .root import Root
+from .root import NOBODY, Root
 
 EDGE = ("--profile", "edge")
 
@@ -147,8 +147,7 @@ def test_without_privilege_everything_is_reported_and_nothing_changed(public):
     root, program = Root(public / "root"), public / "ringgate"
     shutil.copy(binary(), program)
     before = root.snapshot()
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    argv = [*nobody, program, "tune", "apply", *EDGE, "--root", root.path]
+    argv = [*NOBODY, program, "tune", "apply", *EDGE, "--root", root.path]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert "not set net.core.somaxconn" in done.stdout

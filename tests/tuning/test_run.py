@@ -10,7 +10,7 @@ from harness import NetNs, eventually
 from harness.proxy import Proxy, binary, complete
 from harness.tools import free_port, toml
 
-from .root import Root
+from .root import NOBODY, Root
 
 
 def config(address, tuning):
@@ -56,7 +56,7 @@ def test_without_privilege_it_says_so_and_serves_or_stops_if_required(public):
     root = Root(tmp_path / "root")
     before = root.snapshot()
     shutil.copy(binary(), tmp_path / "program")
-    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", str(tmp_path / "program")]
+    argv = [*NOBODY, str(tmp_path / "program")]
     for require in (False, True):
         tuning = {"profile": "proxy", "root": str(root.path), "require": require}
         site = complete(config("127.0.0.1", tuning))

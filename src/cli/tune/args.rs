@@ -102,7 +102,7 @@ pub enum Tune {
 /// Which settings.
 #[derive(Debug, Args)]
 pub struct What {
-    /// A configuration file; its [tuning] is taken
+    /// A configuration file, whose `[tuning]` counts
     #[arg(value_name = "FILE", required_unless_present = "profile")]
     pub file: Option<PathBuf>,
     /// Profiles in place of the file's: edge, proxy, director, real-server, minimal

@@ -19,6 +19,7 @@ use std::time::Duration;
 use self::error::Source;
 pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
+use crate::control::certificates::{self, Loaded};
 use crate::ha::config::Ha;
 use crate::l7::config::{AccessLogFormat, Service};
 
@@ -43,6 +44,10 @@ pub struct Config {
     pub admin_socket: Option<PathBuf>,
     /// The layer-7 proxy.
     pub service: Service,
+    /// Where relative paths of certificates start: the directory of the file.
+    pub base: PathBuf,
+    /// Certificates and keys, once [`load`] has read them.
+    pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
     /// What is allowed but probably not meant, each line with its place in the file.
@@ -150,9 +155,20 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     match String::from_utf8(bytes) {
-        Ok(text) => parse(&name, &text),
+        Ok(text) => with_files(&name, &text, path),
         Err(error) => Err(not_utf8(&name, error.as_bytes(), error.utf8_error().valid_up_to())),
     }
+}
+
+/// Parses the text and reads the certificates it names.
+fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
+    let mut config = parse(name, text)?;
+    config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
+    let loaded = certificates::load(&config.service, &config.base).map_err(|problems| {
+        let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
+        ConfigErrors::at(&Source { name, text }, problems.collect())
+    })?;
+    Ok(Config { loaded, ..config })
 }
 
 fn not_utf8(name: &str, bytes: &[u8], valid: usize) -> ConfigErrors {

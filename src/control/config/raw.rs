@@ -64,6 +64,7 @@ tables! {
     File {
         node: Node<NodeKeys>,
         log: Node<Log>,
+        tls: Node<Tls>,
         tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
@@ -143,6 +144,14 @@ tables! {
         access_file: Leaf,
         access_buffer: Leaf,
     }
+    /// `[tls]`
+    Tls {
+        policy: Leaf,
+        handshake_timeout: Leaf,
+        session_lifetime: Leaf,
+        ticket_keys: Leaf,
+        reload_interval: Leaf,
+    }
     /// `[tuning]`
     Tuning {
         profile: Leaf,
@@ -182,6 +191,18 @@ tables! {
         backlog: Leaf,
         http2: Leaf,
         proxy_protocol_from: Leaf,
+        certificates: Nodes<Certificate>,
+        tls_policy: Leaf,
+        hsts: Leaf,
+        redirect_https: Leaf,
+    }
+    /// An element of `certificates`
+    Certificate {
+        cert: Leaf,
+        key: Leaf,
+        ocsp: Leaf,
+        client_auth: Leaf,
+        client_ca: Leaf,
     }
     /// `[[route]]`
     Route {
@@ -244,6 +265,7 @@ tables! {
         read_timeout: Leaf,
         http2: Leaf,
         proxy_protocol: Leaf,
+        tls: Node<UpstreamTls>,
         retry: Node<Retry>,
         servers: Nodes<Server>,
     }
@@ -255,6 +277,15 @@ tables! {
         on_timeout: Leaf,
         on_status: Leaf,
         non_idempotent: Leaf,
+    }
+    /// `[upstream.NAME.tls]`
+    UpstreamTls {
+        server_name: Leaf,
+        verify: Leaf,
+        ca: Leaf,
+        cert: Leaf,
+        key: Leaf,
+        policy: Leaf,
     }
     /// An element of `servers`
     Server {
@@ -269,14 +300,16 @@ tables! {
 }
 
 /// Every table of fixed keys: how it is written, and its keys.
-pub(super) const TABLES: [(&str, &[&str]); 20] = [
+pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[log]", Log::KEYS),
     ("[tuning]", Tuning::KEYS),
+    ("[tls]", Tls::KEYS),
     ("[admin]", Admin::KEYS),
     ("[http]", Http::KEYS),
     ("[[listener]]", Listener::KEYS),
+    ("certificates", Certificate::KEYS),
     ("[[route]]", Route::KEYS),
     ("path", Path::KEYS),
     ("headers", Header::KEYS),
@@ -285,6 +318,7 @@ pub(super) const TABLES: [(&str, &[&str]); 20] = [
     ("rewrite", Rewrite::KEYS),
     ("[route.request_headers]", Edits::KEYS),
     ("[upstream.NAME]", Upstream::KEYS),
+    ("[upstream.NAME.tls]", UpstreamTls::KEYS),
     ("retry", Retry::KEYS),
     ("servers", Server::KEYS),
     ("[vrrp.NAME]", Vrrp::KEYS),
@@ -380,7 +414,7 @@ macro_rules! wanted {
 }
 
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
-wanted!(Rewrite Edits Upstream Retry Server);
+wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

@@ -276,7 +276,7 @@ mod tests {
     fn the_reference_file_documents_every_key() {
         let text = include_str!("../../../deploy/ringgate.toml");
         for (table, keys) in TABLES {
-            for key in keys {
+            for key in *keys {
                 let forms = [
                     format!("{key} = "),
                     format!("[{key}]"),

@@ -119,6 +119,9 @@ impl Connections {
             ..Limits::default()
         };
         let mux = Mux::new(ring, Role::Client, limits);
+        if transport.tls().is_some() {
+            mux.with(|connection| connection.scheme = b"https");
+        }
         mux.attach(transport);
         let idle_ms = if config.keepalive == 0 { 0 } else { millis(config.keepalive_timeout) };
         let (connections, ended) = (Rc::clone(self), Rc::clone(&mux));

@@ -336,9 +336,8 @@ impl Mux {
                 let piece =
                     if n == len { slot.outgoing.pop_front() } else { Some(front.split_to(n)) };
                 let frames = std::mem::replace(out, WriteBuf::new(&self.ring));
-                self.transport().write(frames);
                 if let Some(piece) = piece {
-                    self.transport().write(piece);
+                    self.transport().write_both(frames, piece);
                 }
             }
             if !slot.outgoing.is_empty() {

@@ -14,6 +14,8 @@ pub(super) enum Failure {
     Exhausted,
     /// `connect_timeout` passed.
     ConnectTimeout,
+    /// The server does not speak TLS as it should, or is not who it should be.
+    Tls,
     /// A reused connection that the server had closed meanwhile.
     Stale,
     /// The server closed or reset the connection instead of answering.
@@ -40,7 +42,12 @@ impl Failure {
     /// The status the client gets when this was the last attempt.
     pub(super) fn status(&self) -> u16 {
         match self {
-            Self::Connect | Self::Stale | Self::Broken | Self::Unprocessed | Self::Malformed => 502,
+            Self::Connect
+            | Self::Tls
+            | Self::Stale
+            | Self::Broken
+            | Self::Unprocessed
+            | Self::Malformed => 502,
             Self::Exhausted => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
             Self::ClientGone => 499,
@@ -61,6 +68,7 @@ impl Failure {
             Self::Connect => "cannot connect to the server",
             Self::Exhausted => "out of descriptors, ports or memory",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Tls => "TLS handshake with the server failed",
             Self::Stale => "the server closed an idle connection",
             Self::Broken => "the server closed the connection before it answered",
             Self::Unprocessed => "the server refused the stream",
@@ -79,7 +87,7 @@ impl Failure {
     pub(super) fn may_retry(&self, upstream: &Upstream, repeatable: bool) -> bool {
         match self {
             // Whether the body can be sent again is for the caller to see.
-            Self::Connect | Self::ConnectTimeout | Self::Unprocessed => true,
+            Self::Connect | Self::ConnectTimeout | Self::Tls | Self::Unprocessed => true,
             Self::Stale | Self::Broken => repeatable,
             Self::Timeout => repeatable && upstream.retry.on_timeout,
             Self::Status(_) => repeatable,

@@ -8,6 +8,9 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
 
 use self::failure::Failure;
 use self::respond::{Cut, Respond, cut_short};
@@ -25,6 +28,9 @@ use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::reply;
+use crate::l7::tls;
+use crate::l7::tls::Application;
+use crate::l7::tls::metrics::Reason;
 use crate::l7::transport::Transport;
 use crate::l7::worker::{Report, Worker};
 use crate::protocol::http1::{FieldId, Framing};
@@ -152,7 +158,7 @@ impl Proxied<'_> {
                 worker.metrics.connects_exhausted.increment();
                 return;
             }
-            Failure::Connect | Failure::ConnectTimeout => {
+            Failure::Connect | Failure::ConnectTimeout | Failure::Tls => {
                 lease.metrics().connect_failures.increment();
             }
             _ => lease.metrics().failures.increment(),
@@ -220,10 +226,11 @@ impl Proxied<'_> {
         let mut connection = if self.pool.upstream.config.http2 {
             self.stream(worker, lease).await?
         } else {
-            let connection = self.connection(worker, lease, fresh).await?;
-            connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
-            connection
+            self.connection(worker, lease, fresh).await?
         };
+        if connection.stream.http2().is_none() {
+            connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
+        }
         let done = match self.converse(worker, lease, &mut connection).await {
             Err(Failure::Timeout) => {
                 // Nobody knows whether the connection still leads anywhere.
@@ -274,27 +281,34 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
-        let stream = Channel::from(self.connect(worker, lease).await?);
+        let transport = self.connect(worker, lease).await?;
+        Ok(Connection::new(transport.into(), worker.now()))
+    }
+
+    /// A new connection, handshakes included, within `connect_timeout`.
+    async fn connect(&self, worker: &Worker, lease: &Lease) -> Result<Transport, Failure> {
+        let config = &self.pool.upstream.config;
+        let timer = &self.client.answer_timer;
+        timer.set(millis(config.connect_timeout));
+        let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
+        let mut stream = match timer.guard(connecting).await {
+            Ok(Ok(stream)) => Transport::from(stream),
+            Ok(Err(error)) => return Err(Failure::of_connect(&error)),
+            Err(_) => return Err(Failure::ConnectTimeout),
+        };
         lease.metrics().connects.increment();
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
-        Ok(Connection::new(stream, worker.now()))
-    }
-
-    /// A new connection, within `connect_timeout`.
-    async fn connect(&self, worker: &Worker, lease: &Lease) -> Result<Transport, Failure> {
-        let timer = &self.client.answer_timer;
-        timer.set(millis(self.pool.upstream.config.connect_timeout));
-        let connecting = pin!(Stream::connect(&worker.ring, lease.member().address));
-        match timer.guard(connecting).await {
-            Ok(Ok(stream)) => Ok(Transport::from(stream)),
-            Ok(Err(error)) => Err(Failure::of_connect(&error)),
-            Err(_) => Err(Failure::ConnectTimeout),
+        let upstream = self.exchange.outcome.upstream.unwrap_or_default();
+        if let Some(client) = worker.tls.client(upstream) {
+            self.secure(worker, lease, upstream, &mut stream, client).await?;
         }
+        Ok(stream)
     }
 
-    /// A stream on a connection to the leased server, with the request's head sent on it.
+    /// A stream on a connection to the leased server, with the request's head sent on it; or a
+    /// connection that TLS has settled on HTTP/1.1 for.
     async fn stream(&mut self, worker: &Worker, lease: &Lease) -> Result<Connection, Failure> {
         let config = &self.pool.upstream.config;
         let connections = self.pool.http2(lease);
@@ -308,6 +322,10 @@ impl Proxied<'_> {
                 }
                 return Ok(Connection::of_stream(stream, reused, now));
             }
+            if let (Some(connection), _) = self.pool.take(lease, now) {
+                lease.metrics().reuses.increment();
+                return Ok(connection);
+            }
             let timer = &self.client.answer_timer;
             timer.set(millis(config.connect_timeout));
             let mut waited = false;
@@ -317,11 +335,56 @@ impl Proxied<'_> {
             };
             let Some(_dialing) = dialing else { continue };
             let transport = self.connect(worker, lease).await?;
+            if transport.tls().is_some_and(|tls| tls.application == Application::Http1) {
+                return Ok(Connection::new(transport.into(), now));
+            }
             let start = pin!(connections.start(transport, &worker.limits, config, &worker.ring));
             match timer.guard(start).await {
-                Ok(Ok(())) => lease.metrics().connects.increment(),
+                Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Failure::Connect),
                 Err(_) => return Err(Failure::ConnectTimeout),
+            }
+        }
+    }
+
+    /// Makes the TLS handshake with a server, within what is left of `connect_timeout`.
+    async fn secure(
+        &self,
+        worker: &Worker,
+        lease: &Lease,
+        upstream: usize,
+        stream: &mut Transport,
+        client: Arc<ClientConfig>,
+    ) -> Result<(), Failure> {
+        let config = &self.pool.upstream.config;
+        let configured = config.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
+        let figures = &worker.metrics.upstreams[upstream].tls;
+        let name = tls::client::server_name(configured, &lease.member().config.address);
+        let name = name.map_err(|_| Failure::Tls)?;
+        let made = {
+            let connecting = pin!(tls::handshake::connect(stream.stream(), client, name));
+            self.client.answer_timer.guard(connecting).await
+        };
+        match made {
+            Ok(Ok(session)) => {
+                figures.done(session.info().version, session.info().resumed);
+                stream.secure(session);
+                Ok(())
+            }
+            Ok(Err(failure)) => {
+                figures.failed(failure.reason);
+                if self.pool.may_report(worker.now()) {
+                    worker.report(Report::ServerTls {
+                        upstream: config.name.clone(),
+                        server: lease.member().label.clone(),
+                        error: failure.text,
+                    });
+                }
+                Err(Failure::Tls)
+            }
+            Err(_) => {
+                figures.failed(Reason::Timeout);
+                Err(Failure::ConnectTimeout)
             }
         }
     }

@@ -55,8 +55,8 @@ pub struct Connection {
     pub head: Vec<u8>,
     /// What has to be sent for the connection itself; the caller sends and clears it.
     pub output: Vec<u8>,
-    /// Streams that we reset, over the connection's life.
-    pub resets_sent: u64,
+    /// Client role: the scheme of requests.
+    pub scheme: &'static [u8],
 }
 
 impl Connection {
@@ -89,7 +89,7 @@ impl Connection {
             name: Vec::new(),
             head: Vec::new(),
             output,
-            resets_sent: 0,
+            scheme: b"http",
             limits,
         }
     }
@@ -181,7 +181,7 @@ impl Connection {
         self.block.clear();
         self.encoder.begin(&mut self.block);
         self.encoder.field(b":method", method, &mut self.block);
-        self.encoder.field(b":scheme", b"http", &mut self.block);
+        self.encoder.field(b":scheme", self.scheme, &mut self.block);
         self.encoder.field(b":path", path, &mut self.block);
         // `Host` is the first field we write, unless an edit replaces it.
         let (_, mut hosts) = message::fields_of(head);
@@ -292,7 +292,6 @@ impl Connection {
     pub fn reset(&mut self, id: u32, code: Code) {
         if let Some(stream) = self.streams.remove(id) {
             self.streams.note_reset(id);
-            self.resets_sent += 1;
             frame::push_reset(&mut self.output, id, code);
             self.release_connection(stream.untaken);
         }
@@ -301,7 +300,6 @@ impl Connection {
     /// Refuses a stream that was never opened as far as we are concerned.
     pub(super) fn refuse(&mut self, id: u32, code: Code) {
         self.streams.note_reset(id);
-        self.resets_sent += 1;
         frame::push_reset(&mut self.output, id, code);
     }
 
@@ -395,3 +393,6 @@ fn lower(out: &mut Vec<u8>, name: &[u8]) {
     out.extend_from_slice(name);
     out.make_ascii_lowercase();
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,6 +135,17 @@ fn network_interfaces_get_queues_interrupts_and_rings() {
 }
 
 #[test]
+fn ports_are_reset_one_after_the_other() {
+    let root = two_nodes("plan-ports");
+    root.put("/sys/class/net/eth1/mtu", "1500\n");
+    let interfaces = vec!["eth0".to_owned(), "eth1".to_owned()];
+    let plan = look(&root, &Config { interfaces, ..config("edge") });
+    let last: Vec<&str> = plan.items.iter().rev().take(6).map(|item| item.key.as_str()).collect();
+    assert!(last[..3].iter().all(|key| key.starts_with("nic.eth1.")), "{last:?}");
+    assert!(last[3..].iter().all(|key| key.starts_with("nic.eth0.")), "{last:?}");
+}
+
+#[test]
 fn boot_parameters_are_advice() {
     let root = FakeRoot::small_machine("plan-boot");
     let plan = look(&root, &config("director"));

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use super::address;
+use super::{address, tls};
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Content};
 use crate::l7::config::Listener;
+use crate::l7::tls::config::Policy;
 
 const EXAMPLE: &str = "0.0.0.0:80";
 
@@ -18,6 +19,7 @@ pub(super) fn listeners(
     root: &Place<'_>,
     file: &raw::File,
     admin: Option<SocketAddr>,
+    policy: Policy,
 ) -> Vec<Listener> {
     let tables = root.good_tables("listener", file.listener.as_ref(), "write it as `[[listener]]`");
     let given = file.listener.as_ref().map(toml::Spanned::get_ref);
@@ -28,7 +30,7 @@ pub(super) fn listeners(
         ));
     }
     let mut seen = Seen { names: HashMap::new(), binds: HashMap::new(), admin };
-    tables.iter().map(|(place, raw)| listener(place, raw, &mut seen)).collect()
+    tables.iter().map(|(place, raw)| listener(place, raw, &mut seen, policy)).collect()
 }
 
 /// What earlier listeners took, and which of them did.
@@ -38,16 +40,21 @@ struct Seen {
     admin: Option<SocketAddr>,
 }
 
-fn listener(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen) -> Listener {
+fn listener(place: &Place<'_>, raw: &raw::Listener, seen: &mut Seen, policy: Policy) -> Listener {
     let bind = bind(place, raw, seen);
     let name = name(place, raw, bind.as_ref().ok(), seen);
+    // Browsers speak HTTP/2 over TLS only.
+    let http2 = place.boolean("http2", &raw.http2, raw.certificates.is_some());
     Listener {
         name,
         // Never used: the problem is noted.
         bind: bind.unwrap_or_else(|Reported { .. }| SocketAddr::from(([0, 0, 0, 0], 0))),
         backlog: place.integer("backlog", &raw.backlog, 1..=BACKLOG_MAX, 4096),
-        http2: place.boolean("http2", &raw.http2, false),
+        http2,
         proxy_protocol_from: address::nets(place, "proxy_protocol_from", &raw.proxy_protocol_from),
+        tls: tls::listener(place, raw, policy, http2),
+        hsts: tls::hsts(place, raw),
+        redirect_https: tls::redirect(place, raw),
     }
 }
 

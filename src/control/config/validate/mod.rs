@@ -8,6 +8,7 @@ mod http;
 mod listeners;
 mod node;
 mod routes;
+mod tls;
 mod tuning;
 mod upstreams;
 mod vrrp;
@@ -23,8 +24,9 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
-    let listeners = listeners::listeners(&root, file, admin.as_ref().ok().copied().flatten());
+    let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
+    let listeners = listeners::listeners(&root, file, admin_address, policy);
     let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
     let names = routes::Names {
@@ -34,15 +36,18 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let routes = routes::routes(&root, file, &names);
     let ha = vrrp::ha(&root, file, &names.upstreams);
     let admin_socket = node::admin_socket(&root, file);
-    let service = Service { http, listeners, routes: routes?, upstreams: upstreams? };
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let (base, loaded) = Default::default();
     Ok(Config {
         node: node?,
         log: log?,
+        tuning,
         admin: admin?,
         admin_socket: admin_socket?,
-        tuning,
         service,
         ha: ha?,
+        base,
+        loaded,
         warnings: Vec::new(),
     })
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{address, headers, listeners};
+use super::{address, headers, listeners, tls};
 use crate::balance::Policy;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Content, Node};
@@ -78,6 +78,7 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
         retry: retry(place, raw),
         http2,
         proxy_protocol: place.choice("proxy_protocol", &raw.proxy_protocol, &versions, None),
+        tls: tls::upstream(place, raw),
         hash_key: hash_key?,
         servers: servers?,
     })

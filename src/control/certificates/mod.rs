@@ -1,0 +1,312 @@
+//! Certificates, keys and session ticket secrets: read at the start, and again when their files
+//! change. A thread of its own does the latter, since disks block. What is in force is replaced
+//! entry by entry: one that is bad is refused, and the old one stays.
+
+mod read;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+use std::{io, thread};
+
+use self::read::{Entry, Reader, files_of, files_of_upstream};
+pub use self::read::{Loaded, Problem};
+use crate::l7::config::{Listener, Service};
+use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
+use crate::l7::tls::tickets::Secret;
+use crate::l7::tls::{Current, Snapshot};
+
+/// A certificate in force, for metrics and status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// The listener's name.
+    pub listener: String,
+    /// The file, as the configuration names it.
+    pub file: String,
+    /// Its names, first to last.
+    pub names: Vec<String>,
+    /// Last second of its validity, since 1970.
+    pub not_after: i64,
+}
+
+/// What the admin endpoint shows, shared with the thread that watches files.
+#[derive(Debug, Default)]
+pub struct Board {
+    /// Certificates in force.
+    pub certificates: Mutex<Vec<InForce>>,
+    /// Files taken over after a change.
+    pub replaced: AtomicU64,
+    /// Changes refused.
+    pub refused: AtomicU64,
+}
+
+impl Board {
+    /// Certificates in force now.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<InForce> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What changed, for the log.
+#[derive(Debug)]
+pub enum Change {
+    /// These files are in force.
+    Replaced(Vec<String>),
+    /// This was refused; what was there before stays.
+    Refused(String),
+}
+
+/// Reads everything for the first time.
+///
+/// # Errors
+/// Everything that cannot be used.
+pub fn load(service: &Service, base: &Path) -> Result<Loaded, Vec<Problem>> {
+    let (loaded, problems) = Reader { service, base, changed: None }.read(&Loaded::default());
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let plan = TicketPlan { secrets: loaded.secrets.clone(), period: 0, lifetime: 1 };
+    let endpoints = endpoints(service, &loaded, &plan);
+    let problems: Vec<Problem> = endpoints
+        .into_iter()
+        .zip(&service.listeners)
+        .filter_map(|(endpoint, listener)| {
+            let first = listener.tls.as_ref()?.certificates.first()?;
+            endpoint?.err().map(|message| Problem { span: first.cert.span.clone(), message })
+        })
+        .collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(problems) }
+}
+
+/// Each listener's endpoint, or what does not go together in it; `None` without TLS.
+fn endpoints(
+    service: &Service,
+    loaded: &Loaded,
+    plan: &TicketPlan,
+) -> Vec<Option<Result<Arc<Endpoint>, String>>> {
+    let endpoint = |(listener, entries): (&Listener, &Vec<Entry>)| {
+        let tls = listener.tls.as_ref()?;
+        let identities = entries.iter().map(|entry| entry.identity.clone()).collect();
+        let material = Material { identities, policy: tls.policy, http2: tls.http2 };
+        Some(Endpoint::new(&material, plan).map(Arc::new))
+    };
+    service.listeners.iter().zip(&loaded.listeners).map(endpoint).collect()
+}
+
+/// When and how a file was last written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+type Stamps = HashMap<PathBuf, Option<Stamp>>;
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let data = fs::metadata(path).ok()?;
+    Some(Stamp {
+        inode: (data.dev(), data.ino()),
+        size: data.size(),
+        modified: (data.mtime(), data.mtime_nsec()),
+        changed: (data.ctime(), data.ctime_nsec()),
+    })
+}
+
+/// What keeps the certificates in force up to date.
+#[derive(Debug)]
+pub struct Keeper {
+    service: Service,
+    base: PathBuf,
+    loaded: Loaded,
+    /// Files as they were when last read.
+    read: Stamps,
+    /// Files as they were at the last look.
+    seen: Stamps,
+    /// Secrets made here, for want of a file.
+    random: Vec<Secret>,
+    period: u64,
+    /// For the shards.
+    pub current: Arc<Current>,
+    /// For the admin endpoint.
+    pub board: Arc<Board>,
+}
+
+impl Keeper {
+    /// Puts what was loaded in force.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes, or what was loaded does not go together.
+    pub fn new(service: Service, base: PathBuf, loaded: Loaded) -> Result<Self, String> {
+        let mut keeper = Self {
+            service,
+            base,
+            loaded,
+            read: Stamps::new(),
+            seen: Stamps::new(),
+            random: Vec::new(),
+            period: 0,
+            current: Arc::default(),
+            board: Arc::default(),
+        };
+        keeper.read = keeper.stamps();
+        keeper.seen = keeper.read.clone();
+        keeper.period = keeper.period_now();
+        keeper.renew_secrets()?;
+        let problems = keeper.put_in_force();
+        match problems.first() {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(keeper),
+        }
+    }
+
+    /// True when there is nothing to keep.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        !self.service.listeners.iter().any(|listener| listener.tls.is_some())
+            && !self.service.upstreams.iter().any(|upstream| upstream.tls.is_some())
+    }
+
+    /// Looks at the files for as long as the process runs.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn watch(mut self, tell: impl Fn(Change) + Send + 'static) -> io::Result<()> {
+        let interval = self.service.tls.reload_interval;
+        thread::Builder::new().name("certificates".into()).spawn(move || {
+            loop {
+                thread::sleep(interval);
+                self.look().into_iter().for_each(&tell);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// One look: takes over what has changed and then rested for one interval, since a pair is
+    /// seldom written at once.
+    fn look(&mut self) -> Vec<Change> {
+        let now = self.stamps();
+        let rested = now == self.seen;
+        let changed: Vec<PathBuf> = now
+            .iter()
+            .filter(|(path, stamp)| self.read.get(*path) != Some(stamp))
+            .map(|(path, _)| path.clone())
+            .collect();
+        self.seen = now;
+        let period = self.period_now();
+        if (changed.is_empty() || !rested) && period == self.period {
+            return Vec::new();
+        }
+        let mut changes = Vec::new();
+        if period != self.period {
+            self.period = period;
+            changes.extend(self.renew_secrets().err().map(Change::Refused));
+        }
+        if rested && !changed.is_empty() {
+            self.read.clone_from(&self.seen);
+            changes.extend(self.take_over(&changed));
+        }
+        changes.extend(self.put_in_force().into_iter().map(Change::Refused));
+        let refused = changes.iter().filter(|change| matches!(change, Change::Refused(_))).count();
+        self.board.refused.fetch_add(refused as u64, Ordering::Relaxed);
+        changes
+    }
+
+    fn take_over(&mut self, changed: &[PathBuf]) -> Vec<Change> {
+        let reader = Reader { service: &self.service, base: &self.base, changed: Some(changed) };
+        let (loaded, problems) = reader.read(&self.loaded);
+        // What does not go together is refused as a whole.
+        let plan = self.plan();
+        for endpoint in endpoints(&self.service, &loaded, &plan).into_iter().flatten() {
+            if let Err(what) = endpoint {
+                return vec![Change::Refused(what)];
+            }
+        }
+        self.loaded = loaded;
+        let mut changes: Vec<Change> =
+            problems.into_iter().map(|problem| Change::Refused(problem.message)).collect();
+        if changes.is_empty() {
+            self.board.replaced.fetch_add(1, Ordering::Relaxed);
+            let files = changed.iter().map(|path| path.display().to_string()).collect();
+            changes.push(Change::Replaced(files));
+        }
+        changes
+    }
+
+    fn plan(&self) -> TicketPlan {
+        let secrets =
+            if self.loaded.secrets.is_empty() { &self.random } else { &self.loaded.secrets };
+        let lifetime = self.service.tls.session_lifetime.as_secs().max(1);
+        TicketPlan {
+            secrets: secrets.clone(),
+            period: self.period,
+            lifetime: u32::try_from(lifetime).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn period_now(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.as_secs() / self.service.tls.session_lifetime.as_secs().max(1)
+    }
+
+    /// A fresh secret for this period; those of before the last are forgotten.
+    fn renew_secrets(&mut self) -> Result<(), String> {
+        if self.service.tls.ticket_keys.is_some() {
+            return Ok(());
+        }
+        if self.random.len() > 1 {
+            self.random.remove(0);
+        }
+        self.random.push(Secret::random(self.period)?);
+        Ok(())
+    }
+
+    /// Makes a snapshot of what is loaded; returns what does not go together.
+    fn put_in_force(&self) -> Vec<String> {
+        let made = endpoints(&self.service, &self.loaded, &self.plan());
+        let mut problems = Vec::new();
+        let endpoints = made
+            .into_iter()
+            .map(|made| made.and_then(|made| made.map_err(|problem| problems.push(problem)).ok()));
+        let endpoints: Vec<_> = endpoints.collect();
+        if problems.is_empty() {
+            let upstreams = self.loaded.upstreams.clone();
+            self.current.replace(Snapshot { endpoints, upstreams });
+            let certificates = self.in_force();
+            *self.board.certificates.lock().unwrap_or_else(PoisonError::into_inner) = certificates;
+        }
+        problems
+    }
+
+    fn in_force(&self) -> Vec<InForce> {
+        let of_listener = |(listener, entries): (&Listener, &Vec<Entry>)| {
+            let certificates = listener.tls.as_ref().map_or(&[][..], |tls| &tls.certificates);
+            let pairs = certificates.iter().zip(entries);
+            pairs
+                .map(|(certificate, entry)| InForce {
+                    listener: listener.name.clone(),
+                    file: certificate.cert.path.display().to_string(),
+                    names: entry.identity.names.clone(),
+                    not_after: entry.not_after,
+                })
+                .collect::<Vec<_>>()
+        };
+        self.service.listeners.iter().zip(&self.loaded.listeners).flat_map(of_listener).collect()
+    }
+
+    fn stamps(&self) -> Stamps {
+        let listeners = self.service.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let certificates = listeners.flat_map(|tls| &tls.certificates).flat_map(files_of);
+        let upstreams = self.service.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+        let files = certificates.chain(upstreams.flat_map(files_of_upstream));
+        let paths =
+            files.chain(&self.service.tls.ticket_keys).map(|file| self.base.join(&file.path));
+        paths.map(|path| (path.clone(), stamp(&path))).collect()
+    }
+}
