@@ -2,7 +2,6 @@
 
 use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -234,8 +233,9 @@ impl Client {
         let rest = self.input.take_rest();
         let mut draining = false;
         let handshake = {
+            // In memory of its own: it is large and soon over, and the task is kept for long.
             let mut accept =
-                pin!(handshake::accept(self.stream.transport().stream(), rest, &endpoint));
+                Box::pin(handshake::accept(self.stream.transport().stream(), rest, &endpoint));
             poll_fn(|cx| {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));

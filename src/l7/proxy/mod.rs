@@ -362,7 +362,8 @@ impl Proxied<'_> {
         let name = tls::client::server_name(configured, &lease.member().config.address);
         let name = name.map_err(|_| Failure::Tls)?;
         let made = {
-            let connecting = pin!(tls::handshake::connect(stream.stream(), client, name));
+            // In memory of its own, not in every request's.
+            let connecting = Box::pin(tls::handshake::connect(stream.stream(), client, name));
             self.client.answer_timer.guard(connecting).await
         };
         match made {
