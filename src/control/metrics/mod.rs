@@ -1,15 +1,14 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod tls;
+mod vrrp;
+
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::control::state::{Phase, State};
 use crate::counter::Counter;
-use crate::ha::status::{InstanceStatus, Snapshot};
 use crate::l7::metrics::{CLASSES, LATENCY_BOUNDS_MS, Metrics, ServerMetrics};
-use crate::l7::tls::metrics::TlsMetrics;
 use crate::protocol::http2::Reason;
-use crate::protocol::vrrp::{Error, State as Role};
 use crate::ring::Stats;
 
 /// Writes one family at a time: its head, then its samples.
@@ -52,9 +51,9 @@ pub fn render(state: &State) -> String {
     shards(&mut page, state);
     upstreams(&mut page, state);
     servers(&mut page, state);
-    tls(&mut page, state);
+    tls::write(&mut page, state);
     if let Some(ha) = &state.ha {
-        vrrp(&mut page, &ha.board.read());
+        vrrp::write(&mut page, &ha.board.read());
     }
     tuning(&mut page, state);
     page.text
@@ -376,192 +375,6 @@ fn servers(page: &mut Page, state: &State) {
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });
-}
-
-/// Handshakes with clients and servers, and until when certificates are valid.
-fn tls(page: &mut Page, state: &State) {
-    let listeners: Vec<&str> = state.listeners.iter().map(|(name, _)| name.as_str()).collect();
-    let upstreams: Vec<&str> =
-        state.upstreams.iter().map(|upstream| upstream.shared.config.name.as_str()).collect();
-    let kind = ("ringgate_tls", "listener", "clients");
-    handshakes(page, state, kind, &listeners, |m, i| &m.listeners[i].tls);
-    let kind = ("ringgate_upstream_tls", "upstream", "servers");
-    handshakes(page, state, kind, &upstreams, |m, i| &m.upstreams[i].tls);
-    let name = "ringgate_tls_broken_connections_total";
-    page.family(
-        name,
-        "counter",
-        "Connections ended by a bad record or a fatal alert, after the handshake.",
-    );
-    for (index, listener) in listeners.iter().enumerate() {
-        let broken =
-            |shard: &crate::shard::Shard| shard.metrics.listeners[index].tls.broken.value();
-        page.sample(name, &[("listener", listener)], state.shards.iter().map(broken).sum::<u64>());
-    }
-    let name = "ringgate_tls_certificate_expiry_timestamp_seconds";
-    page.family(name, "gauge", "Last second of a certificate's validity, since 1970.");
-    for certificate in state.tls.certificates() {
-        let labels = [("listener", certificate.listener.as_str()), ("file", &certificate.file)];
-        page.sample(name, &labels, certificate.not_after);
-    }
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let name = "ringgate_tls_files_replaced_total";
-    page.single(
-        name,
-        "counter",
-        "Changes of certificates or keys put in force.",
-        count(&state.tls.replaced),
-    );
-    let name = "ringgate_tls_files_refused_total";
-    page.single(
-        name,
-        "counter",
-        "Changes of certificates or keys refused.",
-        count(&state.tls.refused),
-    );
-}
-
-/// Successes and failures by listener or upstream.
-fn handshakes(
-    page: &mut Page,
-    state: &State,
-    (prefix, label, with): (&str, &str, &str),
-    names: &[&str],
-    pick: fn(&Metrics, usize) -> &TlsMetrics,
-) {
-    let family = format!("{prefix}_handshakes_total");
-    page.family(&family, "counter", &format!("TLS handshakes with {with}, by version."));
-    for (index, name) in names.iter().enumerate() {
-        let each = state.shards.iter().map(|shard| pick(&shard.metrics, index).successes());
-        for ((version, resumed), count) in added(each) {
-            let labels = [(label, *name), ("version", version), ("resumed", resumed)];
-            page.sample(&family, &labels, count);
-        }
-    }
-    let family = format!("{prefix}_handshake_failures_total");
-    page.family(&family, "counter", &format!("TLS handshakes with {with} that failed."));
-    for (index, name) in names.iter().enumerate() {
-        let each = state.shards.iter().map(|shard| pick(&shard.metrics, index).failures());
-        for (reason, count) in added(each) {
-            page.sample(&family, &[(label, *name), ("reason", reason)], count);
-        }
-    }
-}
-
-/// Adds the figures of the shards up, label by label; each shard has the same labels in order.
-fn added<L: Copy>(
-    shards: impl Iterator<Item = impl Iterator<Item = (L, u64)>>,
-) -> impl Iterator<Item = (L, u64)> {
-    let mut sums: Vec<(L, u64)> = Vec::new();
-    for shard in shards {
-        for (index, (label, count)) in shard.enumerate() {
-            match sums.get_mut(index) {
-                Some((_, sum)) => *sum += count,
-                None => sums.push((label, count)),
-            }
-        }
-    }
-    sums.into_iter()
-}
-
-/// A family of VRRP instances, its kind, its help, and its value.
-type OfInstance = (&'static str, &'static str, &'static str, fn(&InstanceStatus) -> u64);
-
-const OF_INSTANCES: [OfInstance; 11] = [
-    ("ringgate_vrrp_priority", "gauge", "Effective priority.", |one| one.priority.into()),
-    ("ringgate_vrrp_healthy", "gauge", "1 while nothing keeps this node from serving.", |one| {
-        one.healthy.into()
-    }),
-    ("ringgate_vrrp_addresses_held", "gauge", "Addresses on an interface through us.", |one| {
-        one.addresses.iter().filter(|(_, held)| *held).count() as u64
-    }),
-    ("ringgate_vrrp_misconfigurations", "gauge", "Misconfigurations and faults seen now.", |one| {
-        (one.findings.len() + one.problems.len()) as u64
-    }),
-    ("ringgate_vrrp_adverts_sent_total", "counter", "Advertisements sent.", |one| one.counts.sent),
-    ("ringgate_vrrp_send_errors_total", "counter", "Copies that could not be sent.", |one| {
-        one.counts.send_errors
-    }),
-    ("ringgate_vrrp_adverts_received_total", "counter", "Advertisements accepted.", |one| {
-        one.counts.received
-    }),
-    (
-        "ringgate_vrrp_announcements_total",
-        "counter",
-        "Gratuitous ARPs and neighbour advertisements sent.",
-        |one| one.counts.announcements,
-    ),
-    (
-        "ringgate_vrrp_leases_total",
-        "counter",
-        "Times the addresses were leased or renewed.",
-        |one| one.counts.leases,
-    ),
-    ("ringgate_vrrp_lease_errors_total", "counter", "Addresses that could not be.", |one| {
-        one.counts.lease_errors
-    }),
-    (
-        "ringgate_vrrp_late_wakeups_total",
-        "counter",
-        "Claims put off because this process had not been running.",
-        |one| one.counts.late,
-    ),
-];
-
-fn vrrp(page: &mut Page, snapshot: &Snapshot) {
-    const STATE: &str = "ringgate_vrrp_state";
-    const TRANSITIONS: &str = "ringgate_vrrp_transitions_total";
-    const DROPPED: &str = "ringgate_vrrp_packets_dropped_total";
-    let roles = [Role::Initialize, Role::Backup, Role::Active];
-    page.family(STATE, "gauge", "1 for the state that the instance is in.");
-    for one in &snapshot.instances {
-        for role in roles {
-            let labels = [("instance", one.name.as_str()), ("state", role.name())];
-            page.sample(STATE, &labels, u8::from(one.state == role));
-        }
-    }
-    page.family(TRANSITIONS, "counter", "Changes of state, by the new one.");
-    for one in &snapshot.instances {
-        for (role, count) in roles.into_iter().zip(one.counts.transitions) {
-            let labels = [("instance", one.name.as_str()), ("to", role.name())];
-            page.sample(TRANSITIONS, &labels, count);
-        }
-    }
-    page.family(DROPPED, "counter", "Packets that were not believed, by reason.");
-    for one in &snapshot.instances {
-        for (error, count) in Error::ALL.into_iter().zip(one.counts.dropped) {
-            let labels = [("instance", one.name.as_str()), ("reason", error.name())];
-            page.sample(DROPPED, &labels, count);
-        }
-    }
-    for (error, count) in Error::ALL.into_iter().zip(snapshot.dropped) {
-        page.sample(DROPPED, &[("instance", ""), ("reason", error.name())], count);
-    }
-    for (family, kind, help, pick) in OF_INSTANCES {
-        page.family(family, kind, help);
-        for one in &snapshot.instances {
-            page.sample(family, &[("instance", &one.name)], pick(one));
-        }
-    }
-    page.single(
-        "ringgate_vrrp_foreign_packets_total",
-        "counter",
-        "Packets with a virtual router ID that is not configured on their interface.",
-        snapshot.foreign,
-    );
-    page.family(
-        "ringgate_vrrp_script_up",
-        "gauge",
-        "1 while a check script says that all is well.",
-    );
-    for script in &snapshot.scripts {
-        let up = u8::from(script.good == Some(true));
-        page.sample("ringgate_vrrp_script_up", &[("script", &script.name)], up);
-    }
-    page.family("ringgate_vrrp_notifications_total", "counter", "Commands and webhooks.");
-    for (result, count) in ["done", "failed", "dropped"].iter().zip(snapshot.notifications) {
-        page.sample("ringgate_vrrp_notifications_total", &[("result", result)], count);
-    }
 }
 
 fn each_server(state: &State, mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member)) {
