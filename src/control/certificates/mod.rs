@@ -4,7 +4,7 @@
 
 mod read;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use std::{io, thread};
 
 use self::read::{Entry, Reader, files_of, files_of_upstream};
 pub use self::read::{Loaded, Problem};
-use crate::l7::config::{Listener, Service};
+use crate::l7::config::{HostMatch, Listener, Service};
 use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
 use crate::l7::tls::tickets::Secret;
 use crate::l7::tls::{Current, Snapshot};
@@ -66,29 +66,68 @@ pub enum Change {
 /// # Errors
 /// Everything that cannot be used.
 pub fn load(service: &Service, base: &Path) -> Result<Loaded, Vec<Problem>> {
-    let (loaded, problems) = Reader { service, base, changed: None }.read(&Loaded::default());
+    // Before the files are read: one that is written meanwhile is read again.
+    let read = stamps(service, base);
+    let (mut loaded, problems) = Reader { service, base, changed: None }.read(&Loaded::default());
     if !problems.is_empty() {
         return Err(problems);
     }
     let plan = TicketPlan { secrets: loaded.secrets.clone(), period: 0, lifetime: 1 };
     let endpoints = endpoints(service, &loaded, &plan);
+    loaded.read = read;
+    loaded.warnings = undecided(service, &endpoints);
     let problems: Vec<Problem> = endpoints
         .into_iter()
         .zip(&service.listeners)
         .filter_map(|(endpoint, listener)| {
             let first = listener.tls.as_ref()?.certificates.first()?;
-            endpoint?.err().map(|message| Problem { span: first.cert.span.clone(), message })
+            endpoint?.err().map(|message| Problem::new(first.cert.span.clone(), message))
         })
         .collect();
     if problems.is_empty() { Ok(loaded) } else { Err(problems) }
 }
 
-/// Each listener's endpoint, or what does not go together in it; `None` without TLS.
-fn endpoints(
-    service: &Service,
-    loaded: &Loaded,
-    plan: &TicketPlan,
-) -> Vec<Option<Result<Arc<Endpoint>, String>>> {
+/// Hosts of routes that no certificate of a listener covers, where it depends on the host what is
+/// asked of clients: they get what is asked for the first certificate, which may be nothing.
+fn undecided(service: &Service, endpoints: &[MadeEndpoint]) -> Vec<Problem> {
+    let of_listener = |(index, endpoint): (usize, &MadeEndpoint)| {
+        let endpoint = endpoint.as_ref()?.as_ref().ok()?;
+        let first = service.listeners.get(index)?.tls.as_ref()?.certificates.first()?;
+        if endpoint.has_one_policy() {
+            return None;
+        }
+        let routes = service.routes.iter();
+        let routes = routes.filter(|r| r.listeners.is_empty() || r.listeners.contains(&index));
+        let mut hosts: Vec<String> = routes
+            .flat_map(|route| &route.hosts)
+            .map(|host| match host {
+                HostMatch::Exact(name) => name.clone(),
+                HostMatch::Suffix(name) => format!("*.{name}"),
+            })
+            .filter(|host| !endpoint.decides_on(host))
+            .collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        (!hosts.is_empty()).then(|| {
+            let message = format!(
+                "`{}`: no certificate of this listener is for {}, which routes serve: clients are \
+                 asked there for what this first certificate's client_auth says; add a \
+                 certificate with the client_auth that is meant, or name other listeners in \
+                 the routes",
+                first.cert.key,
+                hosts.join(", ")
+            );
+            Problem::new(first.cert.span.clone(), message)
+        })
+    };
+    endpoints.iter().enumerate().filter_map(of_listener).collect()
+}
+
+/// A listener's endpoint, or what does not go together in it; `None` without TLS.
+type MadeEndpoint = Option<Result<Arc<Endpoint>, String>>;
+
+/// Each listener's endpoint.
+fn endpoints(service: &Service, loaded: &Loaded, plan: &TicketPlan) -> Vec<MadeEndpoint> {
     let endpoint = |(listener, entries): (&Listener, &Vec<Entry>)| {
         let tls = listener.tls.as_ref()?;
         let identities = entries.iter().map(|entry| entry.identity.clone()).collect();
@@ -108,6 +147,16 @@ struct Stamp {
 }
 
 type Stamps = HashMap<PathBuf, Option<Stamp>>;
+
+/// The files the configuration names, as they are now.
+fn stamps(service: &Service, base: &Path) -> Stamps {
+    let listeners = service.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+    let certificates = listeners.flat_map(|tls| &tls.certificates).flat_map(files_of);
+    let upstreams = service.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+    let files = certificates.chain(upstreams.flat_map(files_of_upstream));
+    let paths = files.chain(&service.tls.ticket_keys).map(|file| base.join(&file.path));
+    paths.map(|path| (path.clone(), stamp(&path))).collect()
+}
 
 fn stamp(path: &Path) -> Option<Stamp> {
     let data = fs::metadata(path).ok()?;
@@ -129,6 +178,10 @@ pub struct Keeper {
     read: Stamps,
     /// Files as they were at the last look.
     seen: Stamps,
+    /// Files of changes that were refused: they are tried again at every look.
+    pending: HashSet<PathBuf>,
+    /// Why, as it was told.
+    told: Vec<String>,
     /// Secrets made here, for want of a file.
     random: Vec<Secret>,
     period: u64,
@@ -143,20 +196,21 @@ impl Keeper {
     ///
     /// # Errors
     /// When the system gives no random bytes, or what was loaded does not go together.
-    pub fn new(service: Service, base: PathBuf, loaded: Loaded) -> Result<Self, String> {
+    pub fn new(service: Service, base: PathBuf, mut loaded: Loaded) -> Result<Self, String> {
+        let read = std::mem::take(&mut loaded.read);
         let mut keeper = Self {
             service,
             base,
             loaded,
-            read: Stamps::new(),
-            seen: Stamps::new(),
+            seen: read.clone(),
+            read,
+            pending: HashSet::new(),
+            told: Vec::new(),
             random: Vec::new(),
             period: 0,
             current: Arc::default(),
             board: Arc::default(),
         };
-        keeper.read = keeper.stamps();
-        keeper.seen = keeper.read.clone();
         keeper.period = keeper.period_now();
         keeper.renew_secrets()?;
         let problems = keeper.put_in_force();
@@ -191,52 +245,75 @@ impl Keeper {
     /// One look: takes over what has changed and then rested for one interval, since a pair is
     /// seldom written at once.
     fn look(&mut self) -> Vec<Change> {
-        let now = self.stamps();
+        let now = stamps(&self.service, &self.base);
         let rested = now == self.seen;
-        let changed: Vec<PathBuf> = now
-            .iter()
-            .filter(|(path, stamp)| self.read.get(*path) != Some(stamp))
-            .map(|(path, _)| path.clone())
-            .collect();
+        let fresh =
+            |(path, stamp): &(&PathBuf, &Option<Stamp>)| self.read.get(*path) != Some(stamp);
+        let is_fresh = now.iter().any(|entry| fresh(&entry));
+        let concerned = now.iter().filter(|e| fresh(e) || self.pending.contains(e.0));
+        let changed: Vec<PathBuf> = concerned.map(|(path, _)| path.clone()).collect();
         self.seen = now;
         let period = self.period_now();
         if (changed.is_empty() || !rested) && period == self.period {
             return Vec::new();
         }
         let mut changes = Vec::new();
+        let mut renewed = false;
         if period != self.period {
+            renewed = true;
             self.period = period;
             changes.extend(self.renew_secrets().err().map(Change::Refused));
         }
         if rested && !changed.is_empty() {
             self.read.clone_from(&self.seen);
-            changes.extend(self.take_over(&changed));
+            if is_fresh {
+                self.told.clear();
+            }
+            let (taken, more) = self.take_over(&changed);
+            renewed |= taken;
+            changes.extend(more);
         }
-        changes.extend(self.put_in_force().into_iter().map(Change::Refused));
+        if renewed {
+            changes.extend(self.put_in_force().into_iter().map(Change::Refused));
+        }
         let refused = changes.iter().filter(|change| matches!(change, Change::Refused(_))).count();
         self.board.refused.fetch_add(refused as u64, Ordering::Relaxed);
         changes
     }
 
-    fn take_over(&mut self, changed: &[PathBuf]) -> Vec<Change> {
+    /// Reads what names these files; true if there is something new. What is refused is read again
+    /// at the next look: a file that could not be read may not change when it can, and one that
+    /// does not go together with another is right once that one is.
+    fn take_over(&mut self, changed: &[PathBuf]) -> (bool, Vec<Change>) {
         let reader = Reader { service: &self.service, base: &self.base, changed: Some(changed) };
         let (loaded, problems) = reader.read(&self.loaded);
+        self.pending = changed.iter().cloned().collect();
         // What does not go together is refused as a whole.
         let plan = self.plan();
         for endpoint in endpoints(&self.service, &loaded, &plan).into_iter().flatten() {
             if let Err(what) = endpoint {
-                return vec![Change::Refused(what)];
+                return (false, self.refuse(vec![what]));
             }
         }
+        self.pending = problems.iter().flat_map(|problem| &problem.files).cloned().collect();
+        let taken = loaded.fresh > 0;
         self.loaded = loaded;
-        let mut changes: Vec<Change> =
-            problems.into_iter().map(|problem| Change::Refused(problem.message)).collect();
-        if changes.is_empty() {
+        let is_whole = problems.is_empty();
+        let messages = problems.into_iter().map(|problem| problem.message).collect();
+        let mut changes = self.refuse(messages);
+        if is_whole {
             self.board.replaced.fetch_add(1, Ordering::Relaxed);
             let files = changed.iter().map(|path| path.display().to_string()).collect();
             changes.push(Change::Replaced(files));
         }
-        changes
+        (taken, changes)
+    }
+
+    /// What is said of a refusal: nothing that was said before.
+    fn refuse(&mut self, messages: Vec<String>) -> Vec<Change> {
+        let told = std::mem::replace(&mut self.told, messages);
+        let new = self.told.iter().filter(|message| !told.contains(message));
+        new.cloned().map(Change::Refused).collect()
     }
 
     fn plan(&self) -> TicketPlan {
@@ -298,15 +375,5 @@ impl Keeper {
                 .collect::<Vec<_>>()
         };
         self.service.listeners.iter().zip(&self.loaded.listeners).flat_map(of_listener).collect()
-    }
-
-    fn stamps(&self) -> Stamps {
-        let listeners = self.service.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-        let certificates = listeners.flat_map(|tls| &tls.certificates).flat_map(files_of);
-        let upstreams = self.service.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
-        let files = certificates.chain(upstreams.flat_map(files_of_upstream));
-        let paths =
-            files.chain(&self.service.tls.ticket_keys).map(|file| self.base.join(&file.path));
-        paths.map(|path| (path.clone(), stamp(&path))).collect()
     }
 }

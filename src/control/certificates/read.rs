@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
+use super::Stamps;
 use crate::l7::config::Service;
 use crate::l7::tls::client;
 use crate::l7::tls::config::{self, Certificate};
@@ -38,6 +39,14 @@ pub struct Problem {
     pub span: Range<usize>,
     /// The key, the file and what is wrong with it.
     pub message: String,
+    /// All files that are read for the same thing.
+    pub(super) files: Vec<PathBuf>,
+}
+
+impl Problem {
+    pub(super) fn new(span: Range<usize>, message: String) -> Self {
+        Self { span, message, files: Vec::new() }
+    }
 }
 
 /// One certificate entry.
@@ -54,6 +63,12 @@ pub struct Loaded {
     pub(super) upstreams: Vec<Option<Arc<ClientConfig>>>,
     /// Of the file; empty without one.
     pub(super) secrets: Vec<Secret>,
+    /// Files as they were before they were read.
+    pub(super) read: Stamps,
+    /// How many entries were read anew.
+    pub(super) fresh: usize,
+    /// What stands but may not be meant.
+    pub warnings: Vec<Problem>,
 }
 
 /// Reads files; with `changed`, only entries that name one of these.
@@ -63,17 +78,25 @@ pub(super) struct Reader<'a> {
     pub(super) changed: Option<&'a [PathBuf]>,
 }
 
+/// What one look at the files brings.
+#[derive(Default)]
+struct Found {
+    problems: Vec<Problem>,
+    /// How many entries were read anew.
+    fresh: usize,
+}
+
 impl Reader<'_> {
     /// Everything there is: read anew, or what `before` has if it is unchanged or cannot be used.
     pub(super) fn read(&self, before: &Loaded) -> (Loaded, Vec<Problem>) {
-        let mut problems = Vec::new();
+        let mut found = Found::default();
         let mut loaded = Loaded::default();
         for (index, listener) in self.service.listeners.iter().enumerate() {
             let certificates = listener.tls.as_ref().map_or(&[][..], |tls| &tls.certificates);
             let known = before.listeners.get(index).map_or(&[][..], Vec::as_slice);
             let entry = |(index, certificate): (usize, &Certificate)| {
                 let read = || self.entry(certificate, index == 0);
-                self.fresh_or(files_of(certificate), known.get(index), read, &mut problems)
+                self.fresh_or(files_of(certificate), known.get(index), read, &mut found)
             };
             loaded.listeners.push(certificates.iter().enumerate().filter_map(entry).collect());
         }
@@ -81,7 +104,7 @@ impl Reader<'_> {
             let known = before.upstreams.get(index).and_then(Option::as_ref);
             let config = upstream.tls.as_ref().and_then(|tls| {
                 let read = || self.upstream(tls, upstream.http2);
-                self.fresh_or(files_of_upstream(tls), known, read, &mut problems)
+                self.fresh_or(files_of_upstream(tls), known, read, &mut found)
             });
             loaded.upstreams.push(config);
         }
@@ -91,10 +114,10 @@ impl Reader<'_> {
                 let bytes = self.bytes(file)?;
                 Secret::from_file(&bytes).map_err(|what| self.problem(file, &what))
             };
-            loaded.secrets =
-                self.fresh_or(vec![file], known, read, &mut problems).unwrap_or_default();
+            loaded.secrets = self.fresh_or(vec![file], known, read, &mut found).unwrap_or_default();
         }
-        (loaded, problems)
+        loaded.fresh = found.fresh;
+        (loaded, found.problems)
     }
 
     fn fresh_or<T: Clone>(
@@ -102,7 +125,7 @@ impl Reader<'_> {
         files: Vec<&config::File>,
         known: Option<&T>,
         read: impl FnOnce() -> Result<T, Problem>,
-        problems: &mut Vec<Problem>,
+        found: &mut Found,
     ) -> Option<T> {
         let concerned = self
             .changed
@@ -110,13 +133,17 @@ impl Reader<'_> {
         if !concerned {
             return known.cloned();
         }
-        read().map_or_else(
-            |problem| {
-                problems.push(problem);
+        match read() {
+            Ok(value) => {
+                found.fresh += 1;
+                Some(value)
+            }
+            Err(mut problem) => {
+                problem.files = files.into_iter().map(|file| self.path(file)).collect();
+                found.problems.push(problem);
                 known.cloned()
-            },
-            Some,
-        )
+            }
+        }
     }
 
     fn path(&self, file: &config::File) -> PathBuf {
@@ -126,7 +153,7 @@ impl Reader<'_> {
     fn problem(&self, file: &config::File, what: &str) -> Problem {
         let path = self.path(file);
         let message = format!("`{}`: {} {what}", file.key, path.display());
-        Problem { span: file.span.clone(), message }
+        Problem::new(file.span.clone(), message)
     }
 
     fn bytes(&self, file: &config::File) -> Result<Vec<u8>, Problem> {

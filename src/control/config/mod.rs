@@ -19,7 +19,7 @@ use std::time::Duration;
 use self::error::Source;
 pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
-use crate::control::certificates::{self, Loaded};
+use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
 use crate::l7::config::{AccessLogFormat, Service};
 
@@ -164,10 +164,13 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
-    let loaded = certificates::load(&config.service, &config.base).map_err(|problems| {
+    let source = Source { name, text };
+    let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
-        ConfigErrors::at(&Source { name, text }, problems.collect())
+        ConfigErrors::at(&source, problems.collect())
     })?;
+    let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
+    config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })
 }
 

@@ -47,6 +47,15 @@ impl<T> Names<T> {
             self.wildcard.get(suffix)
         })
     }
+
+    /// The value for a name in lower case, or else that of the nearest wildcard above it, however
+    /// many labels lie between: what is asked of clients holds for everything below, as routes do.
+    pub(super) fn inherit(&self, name: &str) -> Option<&T> {
+        self.exact.get(name).or_else(|| {
+            let dots = memchr::memchr_iter(b'.', name.as_bytes());
+            dots.filter_map(|dot| name.get(dot + 1..)).find_map(|suffix| self.wildcard.get(suffix))
+        })
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +79,32 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(names.find(name).copied(), value, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_of_clients_holds_at_any_depth() {
+        let mut names = Names::default();
+        for (value, name) in ["a.test", "*.a.test", "b.a.test", "*.c.a.test"].iter().enumerate() {
+            *names.entry(name) = value;
+        }
+        for (name, value) in [
+            ("a.test", Some(0)),
+            ("d.a.test", Some(1)),
+            ("e.d.a.test", Some(1)),
+            ("f.e.d.a.test", Some(1)),
+            ("b.a.test", Some(2)),
+            ("d.b.a.test", Some(1)),
+            ("c.a.test", Some(1)),
+            ("d.c.a.test", Some(3)),
+            ("e.d.c.a.test", Some(3)),
+            ("*.c.a.test", Some(3)),
+            ("xa.test", None),
+            ("test", None),
+            ("", None),
+            (".", None),
+        ] {
+            assert_eq!(names.inherit(name).copied(), value, "{name}");
         }
     }
 }

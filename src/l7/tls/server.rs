@@ -108,10 +108,17 @@ impl Endpoint {
         Ok(Self { policies, names: names.map(|policy| policy.unwrap_or(0)), default: 0 })
     }
 
-    /// The policy for a server name or host.
+    /// The policy for a server name or host in lower case: also that of a wildcard more than one
+    /// label above it, where no certificate fits but routes do.
     #[must_use]
     pub fn policy_of(&self, name: Option<&str>) -> usize {
-        name.and_then(|name| self.names.find(name)).copied().unwrap_or(self.default)
+        name.and_then(|name| self.names.inherit(name)).copied().unwrap_or(self.default)
+    }
+
+    /// Whether a certificate decides on the policy of this host (`*.name` for all below a name).
+    #[must_use]
+    pub fn decides_on(&self, host: &str) -> bool {
+        self.names.inherit(host).is_some()
     }
 
     /// True when it does not depend on the name.
@@ -228,7 +235,7 @@ impl Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(str::to_ascii_lowercase);
+        let name = hello.server_name().map(|name| name.trim_end_matches('.').to_ascii_lowercase());
         let found = name.as_deref().and_then(|name| self.names.find(name));
         let candidates = found.unwrap_or(&self.default);
         let candidates = candidates.iter().filter_map(|&index| self.identities.get(index));
