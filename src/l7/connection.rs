@@ -29,7 +29,7 @@ const LINGER_MS: u64 = 2_000;
 /// And this many.
 const LINGER_BYTES: u64 = 1024 * 1024;
 /// While draining, a connection that was active this recently may have a request on the way.
-const DRAIN_GRACE_MS: u64 = 1_000;
+pub(super) const DRAIN_GRACE_MS: u64 = 1_000;
 /// The answer to a request in the clear on a port for TLS.
 const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
 Content-Length: 56\r\nConnection: close\r\n\r\n\

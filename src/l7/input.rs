@@ -31,6 +31,8 @@ pub enum HeadReadError {
     Malformed(HeadError),
     /// The server says that it has not looked at the request (RFC 9113 section 8.7).
     Unprocessed,
+    /// The stream was reset; its connection goes on.
+    Reset,
 }
 
 /// Why a body ended early.
@@ -130,8 +132,10 @@ impl Input {
     ) -> Poll<Result<(), HeadReadError>> {
         if let Some(stream) = stream.http2() {
             let unprocessed = stream.is_unprocessed();
-            let answer = ready!(stream.poll_answer(cx)).map_err(|error| {
-                if unprocessed { HeadReadError::Unprocessed } else { HeadReadError::Io(error) }
+            let answer = ready!(stream.poll_answer(cx)).map_err(|error| match error {
+                _ if unprocessed => HeadReadError::Unprocessed,
+                _ if !stream.mux().is_closed() => HeadReadError::Reset,
+                error => HeadReadError::Io(error),
             })?;
             head.extend_from_slice(&answer);
             return Poll::Ready(Ok(()));

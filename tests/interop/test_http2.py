@@ -439,6 +439,21 @@ def test_drain_finishes_what_is_in_flight(web2):
     assert proxy.wait() == 0
 
 
+def test_drain_sends_all_that_is_queued(web2):
+    # The stream's last bytes wait in the proxy while the client reads slowly.
+    size = 8 * MIB
+    proxy, _ = web2(respond(200, bytes(size)))
+    with H2(proxy.address, rcvbuf=4096, config=[(4, (1 << 31) - 1)]) as h2:
+        h2.window(0, 1 << 30)
+        h2.get(1)
+        h2.until(lambda: h2.stream(1).body, "the first bytes")
+        proxy.signal(signal.SIGTERM)
+        assert len(h2.reply(1, 20).body) == size and h2.stream(1).ended
+        h2.until_closed(5)
+        assert h2.goaway == (1, NO_ERROR)
+    assert proxy.wait() == 0
+
+
 def test_keepalive_requests_end_a_connection_in_order(web2):
     proxy, _ = web2(http={"keepalive_requests": 3})
     with H2(proxy.address) as h2:

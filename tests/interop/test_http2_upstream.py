@@ -10,8 +10,8 @@ import pytest
 
 from harness import eventually, free_port, get, request
 from harness.http2 import (
-    ACK, CANCEL, DATA, END_STREAM, GOAWAY, H2, HEADERS, REFUSED, RST, SETTINGS, frame, get_fields,
-    settings,
+    ACK, CANCEL, DATA, END_STREAM, GOAWAY, H2, HEADERS, INTERNAL, REFUSED, RST, SETTINGS, frame,
+    get_fields, settings,
 )
 from harness.proxy import one, upstream
 
@@ -22,10 +22,10 @@ MIB = 1 << 20
 class Server:
     """A server of HTTP/2 by raw frames: `handle(connection, stream, fields)` for each request head."""
 
-    def __init__(self, handle, config=()):
+    def __init__(self, handle, config=(), delay=0):
         import socket
 
-        self.handle, self.config = handle, config
+        self.handle, self.config, self.delay = handle, config, delay
         self.connections, self.requests, self.bodies, self.resets = [], [], {}, []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.text = "127.0.0.1:%d" % self.listener.getsockname()[1]
@@ -52,6 +52,7 @@ class Server:
                     return
                 preface += data
             assert preface == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+            threading.Event().wait(self.delay)
             connection.send(settings(*self.config))
             while connection.read():
                 kind, flags, stream, _ = connection.frames[-1]
@@ -233,6 +234,36 @@ def test_other_resets_of_posts_are_not_repeated(start, peer):
     proxy = start(h2_site(server))
     assert request(proxy.address, "POST", "/", body=b"").status == 502
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("code", [INTERNAL, CANCEL])
+def test_streams_that_are_reset_are_not_repeated_without_end(start, peer, code):
+    def handle(connection, stream, fields):
+        if stream == 1:
+            return ok(connection, stream, fields)
+        connection.reset(stream, code)
+
+    server = peer(handle)
+    proxy = start({**h2_site(server, retry={"tries": 2, "budget_percent": 1000}), "node": {"shards": 1}})
+    assert get(proxy.address).status == 200
+    assert get(proxy.address, "/again").status == 502
+    assert len(server.requests) <= 3, "the first one and two tries"
+    assert proxy.metric("ringgate_upstream_stale_total") == 0
+
+
+def test_a_server_that_takes_no_streams(start, peer):
+    server = peer(ok, config=[(3, 0)])
+    proxy = start({**h2_site(server, retry={"tries": 1}), "node": {"shards": 1}})
+    assert get(proxy.address).status == 502
+    assert len(server.connections) == 1
+    eventually(lambda: server.connections[0].closed, 5, "the end of a connection that is of no use")
+
+
+def test_without_keepalive_a_server_has_time_to_begin(start, peer):
+    server = peer(ok, delay=0.3)
+    proxy = start({**h2_site(server, keepalive=0), "node": {"shards": 1}})
+    assert get(proxy.address).status == 200
+    eventually(lambda: all(c.closed for c in server.connections), 5, "the end")
 
 
 def test_goaway_last_stream(start, peer):

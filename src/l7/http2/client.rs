@@ -40,6 +40,15 @@ struct Entry {
     requests: u32,
 }
 
+/// How long a connection may carry nothing.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    /// From the start to the first request: the server's SETTINGS come first.
+    unused_ms: u64,
+    /// Between requests.
+    used_ms: u64,
+}
+
 /// The right to connect, which one request has at a time.
 #[derive(Debug)]
 pub struct Dialing<'a>(&'a Connections);
@@ -106,7 +115,7 @@ impl Connections {
         limits: &http1::Limits,
         config: &Upstream,
         ring: &Rc<Ring>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Rc<Mux>> {
         let limits = Limits {
             head_bytes: limits.head_bytes,
             fields: limits.headers,
@@ -123,18 +132,22 @@ impl Connections {
             mux.with(|connection| connection.scheme = b"https");
         }
         mux.attach(transport);
-        let idle_ms = if config.keepalive == 0 { 0 } else { millis(config.keepalive_timeout) };
+        let idle = Idle {
+            unused_ms: millis(config.connect_timeout),
+            used_ms: if config.keepalive == 0 { 0 } else { millis(config.keepalive_timeout) },
+        };
         let (connections, ended) = (Rc::clone(self), Rc::clone(&mux));
         spawn(ring, async move {
-            run(&ended, idle_ms).await;
+            run(&ended, idle).await;
             connections.open.borrow_mut().retain(|entry| !Rc::ptr_eq(&entry.mux, &ended));
         });
         poll_fn(|cx| mux.poll_settled(cx)).await?;
         if mux.is_closed() {
             return Err(io::Error::from(io::ErrorKind::ConnectionReset));
         }
-        self.open.borrow_mut().push(Entry { mux, opened: ring.now(), requests: 0 });
-        Ok(())
+        let entry = Entry { mux: Rc::clone(&mux), opened: ring.now(), requests: 0 };
+        self.open.borrow_mut().push(entry);
+        Ok(mux)
     }
 
     /// Connections that are open.
@@ -162,9 +175,9 @@ pub fn retire(mux: &Rc<Mux>) {
 }
 
 /// Reads and writes a connection until it ends.
-async fn run(mux: &Rc<Mux>, idle_ms: u64) {
+async fn run(mux: &Rc<Mux>, idle_after: Idle) {
     let timer = Timer::new(mux.ring());
-    let mut idle = false;
+    let (mut idle, mut used) = (false, false);
     let over = poll_fn(|cx| {
         mux.watch(cx);
         let lost = read(mux, cx);
@@ -179,7 +192,7 @@ async fn run(mux: &Rc<Mux>, idle_ms: u64) {
             cx.waker().wake_by_ref();
         }
         if mux.streams() > 0 {
-            idle = false;
+            (idle, used) = (false, true);
             timer.clear();
             return Poll::Pending;
         }
@@ -187,7 +200,7 @@ async fn run(mux: &Rc<Mux>, idle_ms: u64) {
             return Poll::Ready(Code::NO_ERROR);
         }
         if !std::mem::replace(&mut idle, true) {
-            timer.set(idle_ms);
+            timer.set(if used { idle_after.used_ms } else { idle_after.unused_ms });
         }
         timer.poll_fired(cx).map(|()| Code::NO_ERROR)
     })

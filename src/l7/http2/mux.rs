@@ -10,7 +10,7 @@ use super::slot::{Ending, Slot};
 use crate::l7::transport::Transport;
 use crate::protocol::http2::message::fields_of;
 use crate::protocol::http2::{Code, Connection, ConnectionError, Event, Limits, Role, Step};
-use crate::ring::timer::keep_waker;
+use crate::ring::timer::{Millis, keep_waker};
 use crate::ring::{Chunk, Ring, WriteBuf};
 
 /// Output that may wait in the transport before streams are held back.
@@ -23,6 +23,8 @@ const OUT_PIECES: usize = 64;
 const OUT_FULL: usize = 512 * 1024;
 /// Payload up to this size is copied behind its frame header.
 const COPY_MAX: usize = 2048;
+/// Response heads of a stream that may wait for its task.
+const ANSWERS_MAX: usize = 32;
 /// A buffer of frames is handed on at this size.
 const FRAMES_MAX: usize = 16 * 1024;
 
@@ -37,6 +39,8 @@ pub struct Mux {
     /// The task is awake or woken: waking it again would be for nothing.
     awake: Cell<bool>,
     closed: Cell<bool>,
+    /// When the last stream ended.
+    stream_ended: Cell<Option<Millis>>,
     /// Client role: who waits for the server's SETTINGS.
     settling: RefCell<Option<Waker>>,
 }
@@ -79,6 +83,15 @@ impl State {
             self.ready.push_back(id);
         }
     }
+
+    /// All streams that have output, in one pass.
+    fn make_all_ready(&mut self) {
+        for (&id, slot) in self.ids.iter().zip(&mut self.slots) {
+            if slot.has_output() && !std::mem::replace(&mut slot.is_ready, true) {
+                self.ready.push_back(id);
+            }
+        }
+    }
 }
 
 /// What the task that reads the connection has to do something about; the rest is done.
@@ -114,6 +127,7 @@ impl Mux {
             waker: RefCell::default(),
             awake: Cell::new(true),
             closed: Cell::new(false),
+            stream_ended: Cell::new(None),
             settling: RefCell::default(),
         })
     }
@@ -157,6 +171,20 @@ impl Mux {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.closed.get()
+    }
+
+    /// A stream's task is over.
+    pub(super) fn note_ended(&self) {
+        self.stream_ended.set(Some(self.ring.now()));
+    }
+
+    /// Whether the peer may still be busy with what it was sent: output waits, or a stream ended less
+    /// than `grace` milliseconds ago.
+    #[must_use]
+    pub fn has_sent_lately(&self, grace: Millis) -> bool {
+        let ended = self.stream_ended.get();
+        self.transport().queued() > 0
+            || ended.is_some_and(|at| self.ring.now().saturating_sub(at) < grace)
     }
 
     /// Has the connection's task look for output.
@@ -224,10 +252,14 @@ impl Mux {
         match event {
             Event::Request { id, .. } => return Some(News::Request(id)),
             Event::TooLarge { id } => return Some(News::TooLarge(id)),
-            Event::Response { id, end, .. } => {
-                let head = state.connection.head.clone();
-                if let Some(slot) = state.slot(id) {
-                    slot.answers.push_back(head);
+            Event::Response { id, end, interim } => {
+                let State { connection, ids, slots, .. } = state;
+                let position = ids.iter().position(|&known| known == id);
+                if let Some(slot) = position.and_then(|position| slots.get_mut(position)) {
+                    // Nobody takes that many interim ones; the exchange fails before.
+                    if !interim || slot.answers.len() < ANSWERS_MAX {
+                        slot.answers.push_back(connection.head.clone());
+                    }
                     slot.incoming_end |= end;
                     slot.wake();
                 }
@@ -251,10 +283,7 @@ impl Mux {
                 if let Some(waker) = self.settling.take() {
                     waker.wake();
                 }
-                for position in 0..state.ids.len() {
-                    let id = state.ids[position];
-                    state.make_ready(id);
-                }
+                state.make_all_ready();
             }
             Event::Window { id } => state.make_ready(id),
             Event::GoAway { last } => {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use super::mux::{Mux, News};
 use super::stream::Http2Stream;
 use crate::l7::channel::Channel;
-use crate::l7::connection::{After, Client};
+use crate::l7::connection::{After, Client, DRAIN_GRACE_MS};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush};
 use crate::l7::pool::millis;
@@ -89,7 +89,9 @@ pub async fn serve(client: &mut Client) -> After {
     mux.close(Code::CANCEL);
     match end {
         End::Lost | End::Stalled => After::Reset,
-        End::Over if worker.draining().is_some() => After::CloseIdle,
+        End::Over if worker.draining().is_some() && !mux.has_sent_lately(DRAIN_GRACE_MS) => {
+            After::CloseIdle
+        }
         _ => After::Close,
     }
 }

@@ -69,14 +69,7 @@ impl Slot {
         if piece.len() > JOIN_MAX {
             return self.incoming.push_back(piece);
         }
-        if let Some(Chunk::Written(last)) = self.incoming.back_mut()
-            && last.bytes.capacity() - last.bytes.len() >= piece.len()
-        {
-            return last.bytes.extend_from_slice(piece.as_slice());
-        }
-        let mut copy = WriteBuf::new(ring);
-        copy.bytes.extend_from_slice(piece.as_slice());
-        self.incoming.push_back(copy.into());
+        join(&mut self.incoming, &piece, ring);
     }
 
     /// Wakes the task if what it waits for to get out has got out.
@@ -93,6 +86,21 @@ impl Slot {
             && (low > 0 || (self.heads.is_empty() && (self.ending.is_none() || self.ended)))
     }
 
+    /// Something waits to be framed.
+    pub(super) fn has_output(&self) -> bool {
+        !self.is_drained(0)
+    }
+
+    /// Queues a piece of the body to go out. Small pieces are joined: each would hold a receive buffer
+    /// of its own while the peer takes nothing.
+    pub(super) fn send(&mut self, piece: Chunk, ring: &Rc<Ring>) {
+        self.queued += piece.len();
+        if piece.len() > JOIN_MAX || self.outgoing.is_empty() {
+            return self.outgoing.push_back(piece);
+        }
+        join(&mut self.outgoing, &piece, ring);
+    }
+
     /// Gives up: nothing more comes or goes.
     pub(super) fn give_up(&mut self, code: Code) {
         self.reset.get_or_insert(code);
@@ -101,4 +109,16 @@ impl Slot {
         self.queued = 0;
         self.wake();
     }
+}
+
+/// Copies a piece behind what was joined before, or into a new buffer.
+fn join(queue: &mut VecDeque<Chunk>, piece: &Chunk, ring: &Rc<Ring>) {
+    if let Some(Chunk::Written(last)) = queue.back_mut()
+        && last.bytes.capacity() - last.bytes.len() >= piece.len()
+    {
+        return last.bytes.extend_from_slice(piece.as_slice());
+    }
+    let mut copy = WriteBuf::new(ring);
+    copy.bytes.extend_from_slice(piece.as_slice());
+    queue.push_back(copy.into());
 }

@@ -78,8 +78,7 @@ impl Http2Stream {
     pub fn write(&self, chunk: Chunk) {
         self.with((), |slot| {
             if slot.reset.is_none() && slot.ending.is_none() && !chunk.is_empty() {
-                slot.queued += chunk.len();
-                slot.outgoing.push_back(chunk);
+                slot.send(chunk, self.mux.ring());
             }
         });
         self.ready();
@@ -243,6 +242,7 @@ impl Drop for Http2Stream {
             (Role::Client, _) => Code::CANCEL,
         };
         state.connection.reset(self.id, code); // only if it is not over
+        self.mux.note_ended();
         self.mux.wake();
     }
 }

@@ -112,7 +112,7 @@ impl Failure {
         match error {
             HeadReadError::Malformed(_) => Self::Malformed,
             HeadReadError::Unprocessed => Self::Unprocessed,
-            HeadReadError::Truncated => Self::Broken,
+            HeadReadError::Truncated | HeadReadError::Reset => Self::Broken,
             HeadReadError::Closed | HeadReadError::Io(_) if reused => Self::Stale,
             HeadReadError::Closed | HeadReadError::Io(_) => Self::Broken,
         }

@@ -108,6 +108,8 @@ impl Proxied<'_> {
             self.exchange.outcome.tries += 1;
             let failure = match self.attempt(worker, &lease, fresh).await {
                 Ok(after) => return after,
+                // Streams share connections whatever was asked for: no second time without a budget.
+                Err(Failure::Stale) if fresh => Failure::Broken,
                 Err(failure) => failure,
             };
             self.note(worker, &lease, &failure);
@@ -313,6 +315,7 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         let connections = self.pool.http2(lease);
         let end = self.exchange.request.framing.is_empty();
+        let mut dialed = None;
         loop {
             let now = worker.now();
             let sent = connections.send(&self.exchange.forward, end, config, now);
@@ -321,6 +324,10 @@ impl Proxied<'_> {
                     lease.metrics().reuses.increment();
                 }
                 return Ok(Connection::of_stream(stream, reused, now));
+            }
+            if let Some(mux) = dialed {
+                retire(&mux); // a server that takes no stream on a new connection will not on the next
+                return Err(Failure::Connect);
             }
             if let (Some(connection), _) = self.pool.take(lease, now) {
                 lease.metrics().reuses.increment();
@@ -340,7 +347,7 @@ impl Proxied<'_> {
             }
             let start = pin!(connections.start(transport, &worker.limits, config, &worker.ring));
             match timer.guard(start).await {
-                Ok(Ok(())) => {}
+                Ok(Ok(mux)) => dialed = Some(mux),
                 Ok(Err(_)) => return Err(Failure::Connect),
                 Err(_) => return Err(Failure::ConnectTimeout),
             }
