@@ -99,6 +99,7 @@ impl Engine {
             fds.clear();
             fds.extend([self.network.as_raw_fd(), self.wake.as_raw_fd()]);
             fds.extend(self.state.sockets.fds());
+            let more = more || self.network.has_news();
             let sleep = if more { Duration::ZERO } else { self.sleep() };
             // What it cannot wait for it sleeps through; the next round finds out what is wrong.
             let _ = poll::readable(&fds, Some(sleep), &mut ready, &mut scratch);
@@ -147,9 +148,11 @@ impl Engine {
     /// Links or addresses have changed.
     fn look(&mut self, now: Moment) {
         let mut out = Vec::new();
+        let virtual_addresses: Vec<IpAddr> =
+            self.instances.iter().flat_map(Instance::virtual_addresses).collect();
         for place in 0..self.instances.len() {
             let instance = &mut self.instances[place];
-            instance.look(&mut self.network);
+            instance.look(&mut self.network, &virtual_addresses);
             instance.start_or_stop(now, self.state.stopping, &mut out);
             self.carry_out(place, &mut out, now);
         }

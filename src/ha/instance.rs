@@ -146,10 +146,16 @@ impl Instance {
         })
     }
 
+    /// Its virtual addresses.
+    pub(super) fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.lease.vips().map(|(vip, _)| vip.address)
+    }
+
     /// Looks at its interfaces anew.
-    pub(super) fn look(&mut self, network: &mut Network) {
+    ///
+    /// `except`: the virtual addresses of all instances, which are no source of advertisements.
+    pub(super) fn look(&mut self, network: &mut Network, except: &[IpAddr]) {
         let made = self.vmac.as_mut().map(|vmac| vmac.ensure(network));
-        let except: Vec<IpAddr> = self.lease.vips().map(|(vip, _)| vip.address).collect();
         let family = self.config.family();
         for (place, way) in self.ways.iter_mut().enumerate() {
             let link = network.link(&way.interface);
@@ -157,7 +163,7 @@ impl Instance {
             let configured = self.config.source.filter(|_| place == 0);
             let found = index.and_then(|index| match configured {
                 Some(source) => network.assigned(index, source).map(|_| source),
-                None => network.source(index, family, &except),
+                None => network.source(index, family, except, way.source),
             });
             way.index = index;
             way.source = found;

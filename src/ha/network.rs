@@ -19,8 +19,7 @@ pub(super) struct Network {
     events: Events,
     /// For changes.
     pub(super) requests: Requests,
-    links: Vec<Link>,
-    addresses: Vec<Assigned>,
+    known: Known,
 }
 
 /// What changed since the last look.
@@ -30,6 +29,91 @@ pub(super) struct Changes {
     pub(super) links: bool,
     /// An address came or went.
     pub(super) addresses: bool,
+}
+
+/// What is known, and what of it is news. Pure.
+#[derive(Debug, Default)]
+struct Known {
+    links: Vec<Link>,
+    /// In the order of the kernel's list: the first of an interface is the source of advertisements.
+    addresses: Vec<Assigned>,
+    /// Events were lost, and not everything could be looked at anew yet.
+    stale: bool,
+    /// What nobody has been told yet.
+    changes: Changes,
+}
+
+impl Known {
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Link(link) => {
+                self.changes.links = true;
+                match self.links.iter_mut().find(|known| known.index == link.index) {
+                    Some(known) => *known = link,
+                    None => self.links.push(link),
+                }
+            }
+            Event::LinkGone(index) => {
+                self.changes.links = true;
+                self.links.retain(|known| known.index != index);
+                self.addresses.retain(|known| known.interface != index);
+            }
+            Event::Address(address) => self.changes.addresses |= self.put(address),
+            Event::AddressGone(address) => {
+                self.changes.addresses = true;
+                self.addresses.retain(|known| !is_same(known, &address));
+            }
+            Event::Lost => self.stale = true,
+        }
+    }
+
+    /// Knows an address, in its old place if it has one; true when it is new.
+    fn put(&mut self, address: Assigned) -> bool {
+        match self.addresses.iter_mut().find(|known| is_same(known, &address)) {
+            Some(known) => {
+                *known = address;
+                false
+            }
+            None => {
+                self.addresses.push(address);
+                true
+            }
+        }
+    }
+
+    /// Everything as looked at anew; without both parts it stays stale.
+    fn replace(
+        &mut self,
+        links: io::Result<Vec<Link>>,
+        addresses: io::Result<Vec<Assigned>>,
+    ) -> io::Result<()> {
+        (self.links, self.addresses) = (links?, addresses?);
+        self.stale = false;
+        self.changes = Changes { links: true, addresses: true };
+        Ok(())
+    }
+
+    fn source(
+        &self,
+        interface: u32,
+        family: Family,
+        except: &[IpAddr],
+        current: Option<IpAddr>,
+    ) -> Option<IpAddr> {
+        let usable = |known: &&Assigned| {
+            let fits = match known.address {
+                IpAddr::V4(_) => true,
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            known.interface == interface
+                && Family::of(known.address) == family
+                && fits
+                && !except.contains(&known.address)
+        };
+        let all = || self.addresses.iter().filter(usable).map(|known| known.address);
+        // Another dump may come in another order; to peers another source is another router.
+        all().find(|address| Some(*address) == current).or_else(|| all().next())
+    }
 }
 
 impl AsRawFd for Network {
@@ -46,51 +130,44 @@ impl Network {
     pub(super) fn open() -> io::Result<Self> {
         let events = Events::open()?;
         let mut requests = Requests::open()?;
-        let links = requests.links()?;
-        let addresses = requests.addresses()?;
-        Ok(Self { events, requests, links, addresses })
+        let mut known = Known::default();
+        known.replace(requests.links(), requests.addresses())?;
+        known.changes = Changes::default();
+        Ok(Self { events, requests, known })
     }
 
-    /// Takes in what happened.
+    /// Takes in what happened, and tells it: all since this was last called.
+    ///
+    /// # Errors
+    /// What netlink says; what changed is told the next time.
+    pub(super) fn update(&mut self) -> io::Result<Changes> {
+        self.absorb()?;
+        Ok(std::mem::take(&mut self.known.changes))
+    }
+
+    /// Takes in what happened; it is still news to [`Network::update`].
     ///
     /// # Errors
     /// What netlink says.
-    pub(super) fn update(&mut self) -> io::Result<Changes> {
-        let (mut changes, mut lost) = (Changes::default(), false);
+    pub(super) fn absorb(&mut self) -> io::Result<()> {
+        let mut more = true;
         for _ in 0..DATAGRAMS_MAX {
-            let (links, addresses) = (&mut self.links, &mut self.addresses);
-            let more = self.events.read(|event| match event {
-                Event::Link(link) => {
-                    changes.links = true;
-                    links.retain(|known| known.index != link.index);
-                    links.push(link);
-                }
-                Event::LinkGone(index) => {
-                    changes.links = true;
-                    links.retain(|known| known.index != index);
-                    addresses.retain(|known| known.interface != index);
-                }
-                Event::Address(address) => {
-                    changes.addresses |= !addresses.iter().any(|known| is_same(known, &address));
-                    addresses.retain(|known| !is_same(known, &address));
-                    addresses.push(address);
-                }
-                Event::AddressGone(address) => {
-                    changes.addresses = true;
-                    addresses.retain(|known| !is_same(known, &address));
-                }
-                Event::Lost => lost = true,
-            })?;
+            let known = &mut self.known;
+            more = self.events.read(|event| known.note(event))?;
             if !more {
                 break;
             }
         }
-        if lost {
-            self.links = self.requests.links()?;
-            self.addresses = self.requests.addresses()?;
-            changes = Changes { links: true, addresses: true };
+        // Older events still in the queue must not be applied to a newer dump.
+        if self.known.stale && !more {
+            self.known.replace(self.requests.links(), self.requests.addresses())?;
         }
-        Ok(changes)
+        Ok(())
+    }
+
+    /// Something changed that [`Network::update`] has not told yet.
+    pub(super) fn has_news(&self) -> bool {
+        self.known.changes != Changes::default()
     }
 
     /// Gives an address a lifetime, adding it if need be, and knows it at once.
@@ -99,33 +176,31 @@ impl Network {
     /// What the kernel says.
     pub(super) fn lease(&mut self, wanted: &Wanted, lifetime: Option<Duration>) -> io::Result<()> {
         self.requests.lease(wanted, lifetime)?;
-        let assigned = Assigned {
+        self.known.put(Assigned {
             interface: wanted.interface,
             address: wanted.address,
             prefix: wanted.prefix,
             owner: wanted.owner,
             valid: lifetime,
             flags: 0,
-        };
-        self.addresses.retain(|known| !is_same(known, &assigned));
-        self.addresses.push(assigned);
+        });
         Ok(())
     }
 
     /// Removes an address, and knows it at once.
     ///
     /// # Errors
-    /// What the kernel says; the address is forgotten all the same, and comes back with its event if it is
-    /// still there.
+    /// What the kernel says; the address is still known then.
     pub(super) fn remove(&mut self, wanted: &Wanted) -> io::Result<()> {
-        self.addresses
-            .retain(|known| (known.interface, known.address) != (wanted.interface, wanted.address));
-        self.requests.remove(wanted)
+        self.requests.remove(wanted)?;
+        let gone = (wanted.interface, wanted.address, wanted.prefix);
+        self.known.addresses.retain(|known| (known.interface, known.address, known.prefix) != gone);
+        Ok(())
     }
 
     /// The interface of this name.
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
-        self.links.iter().find(|link| link.name == name)
+        self.known.links.iter().find(|link| link.name == name)
     }
 
     /// The interface of this name is there, up, and has a carrier.
@@ -135,12 +210,12 @@ impl Network {
 
     /// The addresses of an interface.
     pub(super) fn addresses(&self, interface: u32) -> impl Iterator<Item = &Assigned> {
-        self.addresses.iter().filter(move |address| address.interface == interface)
+        self.known.addresses.iter().filter(move |address| address.interface == interface)
     }
 
     /// Every address of this host.
     pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
-        self.addresses.iter().map(|address| address.address)
+        self.known.addresses.iter().map(|address| address.address)
     }
 
     /// The address on this interface, if it is there.
@@ -149,28 +224,86 @@ impl Network {
     }
 
     /// What advertisements on an interface come from: for IPv6 the link-local address, for IPv4 the first
-    /// that is not one of `except`.
+    /// that is not one of `except`; `current` for as long as it will do.
     pub(super) fn source(
         &self,
         interface: u32,
         family: Family,
         except: &[IpAddr],
+        current: Option<IpAddr>,
     ) -> Option<IpAddr> {
-        let usable = |address: &&Assigned| {
-            !except.contains(&address.address) && Family::of(address.address) == family
-        };
-        let mut all = self.addresses(interface).filter(usable).map(|address| address.address);
-        match family {
-            // Addresses come in the order of the kernel's list, the primary one first.
-            Family::V4 => all.next(),
-            Family::V6 => all.find(
-                |address| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()),
-            ),
-        }
+        self.known.source(interface, family, except, current)
     }
 }
 
 /// The same address in the kernel's eyes, whatever its lifetime.
 fn is_same(one: &Assigned, other: &Assigned) -> bool {
     (one.interface, one.address, one.prefix) == (other.interface, other.address, other.prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assigned(text: &str) -> Assigned {
+        let address = text.parse().expect("a literal");
+        Assigned { interface: 2, address, prefix: 24, owner: 0, valid: None, flags: 0 }
+    }
+
+    fn known(addresses: &[&str]) -> Known {
+        let addresses = addresses.iter().map(|text| assigned(text)).collect();
+        Known { addresses, ..Known::default() }
+    }
+
+    fn source(known: &Known, except: &[&str], current: Option<&str>) -> Option<String> {
+        let ip = |text: &&str| text.parse::<IpAddr>().expect("a literal");
+        let except: Vec<IpAddr> = except.iter().map(ip).collect();
+        let source = known.source(2, Family::V4, &except, current.as_ref().map(ip));
+        source.map(|address| address.to_string())
+    }
+
+    #[test]
+    fn news_of_a_known_address_do_not_change_the_source() {
+        let mut known = known(&["192.0.2.1", "192.0.2.2"]);
+        let longer = Assigned { valid: Some(Duration::from_secs(9)), ..assigned("192.0.2.1") };
+        known.note(Event::Address(longer.clone()));
+        assert_eq!(known.changes, Changes::default());
+        assert_eq!(known.addresses.first(), Some(&longer));
+        assert_eq!(source(&known, &[], None).as_deref(), Some("192.0.2.1"));
+        known.note(Event::Address(assigned("192.0.2.3")));
+        assert!(known.changes.addresses);
+        assert_eq!(source(&known, &[], None).as_deref(), Some("192.0.2.1"));
+        assert_eq!(source(&known, &["192.0.2.1", "192.0.2.2"], None).as_deref(), Some("192.0.2.3"));
+    }
+
+    #[test]
+    fn the_source_stays_until_it_goes() {
+        let mut known = known(&["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(source(&known, &[], Some("192.0.2.2")).as_deref(), Some("192.0.2.2"));
+        assert_eq!(source(&known, &["192.0.2.2"], Some("192.0.2.2")).as_deref(), Some("192.0.2.1"));
+        known.note(Event::AddressGone(assigned("192.0.2.2")));
+        assert_eq!(source(&known, &[], Some("192.0.2.2")).as_deref(), Some("192.0.2.1"));
+    }
+
+    #[test]
+    fn after_lost_events_it_is_stale_until_both_dumps_succeed() {
+        let mut known = known(&["192.0.2.1"]);
+        known.note(Event::Lost);
+        let failed = || io::Error::from_raw_os_error(libc::ENOBUFS);
+        assert!(known.replace(Ok(Vec::new()), Err(failed())).is_err());
+        assert!(known.replace(Err(failed()), Ok(Vec::new())).is_err());
+        assert!(known.stale && known.addresses.len() == 1);
+        assert_eq!(known.changes, Changes::default());
+        known.replace(Ok(Vec::new()), Ok(vec![assigned("192.0.2.9")])).expect("both");
+        assert!(!known.stale && known.changes == Changes { links: true, addresses: true });
+    }
+
+    #[test]
+    fn what_is_absorbed_is_still_told() {
+        let mut network = Network::open().expect("netlink");
+        network.known.note(Event::LinkGone(u32::MAX));
+        network.absorb().expect("netlink");
+        assert!(network.has_news());
+        assert!(network.update().expect("netlink").links);
+    }
 }

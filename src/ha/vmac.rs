@@ -49,13 +49,13 @@ impl Vmac {
         let Some(parent) = network.link(&self.parent).map(|link| link.index) else { return Ok(()) };
         if gone {
             network.requests.add_macvlan(&self.name, parent, self.mac)?;
-            network.update()?;
+            network.absorb()?;
         }
         self.settings()?;
         if let Some(link) = network.link(&self.name).cloned() {
             network.requests.switch_on(link.index)?;
         }
-        network.update()?;
+        network.absorb()?;
         self.ready = true;
         Ok(())
     }
