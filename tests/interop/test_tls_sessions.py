@@ -101,6 +101,28 @@ def test_a_ticket_is_good_where_the_same_is_asked_only(start, origin, authority,
         assert not resumes(proxy.address, made, kept, "also.test")
 
 
+def test_a_session_does_not_outlive_the_certificate(start, origin, authority, tmp_path):
+    clients = Authority(tmp_path / "clients", "clients")
+    asked = {"client_ca": str(clients.cert), "client_auth": "required"}
+    proxy = start(https(origin, {**authority.issue("must.test", "must.test"), **asked}))
+    end = int(time.time()) + 5
+    brief = clients.brief("brief", end)
+    kept = []
+    for version in (V12, V13):
+        made = context(authority, brief, version)
+        kept.append((made, session(proxy.address, made, "must.test")))
+        assert resumes(proxy.address, *kept[-1], "must.test")
+    assert time.time() < end, "too slow a machine to see it valid"
+    eventually(lambda: time.time() > end + 1, 10, "expired")
+    for turn, (made, session_kept) in enumerate(kept, 1):
+        with pytest.raises((OSError, EOFError, AssertionError)):
+            resumes(proxy.address, made, session_kept, "must.test")
+        proxy.await_metric("ringgate_tls_handshake_failures_total", turn, reason="certificate")
+    # Nothing but the two sessions before was resumed.
+    assert sum(v for n, labels, v in proxy.metrics()
+               if n == "ringgate_tls_handshakes_total" and labels.get("resumed") == "true") == 2
+
+
 def test_ticket_keys_change(start, origin, authority):
     pair = authority.issue("a.test", "a.test")
     proxy = start(https(origin, pair, session_lifetime="2s", reload_interval="100ms"))
