@@ -446,6 +446,7 @@ impl Client {
             && exchange.request.persistent
             && self.requests < self.worker.service.http.keepalive_requests
             && self.worker.draining().is_none()
+            && !self.stream.transport().is_nearly_worn()
     }
 
     /// Counts and logs a request.

@@ -134,6 +134,12 @@ impl Session {
         self.state.borrow().failed
     }
 
+    /// True when the connection should end in order, before its keys are worn.
+    #[must_use]
+    pub fn is_nearly_worn(&self) -> bool {
+        self.state.borrow().sealer.is_nearly_worn()
+    }
+
     /// The next plain bytes; `None` once the peer has ended its direction. An end of the TCP stream
     /// without that is an error: something may be missing.
     pub fn poll_recv(
