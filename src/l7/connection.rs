@@ -227,7 +227,14 @@ impl Client {
 
     /// Makes the TLS handshake, if the listener has certificates.
     async fn secure(&mut self) -> Result<(), After> {
-        let Some(endpoint) = self.worker.tls.endpoint(self.listener) else { return Ok(()) };
+        if self.worker.service.listeners[self.listener].tls.is_none() {
+            return Ok(());
+        }
+        let Some(endpoint) = self.worker.tls.endpoint(self.listener) else {
+            // Never in the clear for want of certificates.
+            self.figures().tls.failed(Reason::Internal);
+            return Err(After::Close);
+        };
         let timeout = millis(self.worker.service.tls.handshake_timeout);
         self.timer.set(timeout);
         let rest = self.input.take_rest();
@@ -439,6 +446,7 @@ impl Client {
             && exchange.request.persistent
             && self.requests < self.worker.service.http.keepalive_requests
             && self.worker.draining().is_none()
+            && !self.stream.transport().is_nearly_worn()
     }
 
     /// Counts and logs a request.

@@ -269,7 +269,8 @@ impl Pool {
     pub fn put(&self, lease: &Lease, mut connection: Connection, now: Millis) {
         connection.requests += 1;
         let worn = connection.requests >= self.upstream.config.keepalive_requests
-            || now.saturating_sub(connection.opened) > millis(self.upstream.config.keepalive_time);
+            || now.saturating_sub(connection.opened) > millis(self.upstream.config.keepalive_time)
+            || connection.stream.transport().is_nearly_worn();
         let current = self.local.borrow();
         // After a change of members the lease may be of an older set: look the member up again.
         let index = if Rc::ptr_eq(&current, &lease.local) {

@@ -50,6 +50,12 @@ impl Transport {
         self.tls.as_ref().is_some_and(|session| session.is_broken())
     }
 
+    /// True when the connection should take no more requests: its keys are nearly worn.
+    #[must_use]
+    pub fn is_nearly_worn(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_nearly_worn())
+    }
+
     /// The next received bytes; `None` at the end of the stream.
     #[inline]
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Chunk>>> {

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import time
 from pathlib import Path
 
 from .client import Client, run, tool
@@ -37,6 +38,22 @@ class Authority:
                 "-subj", subject or f"/CN={name}")
         openssl("x509", "-req", "-in", request, "-CA", self.cert, "-CAkey", self.key,
                 "-set_serial", self.serial, "-days", days, "-extfile", extensions, "-out", cert)
+        return {"cert": str(cert), "key": str(key)}
+
+    def brief(self, name, end):
+        """A client's pair that is valid until this second."""
+        cert, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
+        request, config = self.directory / f"{name}.csr", self.directory / f"{name}.cnf"
+        index = self.directory / f"{name}.index"
+        index.write_text("")
+        config.write_text(
+            "[ca]\ndefault_ca=x\n[x]\npolicy=p\nx509_extensions=e\ndefault_md=sha256\n"
+            f"database={index}\nnew_certs_dir={self.directory}\nrand_serial=yes\n"
+            "[p]\ncommonName=supplied\n[e]\nextendedKeyUsage=clientAuth\n")
+        openssl("req", "-new", *EC, "-nodes", "-keyout", key, "-out", request, "-subj", f"/CN={name}")
+        until = time.strftime("%y%m%d%H%M%SZ", time.gmtime(end))
+        openssl("ca", "-batch", "-notext", "-config", config, "-in", request, "-out", cert,
+                "-cert", self.cert, "-keyfile", self.key, "-enddate", until)
         return {"cert": str(cert), "key": str(key)}
 
     def ocsp(self, pair, name="staple"):

@@ -182,6 +182,57 @@ def test_client_certificates(start, origin, authority, tmp_path):
     assert ask("open.test", host="unknown.test") == (200, None)
 
 
+def test_what_is_asked_of_clients_holds_as_deep_as_routes_do(start, origin, authority, tmp_path):
+    clients = Authority(tmp_path / "clients", "clients")
+    carol = clients.issue("carol", client=True)
+    must = {"client_ca": str(clients.cert), "client_auth": "required"}
+    config = https(origin, authority.issue("open.test", "open.test"),
+                   {**authority.issue("wild.test", "*.must.test"), **must})
+    route = config["route"][0]
+    config["route"] = [{**route, "host": ["*.must.test", "open.test", "*.open.test", "far.test"]}]
+    proxy = start(config)
+
+    def ask(name, host, pair=None):
+        made = context(authority, pair)
+        made.check_hostname, made.verify_mode = False, ssl.CERT_NONE
+        with TlsClient(proxy.address, made, name) as client:
+            return client.ask(message(host=host)).status
+
+    # Deeper than the certificate fits: nobody gets there without one of their own.
+    for host in ("a.must.test", "b.a.must.test", "c.b.a.must.test", "B.A.must.test"):
+        assert ask("open.test", host) == 421
+        assert ask(None, host) == 421
+        with pytest.raises((ssl.SSLError, ConnectionError, OSError)):
+            ask(host, host)
+        assert ask(host, host, carol) == 200
+    assert ask("open.test", "open.test") == 200
+    # What no certificate decides on is said, with its place.
+    warned = re.search(r"toml:(\d+):(\d+): warning: (.*)", proxy.log())
+    assert warned, proxy.log()
+    assert "is for *.open.test, far.test, which" in warned[3]
+    line = proxy.file.read_text().splitlines()[int(warned[1]) - 1]
+    assert "open.test.pem" in line[int(warned[2]) - 1:]
+
+
+def test_a_name_with_a_final_dot_is_the_same_name(start, origin, authority):
+    other = authority.issue("other.test", "other.test")
+    proxy = start(https(origin, authority.issue("a.test", "a.test"), other))
+    text = s_client(proxy.address, name="other.test.")
+    assert re.search("subject=.*other.test", text), text
+
+
+def test_empty_handshake_records_are_refused(start, origin, authority, pair):
+    proxy = start(https(origin, pair))
+    hello = client_hello("a.test")
+    with raw(proxy.address) as sock:
+        sock.sendall(b"\x16\x03\x01\x00\x01" + hello[5:6] + b"\x16\x03\x01\x00\x00")
+        try:
+            assert sock.recv(10) == b""
+        except ConnectionResetError:
+            pass
+    proxy.await_metric("ringgate_tls_handshake_failures_total", 1, reason="malformed")
+
+
 def test_plain_http_garbage_and_torn_handshakes(start, origin, authority, pair):
     proxy = start(https(origin, pair, tls={"handshake_timeout": "1s"}))
     with Client(proxy.address) as client:
@@ -277,18 +328,21 @@ def test_key_update(start, origin, authority, pair):
     host, port = proxy.address
     client = subprocess.Popen(
         [tool("openssl"), "s_client", "-connect", f"{host}:{port}", "-servername", "a.test",
-         "-tls1_3", "-crlf"],
+         "-tls1_3", "-crlf", "-msg"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
     try:
-        for step, before in enumerate(("", "K\n", "k\n", "K\n"), 1):
-            if before:
-                client.stdin.write(before.encode())
+        for step, before in enumerate(("", "K\n", "k\n", "K\n", "KKK"), 1):
+            for command in before.strip():
+                client.stdin.write(f"{command}\n".encode())
                 time.sleep(0.2)  # s_client takes a command only at the start of what it reads
             client.stdin.write(text.replace("\r", "").encode())
             eventually(lambda: len(origin.requests) == step, 5, f"request {step}")
     finally:
         client.kill()
-        client.communicate(timeout=5)
+        text = client.communicate(timeout=5)[0].decode(errors="replace")
+    # Whatever was asked since is one change, in front of what is sent next.
+    assert len(re.findall("<<< .*KeyUpdate", text)) == 3, text
+    assert len(re.findall(">>> .*KeyUpdate", text)) == 6, text
 
 
 def test_renegotiation_is_refused(start, origin, authority, pair):

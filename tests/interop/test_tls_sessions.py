@@ -4,6 +4,7 @@ import os
 import re
 import ssl
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -100,6 +101,28 @@ def test_a_ticket_is_good_where_the_same_is_asked_only(start, origin, authority,
         assert not resumes(proxy.address, made, kept, "also.test")
 
 
+def test_a_session_does_not_outlive_the_certificate(start, origin, authority, tmp_path):
+    clients = Authority(tmp_path / "clients", "clients")
+    asked = {"client_ca": str(clients.cert), "client_auth": "required"}
+    proxy = start(https(origin, {**authority.issue("must.test", "must.test"), **asked}))
+    end = int(time.time()) + 5
+    brief = clients.brief("brief", end)
+    kept = []
+    for version in (V12, V13):
+        made = context(authority, brief, version)
+        kept.append((made, session(proxy.address, made, "must.test")))
+        assert resumes(proxy.address, *kept[-1], "must.test")
+    assert time.time() < end, "too slow a machine to see it valid"
+    eventually(lambda: time.time() > end + 1, 10, "expired")
+    for turn, (made, session_kept) in enumerate(kept, 1):
+        with pytest.raises((OSError, EOFError, AssertionError)):
+            resumes(proxy.address, made, session_kept, "must.test")
+        proxy.await_metric("ringgate_tls_handshake_failures_total", turn, reason="certificate")
+    # Nothing but the two sessions before was resumed.
+    assert sum(v for n, labels, v in proxy.metrics()
+               if n == "ringgate_tls_handshakes_total" and labels.get("resumed") == "true") == 2
+
+
 def test_ticket_keys_change(start, origin, authority):
     pair = authority.issue("a.test", "a.test")
     proxy = start(https(origin, pair, session_lifetime="2s", reload_interval="100ms"))
@@ -194,3 +217,31 @@ def test_a_bad_pair_is_refused_and_the_old_one_stays(start, origin, authority, t
     proxy.await_metric("ringgate_tls_files_replaced_total", 1)
     assert shown() != first
     assert "certificates replaced" in proxy.log()
+
+
+def test_a_change_that_was_refused_is_tried_again(start, origin, authority, tmp_path):
+    clients = Authority(tmp_path / "clients", "clients")
+    names = ("a.test", "b.test", "newer.test")
+    pairs = {name: authority.issue(name, name) for name in names}
+    live = [{"cert": str(tmp_path / f"{n}.pem"), "key": str(tmp_path / f"{n}.key")} for n in "ab"]
+    put(live[0], pairs["a.test"])
+    put(live[1], pairs["b.test"])
+    asked = {"client_ca": str(clients.cert), "client_auth": "optional"}
+    proxy = start(https(origin, live[0], {**live[1], **asked}, reload_interval="20ms"))
+
+    def serves(name):
+        made = context(authority)
+        made.check_hostname = False
+        with TlsClient(proxy.address, made, name) as client:
+            return client.sock.getpeercert()["subjectAltName"] == (("DNS", name),)
+
+    # Two for a.test that differ in what they ask: refused as a whole, and said once.
+    put(live[1], pairs["a.test"])
+    proxy.await_metric("ringgate_tls_files_refused_total", 1)
+    time.sleep(0.3)
+    assert proxy.metric("ringgate_tls_files_refused_total") == 1
+    assert serves("a.test") and serves("b.test")
+    # With the other changed they go together; this one is not touched again.
+    put(live[0], pairs["newer.test"])
+    eventually(lambda: serves("a.test") and serves("newer.test"), 10, "both are in force")
+    assert not serves("b.test")

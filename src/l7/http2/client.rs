@@ -73,7 +73,8 @@ impl Connections {
         let mut open = self.open.borrow_mut();
         open.retain(|entry| {
             let worn = entry.requests >= config.keepalive_requests
-                || now.saturating_sub(entry.opened) > millis(config.keepalive_time);
+                || now.saturating_sub(entry.opened) > millis(config.keepalive_time)
+                || entry.mux.transport().is_nearly_worn();
             if worn {
                 retire(&entry.mux);
             }

@@ -161,7 +161,8 @@ impl Driver<'_> {
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let worker = &self.client.worker;
         let served_enough = self.client.requests >= worker.service.http.keepalive_requests;
-        let leaving = worker.draining().is_some() || served_enough;
+        let worn = self.client.stream.transport().is_nearly_worn();
+        let leaving = worker.draining().is_some() || served_enough || worn;
         if leaving && !self.mux.with(|connection| connection.is_going_away()) {
             self.mux.with(|connection| {
                 connection.go_away(None, false);

@@ -303,7 +303,12 @@ impl Proxied<'_> {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
         let upstream = self.exchange.outcome.upstream.unwrap_or_default();
-        if let Some(client) = worker.tls.client(upstream) {
+        if config.tls.is_some() {
+            let Some(client) = worker.tls.client(upstream) else {
+                // Never in the clear for want of what TLS is made with.
+                worker.metrics.upstreams[upstream].tls.failed(Reason::Internal);
+                return Err(Failure::Tls);
+            };
             self.secure(worker, lease, upstream, &mut stream, client).await?;
         }
         Ok(stream)

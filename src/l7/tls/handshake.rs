@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{CipherSuite, ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion};
@@ -20,7 +20,7 @@ use crate::protocol::tls::record::{HEADER_LEN, Version};
 use crate::protocol::tls::x509;
 use crate::ring::{Chunk, Stream, WriteBuf};
 
-/// Most bytes of a ClientHello. Those with post-quantum key shares have about 1,800.
+/// Most bytes of the records of a ClientHello. Those with post-quantum key shares have about 1,800.
 const HELLO_MAX: usize = 64 * 1024;
 /// Most bytes received for one handshake: certificates of a client, and everything else.
 const HANDSHAKE_MAX: usize = 256 * 1024;
@@ -113,19 +113,44 @@ async fn read_hello(
     stream: &Stream,
     source: &mut Source,
 ) -> Result<(Vec<u8>, Option<String>), Failure> {
-    let (mut received, mut hello) = (Vec::new(), Vec::new());
+    let mut greeting = Greeting::default();
     loop {
         let record = next_record(stream, source).await?;
-        received.extend_from_slice(&record.bytes);
-        if record.bytes.first() != Some(&content::HANDSHAKE) {
-            return Ok((received, None)); // rustls says what is wrong with it
+        let name = greeting.push(&record.bytes);
+        if let Some(name) = name.map_err(|text| Failure::new(Reason::Malformed, text))? {
+            return Ok((greeting.received, name));
         }
-        hello.extend_from_slice(record.bytes.get(HEADER_LEN..).unwrap_or_default());
-        match client_hello::server_name(&hello) {
-            Hello::Incomplete if hello.len() <= HELLO_MAX => {}
-            Hello::Whole(name) => return Ok((received, name)),
-            _ => return Ok((received, None)),
+    }
+}
+
+/// The records of a ClientHello.
+#[derive(Default)]
+struct Greeting {
+    received: Vec<u8>,
+    /// Their content.
+    hello: Vec<u8>,
+}
+
+impl Greeting {
+    /// Takes in a record; the name, or that there is none, once no more are needed.
+    fn push(&mut self, record: &[u8]) -> Result<Option<Option<String>>, &'static str> {
+        if self.received.len() + record.len() > HELLO_MAX {
+            return Err("too long a ClientHello");
         }
+        self.received.extend_from_slice(record);
+        if record.first() != Some(&content::HANDSHAKE) {
+            return Ok(Some(None)); // rustls says what is wrong with it
+        }
+        let content = record.get(HEADER_LEN..).unwrap_or_default();
+        if content.is_empty() {
+            return Err("a handshake record without content"); // RFC 8446 section 5.1
+        }
+        self.hello.extend_from_slice(content);
+        Ok(match client_hello::server_name(&self.hello) {
+            Hello::Incomplete => None,
+            Hello::Whole(name) => Some(name),
+            Hello::Other => Some(None),
+        })
     }
 }
 
@@ -259,7 +284,16 @@ impl Handshake<'_> {
         if !self.received.is_empty() {
             return Err(Failure::new(Reason::Malformed, "data behind the last handshake message"));
         }
-        let info = info(self.connection.common(), server_name, endpoint);
+        let common = self.connection.common();
+        let resumed = common.handshake_kind() == Some(HandshakeKind::Resumed);
+        // A full handshake verifies the certificate; a ticket would outlive it.
+        if let (true, true, Some([leaf, ..])) =
+            (resumed, endpoint.is_some(), common.peer_certificates())
+            && !is_valid_still(x509::fields(leaf).as_ref(), UnixTime::now().as_secs())
+        {
+            return Err(Failure::new(Reason::Certificate, "resumed with an expired certificate"));
+        }
+        let info = info(common, server_name, endpoint);
         let (secrets, kernel) = match self.connection {
             Connection::Server(connection) => connection
                 .dangerous_into_kernel_connection()
@@ -273,6 +307,12 @@ impl Handshake<'_> {
         Session::new(Parts { kernel, sealed, opened, source, info })
             .ok_or_else(|| Failure::new(Reason::Internal, "unknown cipher"))
     }
+}
+
+/// Whether a certificate that was valid once has not expired; not if that cannot be told.
+fn is_valid_still(certificate: Option<&x509::Fields>, now: u64) -> bool {
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    certificate.is_some_and(|fields| now <= fields.not_after)
 }
 
 fn info(
@@ -301,5 +341,42 @@ fn info(
         },
         client_subject: subject.map(|fields| fields.subject).unwrap_or_default(),
         endpoint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(content: &[u8]) -> Vec<u8> {
+        let [high, low] = u16::try_from(content.len()).expect("short").to_be_bytes();
+        [&[content::HANDSHAKE, 3, 1, high, low], content].concat()
+    }
+
+    #[test]
+    fn a_greeting_is_bounded_however_it_is_cut() {
+        assert!(Greeting::default().push(&record(&[])).is_err());
+        let mut greeting = Greeting::default();
+        assert_eq!(greeting.push(&record(&[1])), Ok(None));
+        assert!(greeting.push(&record(&[])).is_err());
+        // One byte a record, of a message that claims to be as long as can be.
+        let mut greeting = Greeting::default();
+        assert_eq!(greeting.push(&record(&[1, 255, 255, 255])), Ok(None));
+        let pushed = (0..HELLO_MAX).take_while(|_| greeting.push(&record(&[0])).is_ok()).count();
+        assert_eq!(pushed, (HELLO_MAX - 9) / 6);
+        assert!(greeting.received.len() <= HELLO_MAX && greeting.hello.len() <= HELLO_MAX);
+        let mut greeting = Greeting::default();
+        assert_eq!(greeting.push(&record(&[1, 255, 255, 255])), Ok(None));
+        let pushed = (0..9).take_while(|_| greeting.push(&record(&[0; 1 << 14])).is_ok()).count();
+        assert_eq!(pushed, 3);
+    }
+
+    #[test]
+    fn a_ticket_does_not_outlive_the_certificate() {
+        let fields = x509::Fields { not_after: 100, subject: String::new() };
+        for (now, valid) in [(0, true), (100, true), (101, false), (u64::MAX, false)] {
+            assert_eq!(is_valid_still(Some(&fields), now), valid, "{now}");
+        }
+        assert!(!is_valid_still(None, 0));
     }
 }

@@ -17,7 +17,7 @@ use rustls::server::ServerConnectionData;
 
 use super::info::Info;
 use super::source::{RecordFailure, Source};
-use crate::protocol::tls::message::{KEY_UPDATE, Messages, kind};
+use crate::protocol::tls::message::{Allowance, KEY_UPDATE, Messages, Peer, Refused, kind};
 use crate::protocol::tls::record::{
     FRAGMENT_MAX, OVERHEAD_MAX, Opener, RecordError, Sealer, Version,
 };
@@ -76,6 +76,10 @@ struct State {
     opener: Opener,
     source: Source,
     messages: Messages,
+    allowance: Allowance,
+    /// The peer has asked for a change of our keys: it is made before what we send next, once for
+    /// all that was asked until then.
+    update_due: bool,
     /// Plain bytes that came while nobody waited for them.
     early: Option<Chunk>,
     /// Records without data since the last with some.
@@ -97,12 +101,18 @@ enum Taken {
 impl Session {
     pub(super) fn new(parts: Parts) -> Option<Self> {
         let Parts { kernel, sealed, opened, source, info } = parts;
+        let peer = match kernel {
+            Kernel::Server(_) => Peer::Client,
+            Kernel::Client(_) => Peer::Server,
+        };
         let state = State {
             sealer: Sealer::new(info.version, sealed.0, &sealed.1)?,
             opener: Opener::new(info.version, opened.0, &opened.1)?,
             kernel,
             source,
-            messages: Messages::default(),
+            messages: Messages::new(info.version, peer),
+            allowance: Allowance::default(),
+            update_due: false,
             early: None,
             idle_records: 0,
             ended: false,
@@ -122,6 +132,12 @@ impl Session {
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.state.borrow().failed
+    }
+
+    /// True when the connection should end in order, before its keys are worn.
+    #[must_use]
+    pub fn is_nearly_worn(&self) -> bool {
+        self.state.borrow().sealer.is_nearly_worn()
     }
 
     /// The next plain bytes; `None` once the peer has ended its direction. An end of the TCP stream
@@ -246,15 +262,21 @@ impl State {
     }
 
     fn take_messages(&mut self, info: &Info, stream: &Stream) -> Result<Taken, u8> {
-        while let Some((found, body)) = self.messages.pop().map_err(|_| alert::DECODE_ERROR)? {
+        while let Some((found, body)) = self.messages.pop().map_err(Refused::alert)? {
             match (&mut self.kernel, info.version, found) {
-                (_, Version::Tls13, kind::KEY_UPDATE) => self.take_key_update(stream, &body)?,
+                (_, Version::Tls13, kind::KEY_UPDATE) => self.take_key_update(&body)?,
                 (Kernel::Client(kernel), Version::Tls13, kind::NEW_SESSION_TICKET) => {
-                    kernel.handle_new_session_ticket(&body).map_err(|_| alert::DECODE_ERROR)?;
+                    if self.allowance.ticket() {
+                        let kept = kernel.handle_new_session_ticket(&body);
+                        kept.map_err(|_| alert::DECODE_ERROR)?;
+                    }
                 }
-                // Whoever asks for another handshake is told that there is none.
+                // Whoever asks for another handshake is told once that there is none.
                 (Kernel::Client(_), Version::Tls12, kind::HELLO_REQUEST)
                 | (Kernel::Server(_), Version::Tls12, kind::CLIENT_HELLO) => {
+                    if !self.allowance.renegotiation() {
+                        return Err(alert::UNEXPECTED_MESSAGE);
+                    }
                     self.alert(stream, WARNING, alert::NO_RENEGOTIATION);
                 }
                 _ => return Err(alert::UNEXPECTED_MESSAGE),
@@ -264,15 +286,13 @@ impl State {
     }
 
     /// RFC 8446 section 4.6.3.
-    fn take_key_update(&mut self, stream: &Stream, body: &[u8]) -> Result<(), u8> {
+    fn take_key_update(&mut self, body: &[u8]) -> Result<(), u8> {
         let &[requested @ (0 | 1)] = body else { return Err(alert::DECODE_ERROR) };
         if !self.messages.is_empty() {
             return Err(alert::UNEXPECTED_MESSAGE);
         }
         self.opener = self.kernel.next_opener().ok_or(alert::INTERNAL_ERROR)?;
-        if requested == 1 && !self.closed && !self.renew_keys(stream) {
-            return Err(alert::INTERNAL_ERROR);
-        }
+        self.update_due |= requested == 1;
         Ok(())
     }
 
@@ -291,6 +311,9 @@ impl State {
     fn write(&mut self, info: &Info, stream: &Stream, [first, second]: [&[u8]; 2]) {
         if self.failed || self.closed || first.len() + second.len() == 0 {
             return;
+        }
+        if std::mem::take(&mut self.update_due) && !self.renew_keys(stream) {
+            return self.fail(stream, alert::INTERNAL_ERROR);
         }
         let mut out = WriteBuf::new(stream.ring());
         let (mut first, mut second) = (first, second);

@@ -27,6 +27,8 @@ const NONCE_LEN: usize = 12;
 const EXPLICIT_LEN: usize = 8;
 /// Records that one AES-GCM key may seal (RFC 8446 section 5.5 allows 2^24.5).
 const GCM_RECORDS_MAX: u64 = 1 << 24;
+/// Of these, how many are kept for what is under way.
+const LAST_RECORDS: u64 = 1 << 20;
 
 /// Why a record cannot be taken; [`RecordError::alert`] is what the peer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +171,14 @@ impl Sealer {
     #[must_use]
     pub fn is_worn(&self) -> bool {
         self.0.sequence >= self.0.records_max
+    }
+
+    /// True when a connection that cannot change its keys (TLS 1.2) should end in order, since what
+    /// is left is kept for the messages under way: 16 GiB in full records.
+    #[must_use]
+    pub fn is_nearly_worn(&self) -> bool {
+        self.0.layout != Layout::Tls13
+            && self.0.records_max.saturating_sub(self.0.sequence) <= LAST_RECORDS
     }
 
     /// Appends one record with `parts` in it, of [`FRAGMENT_MAX`] bytes together at most; false,
@@ -402,6 +412,13 @@ mod tests {
         let worn =
             |cipher| Sealer::new(Version::Tls13, 1 << 24, &secrets(cipher)).unwrap().is_worn();
         assert!(worn(0) && !worn(1));
+        let nearly = |version, sequence, cipher| {
+            Sealer::new(version, sequence, &secrets(cipher)).unwrap().is_nearly_worn()
+        };
+        let begin = (1 << 24) - (1 << 20);
+        assert!(nearly(Version::Tls12, begin, 0) && !nearly(Version::Tls12, begin - 1, 0));
+        assert!(nearly(Version::Tls12, 1 << 25, 0) && !nearly(Version::Tls12, 1 << 25, 1));
+        assert!(!nearly(Version::Tls13, 1 << 24, 0));
     }
 
     proptest! {

@@ -3,8 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use ringgate::protocol::tls::client_hello::{Hello, server_name};
-use ringgate::protocol::tls::message::Messages;
-use ringgate::protocol::tls::record::record_len;
+use ringgate::protocol::tls::message::{Messages, Peer};
+use ringgate::protocol::tls::record::{Version, record_len};
 use ringgate::protocol::tls::x509;
 
 fuzz_target!(|input: &[u8]| {
@@ -21,7 +21,14 @@ fuzz_target!(|input: &[u8]| {
         assert!(fields.subject.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
     }
     let _ = x509::is_ocsp_response(input);
-    let (mut whole, mut torn) = (Messages::default(), Messages::default());
+    for version in [Version::Tls12, Version::Tls13] {
+        collect(input, version, Peer::Client);
+        collect(input, version, Peer::Server);
+    }
+});
+
+fn collect(input: &[u8], version: Version, peer: Peer) {
+    let (mut whole, mut torn) = (Messages::new(version, peer), Messages::new(version, peer));
     whole.push(input);
     let mut seen = Vec::new();
     while let Ok(Some(message)) = whole.pop() {
@@ -35,4 +42,4 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     assert_eq!(seen, again);
-});
+}
