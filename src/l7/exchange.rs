@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::l7::channel::Channel;
 use crate::l7::config::{HeaderEdits, Route};
 use crate::l7::forwarded::{self, Identity};
 use crate::l7::router;
@@ -274,6 +275,13 @@ fn tls_value<'a>(tls: &'a Info, variable: &Variable) -> &'a str {
         Variable::SslClientSubject => &tls.client_subject,
         _ => "",
     }
+}
+
+/// Whether the request is an extended CONNECT (RFC 8441), which every 2xx accepts: it must not get the
+/// one of an ordinary response.
+#[must_use]
+pub fn is_extended_connect(client: &Channel, exchange: &Exchange) -> bool {
+    exchange.request.upgrade_websocket && client.http2().is_some()
 }
 
 /// The edits a route makes on responses, none without a route.

@@ -5,7 +5,7 @@ use std::task::Poll;
 
 use crate::l7::config::{Redirect, Respond, Route};
 use crate::l7::connection::{After, Client};
-use crate::l7::exchange::{Context, Exchange, response_edits};
+use crate::l7::exchange::{Context, Exchange, is_extended_connect, response_edits};
 use crate::l7::headers;
 use crate::l7::input::BodyReader;
 use crate::l7::pool::millis;
@@ -51,6 +51,10 @@ pub async fn respond(
     route: &Route,
     respond: &Respond,
 ) -> After {
+    let is_success = (200..300).contains(&respond.status);
+    if is_success && is_extended_connect(&client.stream, exchange) {
+        return status(client, exchange, Some(route), 502).await;
+    }
     let keep = discard_body(client, exchange).await;
     let fields: [(&[u8], &[u8]); 1] = [(b"Content-Type", respond.content_type.as_bytes())];
     let fields = if respond.body.is_empty() { &fields[..0] } else { &fields[..] };

@@ -550,6 +550,32 @@ def test_websocket_refused_by_the_server(web2):
         assert (h2.stream(1).status, h2.stream(1).body) == (403, b"no")
 
 
+def test_a_plain_answer_opens_no_websocket(start, serve):
+    # Any 2xx would (RFC 8441 section 4): the client would take a page for frames.
+    origin = serve(respond(200, b"page"))
+    server = {"address": origin, "max_fails": 1, "fail_timeout": "60s"}
+    proxy = start({**one(server, server), "listener": LISTENER})
+    with H2(proxy.address) as h2:
+        for stream in (1, 3, 5):
+            h2.send(h2.headers(stream, websocket_fields(), end=False))
+            h2.until(lambda: h2.stream(stream).ended, "the answer")
+            assert h2.stream(stream).status == 502 and b"page" not in h2.stream(stream).body
+        h2.get(7)
+        assert h2.reply(7).body == b"page", "the server is not to blame"
+    assert len(origin.heads) == 4
+    assert proxy.metric("ringgate_server_failures_total") == 0
+    assert "server is out" not in proxy.log()
+
+
+def test_a_fixed_answer_opens_no_websocket(start):
+    route = [{"respond": {"status": 200, "body": "page"}}]
+    proxy = start({"route": route, "listener": LISTENER})
+    with H2(proxy.address) as h2:
+        h2.send(h2.headers(1, websocket_fields(), end=False))
+        h2.until(lambda: h2.stream(1).ended, "the answer")
+        assert h2.stream(1).status == 502 and b"page" not in h2.stream(1).body
+
+
 def test_retries_work_as_for_http1(start, serve):
     def broken(connection):
         connection.read_request()

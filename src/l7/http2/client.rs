@@ -120,13 +120,12 @@ impl Connections {
         let limits = Limits {
             head_bytes: limits.head_bytes,
             fields: limits.headers,
-            streams: STREAMS_MAX,
             stream_window: STREAM_WINDOW,
             connection_window: STREAM_WINDOW * STREAMS_MAX,
             // What a server does too much of costs its own requests; these only stop a broken one.
             pings: 1000,
             empty: 1000,
-            ..Limits::default()
+            ..Limits::for_streams(STREAMS_MAX)
         };
         let mux = Mux::new(ring, Role::Client, limits);
         if transport.tls().is_some() {

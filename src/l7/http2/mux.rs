@@ -432,3 +432,31 @@ impl Mux {
         state.slots.iter_mut().for_each(|slot| slot.give_up(code));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_the_connection_wakes_streams_with_output_once() {
+        let mut state = State {
+            connection: Connection::new(Role::Server, Limits::default()),
+            ids: Vec::new(),
+            slots: Vec::new(),
+            ready: VecDeque::new(),
+        };
+        for id in [1, 3, 5, 7] {
+            state.insert(id, Slot::default());
+        }
+        for id in [3, 5] {
+            let slot = state.slot(id).expect("inserted");
+            slot.outgoing.push_back(Chunk::Shared("body".into()));
+            slot.queued = 4;
+        }
+        state.slot(7).expect("inserted").ending = Some(Ending::Plain);
+        state.make_ready(5);
+        state.make_all_ready();
+        state.make_all_ready();
+        assert_eq!(state.ready, [5, 3, 7]);
+    }
+}

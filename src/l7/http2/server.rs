@@ -63,8 +63,7 @@ pub async fn serve(client: &mut Client) -> After {
     let limits = Limits {
         head_bytes: http.max_head_size,
         fields: http.max_headers,
-        streams: http.http2_max_concurrent_streams,
-        ..Limits::default()
+        ..Limits::for_streams(http.http2_max_concurrent_streams)
     };
     let mux = Mux::new(&worker.ring, Role::Server, limits);
     if let Channel::Own(own) =

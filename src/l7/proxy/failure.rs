@@ -34,6 +34,8 @@ pub(super) enum Failure {
     BodyTimeout,
     /// More than `client_max_body_size`.
     BodyTooLarge,
+    /// A 2xx where only 101 would be one, which an HTTP/2 client would take for an open WebSocket.
+    NotUpgraded,
     /// A response whose status the route wants repeated elsewhere.
     Status(u16),
 }
@@ -47,6 +49,7 @@ impl Failure {
             | Self::Stale
             | Self::Broken
             | Self::Unprocessed
+            | Self::NotUpgraded
             | Self::Malformed => 502,
             Self::Exhausted => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
@@ -79,6 +82,7 @@ impl Failure {
             Self::Body(_) => "client closed inside the request body",
             Self::BodyTimeout => "client_body_timeout",
             Self::BodyTooLarge => "client_max_body_size",
+            Self::NotUpgraded => "the server answered a WebSocket handshake in plain HTTP",
             Self::Status(_) => "status to be retried",
         }
     }

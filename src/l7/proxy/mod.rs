@@ -20,7 +20,7 @@ use crate::balance::{Policy, Tried};
 use crate::l7::channel::Channel;
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
-use crate::l7::exchange::{Addresses, Context, Exchange};
+use crate::l7::exchange::{Addresses, Context, Exchange, is_extended_connect};
 use crate::l7::flow::{self, PumpLimits, Replay, pump_request};
 use crate::l7::headers;
 use crate::l7::http2::client::retire;
@@ -155,7 +155,7 @@ impl Proxied<'_> {
             return;
         }
         match failure {
-            Failure::Stale | Failure::Unprocessed => return,
+            Failure::Stale | Failure::Unprocessed | Failure::NotUpgraded => return,
             Failure::Exhausted => {
                 worker.metrics.connects_exhausted.increment();
                 return;
@@ -439,6 +439,9 @@ impl Proxied<'_> {
             return Err(Failure::Status(x.response.status));
         }
         lease.member().passive.success(worker.now());
+        if (200..300).contains(&x.response.status) && is_extended_connect(stream, x) {
+            return Err(Failure::NotUpgraded);
+        }
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         let keep = keep_wanted

@@ -14,6 +14,8 @@ const ID_MAX: u32 = 0x7fff_ffff;
 
 /// Small window updates that may be outstanding.
 const SMALL_UPDATES_MAX: u32 = 1000;
+/// Pings that may be outstanding.
+const PINGS_MAX: u32 = 1000;
 
 /// Which end of the connection this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Connection {
     credit: u32,
     /// Small window updates that are to be expected, since small frames went out.
     pub(super) small_updates: u32,
+    /// Pings that are to be expected: some peers measure the way with each piece of a body.
+    pub(super) pings_earned: u32,
     /// The highest stream the peer has opened.
     pub(super) last_peer: u32,
     /// Client role: the next stream to open.
@@ -74,12 +78,13 @@ impl Connection {
             encoder: Encoder::default(),
             assembler: Assembler::default(),
             remote: Remote::default(),
-            streams: Streams::default(),
+            streams: Streams::new(limits.streams),
             receive: Receive::new(role),
             send_window: i64::from(WINDOW_DEFAULT),
             receive_window: i64::from(limits.connection_window.max(WINDOW_DEFAULT)),
             credit: 0,
             small_updates: 0,
+            pings_earned: 0,
             last_peer: 0,
             next: 1,
             last_served: None,
@@ -173,6 +178,11 @@ impl Connection {
         self.forget_if_over(id);
     }
 
+    /// DATA with a body has come.
+    pub(super) fn earn_ping(&mut self) {
+        self.pings_earned = (self.pings_earned + 1).min(PINGS_MAX);
+    }
+
     fn encode_request(&mut self, head: &[u8]) {
         let (start, fields) = message::fields_of(head);
         let mut words = start.splitn(3, |&byte| byte == b' ');
@@ -251,6 +261,9 @@ impl Connection {
         let bytes = i64::try_from(len).unwrap_or(i64::MAX);
         stream.send_window -= bytes;
         self.send_window -= bytes;
+        if len > 0 {
+            self.pings_earned = (self.pings_earned + 1).min(PINGS_MAX);
+        }
         // A frame that was cut to the window earns nothing: the peer may be opening it byte by byte.
         if stream.send_window > 0 && self.send_window > 0 {
             self.small_updates = (self.small_updates + 2).min(SMALL_UPDATES_MAX);

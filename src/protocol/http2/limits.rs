@@ -34,16 +34,26 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Figures that attacks run into and clients in use do not.
+    /// For 128 streams.
     fn default() -> Self {
+        Self::for_streams(128)
+    }
+}
+
+impl Limits {
+    /// Figures that attacks run into and clients in use do not: one that leaves a page may reset all
+    /// its streams, and those it opened since.
+    #[must_use]
+    pub fn for_streams(streams: u32) -> Self {
+        let resets = streams.saturating_mul(2).max(100);
         Self {
             head_bytes: 32 * 1024,
             fields: 100,
-            streams: 128,
+            streams,
             stream_window: 128 * 1024,
             connection_window: 1024 * 1024,
-            resets: 100,
-            errors: 100,
+            resets,
+            errors: resets,
             pings: 100,
             settings: 50,
             empty: 100,
@@ -104,6 +114,14 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_streams_may_be_reset_twice_a_second() {
+        for (streams, resets) in [(1, 100), (50, 100), (128, 256), (u32::MAX, u32::MAX)] {
+            let limits = Limits::for_streams(streams);
+            assert_eq!((limits.resets, limits.errors, limits.streams), (resets, resets, streams));
+        }
+    }
 
     #[test]
     fn counts_start_anew_each_second_and_glitches_fade() {

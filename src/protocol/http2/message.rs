@@ -67,6 +67,8 @@ pub struct Assembler {
     cookies: Vec<u8>,
     summary: Summary,
     lines: Vec<u8>,
+    /// The response is one to HEAD: it has no body, and no length unless it says so.
+    pub to_head: bool,
 }
 
 impl Assembler {
@@ -75,6 +77,7 @@ impl Assembler {
         self.kind = kind;
         self.seen = 0;
         self.begun = false;
+        self.to_head = false;
         self.fault = None;
         self.fields = 0;
         self.bytes = 0;
@@ -220,6 +223,10 @@ impl Assembler {
         } else if self.seen & wanted != wanted || (extended && !is_connect) {
             return None;
         }
+        let asterisk = self.path == b"*" && self.method == b"OPTIONS";
+        if (!is_connect || extended) && !self.path.starts_with(b"/") && !asterisk {
+            return None; // RFC 9113 section 8.3.1
+        }
         self.summary.websocket = extended && self.protocol == b"websocket";
         self.summary.is_head = self.method == b"HEAD";
         if extended && (!self.summary.websocket || end || self.summary.length.is_some()) {
@@ -265,6 +272,8 @@ impl Assembler {
             if self.summary.length.is_some() {
                 return None;
             }
+        } else if self.to_head && self.summary.length.is_none() {
+            // What GET would be answered with is not known.
         } else if end && self.summary.length.is_none() && status != 204 && status != 304 {
             out.extend_from_slice(b"content-length: 0\r\n");
         } else {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::settings::WINDOW_MAX;
 
-/// Streams that we reset and that the peer may not know of yet.
+/// Streams that we reset and that the peer may not know of yet, at least.
 const RESET_KEPT: usize = 256;
 
 /// One stream (RFC 9113 section 5.1).
@@ -42,15 +42,23 @@ impl Stream {
 }
 
 /// The open streams. There are few of them, so that looking through their ids is the fastest way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Streams {
     /// In the order of `open`.
     ids: Vec<u32>,
     open: Vec<Stream>,
     reset: VecDeque<u32>,
+    reset_kept: usize,
 }
 
 impl Streams {
+    /// For at most `max` at a time: the peer may not have heard of twice as many resets.
+    pub(super) fn new(max: u32) -> Self {
+        let twice = usize::try_from(max).unwrap_or(usize::MAX).saturating_mul(2);
+        let (ids, open, reset) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { ids, open, reset, reset_kept: twice.max(RESET_KEPT) }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.open.len()
     }
@@ -85,7 +93,7 @@ impl Streams {
 
     /// Remembers that we reset this stream: what is still under way on it is to be expected.
     pub(super) fn note_reset(&mut self, id: u32) {
-        if self.reset.len() >= RESET_KEPT {
+        if self.reset.len() >= self.reset_kept {
             self.reset.pop_front();
         }
         self.reset.push_back(id);

@@ -191,3 +191,132 @@ fn what_is_reset_is_forgotten_but_for_what_is_under_way() {
     assert_eq!((client.connection.open_streams(), server.connection.open_streams()), (0, 0));
     assert!(server.bodies.is_empty(), "dropped");
 }
+
+/// A client and a server between which the SETTINGS have been exchanged.
+fn pair() -> (End, End) {
+    let (mut client, mut server) = (End::new(Role::Client), End::new(Role::Server));
+    exchange(&mut client, &mut server, &mut std::iter::repeat(usize::MAX));
+    (client, server)
+}
+
+fn ask(client: &mut End, head: &str) -> u32 {
+    let mut out = Vec::new();
+    let id = client.connection.open(head.as_bytes(), true, &mut out).expect("few streams");
+    client.outgoing.append(&mut out);
+    id
+}
+
+fn answer(server: &mut End, id: u32, head: &str, end: bool) {
+    let mut out = Vec::new();
+    server.connection.respond(id, head.as_bytes(), end, &mut out);
+    server.outgoing.append(&mut out);
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn a_server_may_send_many_interim_heads() {
+    let (mut client, mut server) = pair();
+    let mut whole = std::iter::repeat(usize::MAX);
+    for _ in 0..60 {
+        let id = ask(&mut client, GET);
+        exchange(&mut client, &mut server, &mut whole);
+        for _ in 0..5 {
+            answer(&mut server, id, "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", false);
+        }
+        answer(&mut server, id, "HTTP/1.1 200 OK\r\n\r\n", true);
+        exchange(&mut client, &mut server, &mut whole);
+    }
+    assert_eq!(client.heads.len(), 360);
+}
+
+#[test]
+fn answers_to_any_number_of_cancelled_requests_are_passed_over() {
+    let (mut client, mut server) = pair();
+    for _ in 0..10 {
+        let ids: Vec<u32> = (0..100).map(|_| ask(&mut client, GET)).collect();
+        let requests = client.output();
+        server.take(&requests).unwrap();
+        // The answers and the resets cross.
+        ids.iter().for_each(|&id| client.connection.reset(id, Code::CANCEL));
+        for &id in &ids {
+            answer(&mut server, id, "HTTP/1.1 200 OK\r\n\r\n", false);
+            server.send(id, &mut &b"body"[..]);
+        }
+        let answers = server.output();
+        client.take(&answers).expect("dropped, not counted");
+        ids.iter().for_each(|&id| server.connection.reset(id, Code::CANCEL));
+        server.connection.output.clear();
+        client.connection.output.clear();
+    }
+    assert!(client.heads.is_empty() && client.bodies.is_empty());
+    let never_opened = [0, 0, 1, 0, 0, 0, 0, 99, 99, 0];
+    assert_eq!(client.take(&never_opened), Err(Reason::Protocol));
+}
+
+#[test]
+fn resets_of_streams_that_are_over_are_glitches() {
+    let (mut client, mut server) = pair();
+    let mut whole = std::iter::repeat(usize::MAX);
+    let id = ask(&mut client, GET);
+    exchange(&mut client, &mut server, &mut whole);
+    answer(&mut server, id, "HTTP/1.1 200 OK\r\n\r\n", true);
+    exchange(&mut client, &mut server, &mut whole);
+    let reset = [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+    for _ in 0..100 {
+        server.take(&reset).unwrap();
+    }
+    assert_eq!(server.take(&reset), Err(Reason::GlitchFlood));
+}
+
+#[test]
+fn all_streams_may_be_reset_at_once() {
+    let (mut client, mut server) = pair();
+    let mut resets = 0;
+    let flood = loop {
+        let id = ask(&mut client, GET);
+        client.connection.reset(id, Code::CANCEL);
+        client.outgoing.append(&mut client.connection.output);
+        let bytes = std::mem::take(&mut client.outgoing);
+        if let Err(reason) = server.take(&bytes) {
+            break reason;
+        }
+        resets += 1;
+    };
+    assert_eq!((resets, flood), (256, Reason::ResetFlood));
+}
+
+#[test]
+fn data_earns_pings() {
+    let (mut client, mut server) = pair();
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let mut out = Vec::new();
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let id = client.connection.open(head, false, &mut out).unwrap();
+    client.outgoing.append(&mut out);
+    for _ in 0..300 {
+        client.connection.push_data(id, 1, false, &mut client.outgoing);
+        client.outgoing.push(b'x');
+        let bytes = client.output();
+        server.take(&bytes).unwrap();
+        server.take(&ping).unwrap();
+    }
+    for _ in 0..100 {
+        server.take(&ping).unwrap();
+    }
+    assert_eq!(server.take(&ping), Err(Reason::PingFlood));
+}
+
+#[test]
+fn a_response_to_head_gets_no_length() {
+    let (mut client, mut server) = pair();
+    let mut whole = std::iter::repeat(usize::MAX);
+    for (fields, expected) in [("", ""), ("Content-Length: 7\r\n", "content-length: 7\r\n")] {
+        let id = ask(&mut client, "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+        exchange(&mut client, &mut server, &mut whole);
+        answer(&mut server, id, &format!("HTTP/1.1 200 OK\r\n{fields}\r\n"), true);
+        exchange(&mut client, &mut server, &mut whole);
+        let (_, head) = client.heads.last().unwrap();
+        assert_eq!(head, &format!("HTTP/1.1 200 OK\r\n{expected}\r\n"));
+    }
+}

@@ -88,6 +88,10 @@ fn malformed_requests() {
         &[(":method", "GET"), (":scheme", "http"), (":authority", "a")],
         &[(":method", "GET"), (":scheme", "http"), (":path", "/")],
         &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "")],
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "http://b/")],
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "x")],
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "*")],
+        &[(":method", "OPTIONS"), (":scheme", "http"), (":authority", "a"), (":path", "*x")],
         &[(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/ HTTP/1.1")],
         &[(":method", "GET x"), (":scheme", "http"), (":authority", "a"), (":path", "/")],
         &[(":method", "GET"), (":scheme", "ftp"), (":authority", "a"), (":path", "/")],
@@ -98,6 +102,14 @@ fn malformed_requests() {
         let fault = assemble(Kind::Request, true, fields).map(|_| ());
         assert_eq!(fault, Err(Fault::Malformed), "{fields:?}");
     }
+}
+
+#[test]
+fn options_of_the_server_itself() {
+    let fields =
+        &[(":method", "OPTIONS"), (":scheme", "http"), (":authority", "a"), (":path", "*")];
+    let (text, _) = assemble(Kind::Request, true, fields).unwrap();
+    assert_eq!(text, "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
 }
 
 #[test]

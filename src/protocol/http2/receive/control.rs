@@ -34,7 +34,8 @@ impl Connection {
         self.check_not_idle(header.stream)?;
         // A server that refuses streams may have reason to refuse many.
         if self.role == Role::Server {
-            self.count(Rate::Reset, now)?;
+            let was_there = self.streams.get(header.stream).is_some();
+            self.count(if was_there { Rate::Reset } else { Rate::Glitch }, now)?;
         }
         let Some(stream) = self.streams.remove(header.stream) else { return Ok(None) };
         self.release_connection(stream.untaken);
@@ -72,7 +73,11 @@ impl Connection {
             self.count(Rate::Glitch, now)?;
             return Ok(Some(Event::Pong));
         }
-        self.count(Rate::Ping, now)?;
+        if self.pings_earned > 0 {
+            self.pings_earned -= 1;
+        } else {
+            self.count(Rate::Ping, now)?;
+        }
         frame::push_ping(&mut self.output, frame::ACK, payload);
         Ok(None)
     }

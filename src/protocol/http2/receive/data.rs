@@ -17,6 +17,9 @@ impl Connection {
         if header.len == 0 && !end {
             self.count(Rate::Empty, now)?;
         }
+        if header.len > 0 {
+            self.earn_ping();
+        }
         let padded = header.has(frame::PADDED);
         let mut data = Data { id, body: header.len, padding: 0, padded, end, dropped: false };
         let fault = match self.streams.get_mut(id) {
@@ -27,10 +30,7 @@ impl Connection {
                 (stream.receive_window < 0).then_some(Code::FLOW_CONTROL_ERROR)
             }
             None => {
-                self.check_not_idle(id)?;
-                if !self.streams.was_reset(id) {
-                    return Err(Reason::StreamClosed);
-                }
+                self.check_closed(id)?;
                 data.dropped = true;
                 None
             }

@@ -19,10 +19,7 @@ impl Connection {
             fragment = rest;
         }
         if self.streams.get(id).is_none() && !self.is_new(id) {
-            self.check_not_idle(id)?;
-            if !self.streams.was_reset(id) {
-                return Err(Reason::StreamClosed);
-            }
+            self.check_closed(id)?;
         }
         let end = header.has(frame::END_STREAM);
         let block = Block { id, end, continuations: 0, faulty };
@@ -77,7 +74,9 @@ impl Connection {
             (Role::Client, _) => Kind::Response,
         };
         let is_closed = stream.is_some_and(|stream| stream.received_end);
+        let to_head = stream.is_some_and(|stream| stream.is_head_request);
         self.assembler.begin(kind);
+        self.assembler.to_head = to_head;
         let (assembler, limits) = (&mut self.assembler, &self.limits);
         self.decoder
             .decode(bytes, |name, value| {
@@ -86,7 +85,9 @@ impl Connection {
             .map_err(|_| Reason::Compression)?;
         if self.streams.get(id).is_none() {
             if !self.is_new(id) {
-                self.count(Rate::Glitch, now)?;
+                if self.role == Role::Server {
+                    self.count(Rate::Glitch, now)?;
+                }
                 return Ok(None); // behind a reset of ours: only decoded
             }
             return self.request(id, end, faulty, now);
@@ -139,9 +140,6 @@ impl Connection {
 
     pub(super) fn response(&mut self, id: u32, end: bool, summary: Summary, now: u64) -> Outcome {
         let interim = summary.status < 200;
-        if interim {
-            self.count(Rate::Glitch, now)?;
-        }
         let Some(stream) = self.streams.get_mut(id) else { return Ok(None) };
         stream.has_head = !interim;
         let bodiless = stream.is_head_request || matches!(summary.status, 204 | 304);

@@ -282,6 +282,17 @@ impl Connection {
         if id == 0 || !known { Err(Reason::Protocol) } else { Ok(()) }
     }
 
+    /// Whether what comes on a stream that is not open is to be passed over: it may have been under way
+    /// when we reset the stream. A server shares its connection with all our requests, and how many
+    /// of them we reset is none of its doing: there every stream we have opened will do.
+    fn check_closed(&self, id: u32) -> Result<(), Reason> {
+        self.check_not_idle(id)?;
+        if self.role == Role::Server && !self.streams.was_reset(id) {
+            return Err(Reason::StreamClosed);
+        }
+        Ok(())
+    }
+
     /// Resets a stream for what the peer did on it.
     fn fault(&mut self, id: u32, code: Code, now: u64) -> Outcome {
         self.count(Rate::Error, now)?;
