@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::config::Script;
 use super::health::Verdict;
 use crate::sys::notify::EventFd;
-use crate::sys::process;
+use crate::sys::process::{self, Waited};
 
 /// How often tracked files are read.
 const FILES_EVERY: Duration = Duration::from_millis(500);
@@ -65,10 +66,10 @@ pub(super) fn run_script(script: Script, wake: Arc<EventFd>) -> io::Result<Arc<S
     let shared = Arc::clone(&state);
     let name = format!("check-{}", script.name);
     thread::Builder::new().name(name).spawn(move || {
-        let mut counting = Counting::default();
+        let (mut counting, mut stuck) = (Counting::default(), None);
         loop {
             let began = Instant::now();
-            let success = run_once(&script, &shared);
+            let success = run_once(&script, &shared, &mut stuck);
             let counter = if success { &shared.successes } else { &shared.failures };
             counter.fetch_add(1, Ordering::Relaxed);
             let good = counting.note(success, &script);
@@ -82,16 +83,25 @@ pub(super) fn run_script(script: Script, wake: Arc<EventFd>) -> io::Result<Arc<S
     Ok(state)
 }
 
-fn run_once(script: &Script, state: &ScriptState) -> bool {
-    let Ok(mut child) = process::start(&script.command, script.user.as_ref()) else { return false };
-    match process::wait(&mut child, script.timeout) {
-        Ok(Some(status)) => status.success(),
-        Ok(None) => {
-            state.timeouts.fetch_add(1, Ordering::Relaxed);
-            false
-        }
-        Err(_) => false,
+/// `stuck`: a killed run that has not gone yet. Until it has, nothing else is run, which is a failure too.
+fn run_once(script: &Script, state: &ScriptState, stuck: &mut Option<Child>) -> bool {
+    if let Some(child) = stuck
+        && matches!(child.try_wait(), Ok(None))
+    {
+        return false;
     }
+    *stuck = None;
+    let Ok(child) = process::start(&script.command, script.user.as_ref()) else { return false };
+    let waited = process::wait(child, script.timeout);
+    if let Waited::Killed | Waited::Stuck(_) = waited {
+        state.timeouts.fetch_add(1, Ordering::Relaxed);
+    }
+    match waited {
+        Waited::Ended(status) => return status.success(),
+        Waited::Stuck(child) => *stuck = Some(child),
+        Waited::Killed | Waited::Failed(_) => {}
+    }
+    false
 }
 
 /// Watches files; the number in each, 0 while there is none.
@@ -169,12 +179,29 @@ mod tests {
 
     #[test]
     fn exit_codes_and_timeouts_are_failures() {
-        let state = ScriptState::default();
-        assert!(run_once(&script("exit 0"), &state));
-        assert!(!run_once(&script("exit 1"), &state));
+        let (state, mut stuck) = (ScriptState::default(), None);
+        assert!(run_once(&script("exit 0"), &state, &mut stuck));
+        assert!(!run_once(&script("exit 1"), &state, &mut stuck));
         assert_eq!(state.timeouts.load(Ordering::Relaxed), 0);
-        assert!(!run_once(&script("sleep 10"), &state));
+        assert!(!run_once(&script("sleep 10"), &state, &mut stuck));
         assert_eq!(state.timeouts.load(Ordering::Relaxed), 1);
+        assert!(stuck.is_none());
+    }
+
+    #[test]
+    fn nothing_runs_until_a_stuck_run_has_gone() {
+        // Stands for one that a kill does not end.
+        let child = process::start(&["/bin/sleep".into(), "100".into()], None).expect("a child");
+        let (state, mut stuck) = (ScriptState::default(), Some(child));
+        for _ in 0..3 {
+            assert!(!run_once(&script("exit 0"), &state, &mut stuck));
+        }
+        let mut child = stuck.take().expect("it is kept");
+        child.kill().expect("our child");
+        child.wait().expect("our child");
+        stuck = Some(child);
+        assert!(run_once(&script("exit 0"), &state, &mut stuck));
+        assert!(stuck.is_none());
     }
 
     #[test]

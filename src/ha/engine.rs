@@ -21,7 +21,9 @@ use super::tracking::Sources;
 use super::{Command, Event, Order, Reporter};
 use crate::packet::frames::FrameSender;
 use crate::packet::vrrp_socket::Buffers;
-use crate::protocol::vrrp::{Action, Error, Moment, OWNER, Packet, State, Transition, group};
+use crate::protocol::vrrp::{
+    Action, Error, Moment, OWNER, Packet, State, Transition, group, is_own,
+};
 use crate::sys::notify::EventFd;
 use crate::sys::poll;
 
@@ -62,8 +64,8 @@ pub(super) struct Engine {
 pub(super) struct Rounds {
     sockets: Sockets,
     buffers: Buffers,
-    /// Addresses of this host.
-    own: Vec<IpAddr>,
+    /// Addresses of this host, with their interfaces.
+    own: Vec<(u32, IpAddr)>,
     /// When the sockets were last found empty.
     drained: Moment,
     round_at: Moment,
@@ -88,7 +90,7 @@ impl Engine {
         self.stand(now);
         self.look(now);
         for instance in &mut self.instances {
-            instance.adopt(&mut self.network);
+            instance.adopt(&mut self.network, now);
         }
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
         loop {
@@ -108,7 +110,7 @@ impl Engine {
             }
         }
         for instance in &mut self.instances {
-            instance.clean_up(&mut self.network);
+            instance.clean_up(&mut self.network, self.clock.now());
         }
         self.publish(self.clock.now());
         over.store(true, Ordering::Release);
@@ -181,6 +183,7 @@ impl Engine {
             let at = received_at(received.stamp, unix, now, *drained);
             let arrival =
                 Arrival { interface, family, datagram: &datagram, packet: &packet, at, unix };
+            let own = is_own(own, interface, datagram.source);
             let mut known = false;
             for (place, instance) in instances.iter_mut().enumerate() {
                 if instance.is_for(interface, family, packet.vrid) {

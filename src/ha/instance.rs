@@ -191,7 +191,11 @@ impl Instance {
     }
 
     /// At the end: what was created for it goes.
-    pub(super) fn clean_up(&mut self, network: &mut Network) {
+    pub(super) fn clean_up(&mut self, network: &mut Network, now: Moment) {
+        if self.lease.retry_due().is_some() {
+            let problems = self.lease.release(network, now);
+            self.note(problems);
+        }
         if let Some(vmac) = &mut self.vmac {
             vmac.remove(network);
         }
@@ -211,10 +215,10 @@ impl Instance {
     }
 
     /// Addresses with our mark that an earlier process left are ours again.
-    pub(super) fn adopt(&mut self, network: &mut Network) {
+    pub(super) fn adopt(&mut self, network: &mut Network, now: Moment) {
         self.lease.adopt(network);
         if self.lease.held().next().is_some() && self.router.state() != State::Active {
-            let problems = self.lease.release(network);
+            let problems = self.lease.release(network, now);
             self.note(problems);
         }
     }
@@ -229,12 +233,12 @@ impl Instance {
         self.standing = standing;
     }
 
-    /// A datagram with its VRID came in; `at` is when the kernel received it.
+    /// A datagram with its VRID came in; `at` is when the kernel received it, `own`: it is this host's.
     pub(super) fn hear(
         &mut self,
         heard: &Arrival<'_>,
         now: Moment,
-        own: &[IpAddr],
+        own: bool,
         out: &mut Vec<Action>,
     ) {
         let Some(path) = self.path(heard.interface, heard.family) else { return };
@@ -284,7 +288,7 @@ impl Instance {
                 self.note(problems);
             }
             Action::Release => {
-                let problems = self.lease.release(world.network);
+                let problems = self.lease.release(world.network, world.now);
                 self.note(problems);
             }
             Action::Announce => {
@@ -341,11 +345,7 @@ impl Instance {
 
     /// Puts back addresses whose lease ran out while this process was held up.
     fn mend(&mut self, world: &mut World<'_>) {
-        let gone = self.lease.vips().any(|(vip, device)| {
-            let index = world.network.link(device).map(|link| link.index);
-            index.is_some_and(|index| world.network.assigned(index, vip.address).is_none())
-        });
-        if gone && self.holds() {
+        if self.holds() && self.lease.is_missing(world.network, world.now) {
             let problems = self.lease.refresh(world.network, world.now);
             self.note(problems);
         }
@@ -393,10 +393,16 @@ impl Instance {
         self.router.state() == State::Active && (!self.router.is_listening() || offered)
     }
 
-    /// Renews the lease when that is due.
+    /// Renews the lease when that is due, puts back an address that has gone, and tries again to remove
+    /// one that could not be removed.
     pub(super) fn renew(&mut self, network: &mut Network, now: Moment) {
-        if self.holds() && self.lease.due().is_some_and(|due| now >= due) {
+        let is_over = |due: Moment| now >= due;
+        let due = self.lease.due().is_some_and(is_over);
+        if self.holds() && (due || self.lease.is_missing(network, now)) {
             let problems = self.lease.refresh(network, now);
+            self.note(problems);
+        } else if self.lease.retry_due().is_some_and(is_over) {
+            let problems = self.lease.release(network, now);
             self.note(problems);
         }
     }
@@ -405,7 +411,8 @@ impl Instance {
     pub(super) fn deadline(&self) -> Option<Moment> {
         let lease = self.lease.due().filter(|_| self.holds());
         let contest = self.contest.map(|(next, _)| next);
-        [self.router.deadline(), lease, contest].into_iter().flatten().min()
+        let retry = self.lease.retry_due();
+        [self.router.deadline(), lease, contest, retry].into_iter().flatten().min()
     }
 
     /// Holds addresses until another takes them, or silence says that nobody will.

@@ -16,6 +16,9 @@ const OWNER: u8 = 112;
 /// A lease is refreshed so many times in its life.
 const REFRESHES: u32 = 4;
 
+/// Least time between attempts to put back or remove an address.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// Something that went wrong with an address.
 #[derive(Debug)]
 pub(super) enum Problem {
@@ -40,6 +43,7 @@ pub(super) struct Lease {
     /// Whether we want them.
     wanted: bool,
     refresh_at: Moment,
+    retry_at: Moment,
 }
 
 impl Lease {
@@ -57,6 +61,7 @@ impl Lease {
             lifetime: config.lease,
             wanted: false,
             refresh_at: Moment::default(),
+            retry_at: Moment::default(),
         }
     }
 
@@ -75,6 +80,20 @@ impl Lease {
         (self.wanted && self.lifetime.is_some()).then_some(self.refresh_at)
     }
 
+    /// When to call [`Lease::release`] again, since an address could not be removed.
+    pub(super) fn retry_due(&self) -> Option<Moment> {
+        (!self.wanted && self.held().next().is_some()).then_some(self.retry_at)
+    }
+
+    /// An address that is wanted is not on its interface, and it is time to put it back.
+    pub(super) fn is_missing(&self, network: &Network, now: Moment) -> bool {
+        self.wanted
+            && now >= self.retry_at
+            && (0..self.vips.len())
+                .filter_map(|index| self.wanted(index, network))
+                .any(|wanted| network.assigned(wanted.interface, wanted.address).is_none())
+    }
+
     fn device<'a>(&'a self, vip: &'a Vip) -> &'a str {
         vip.device.as_deref().unwrap_or(&self.interface)
     }
@@ -84,8 +103,9 @@ impl Lease {
         for index in 0..self.vips.len() {
             let Some(wanted) = self.wanted(index, network) else { continue };
             let found = network.assigned(wanted.interface, wanted.address);
-            if found.is_some_and(|found| self.is_ours(found)) {
-                self.held[index] = Some(wanted);
+            if let Some(found) = found.filter(|found| self.is_ours(found)) {
+                // The configuration may have had another prefix then; the kernel removes by prefix.
+                self.held[index] = Some(Wanted { prefix: found.prefix, ..wanted });
             }
         }
     }
@@ -128,23 +148,45 @@ impl Lease {
             if again && self.held[index].is_some() && found.is_none() {
                 problems.push(Problem::Lost(wanted.address));
             }
+            for old in self.with_other_prefix(&wanted, network) {
+                if let Err(error) = network.remove(&old)
+                    && !is_gone(&error)
+                {
+                    problems.push(Problem::Failed("remove", old.address, error));
+                }
+            }
             match network.lease(&wanted, self.lifetime) {
                 Ok(()) => self.held[index] = Some(wanted),
                 Err(error) => {
                     problems.push(Problem::Failed("add", wanted.address, error));
-                    self.held[index] = None;
+                    // What is still there is to be removed one day.
+                    if network.assigned(wanted.interface, wanted.address).is_none() {
+                        self.held[index] = None;
+                    }
                 }
             }
         }
+        self.retry_at = now.after(RETRY);
         if let Some(lifetime) = self.lifetime {
             self.refresh_at = now.after(lifetime / REFRESHES);
         }
         problems
     }
 
-    /// Removes what is held; what is not ours stays.
-    pub(super) fn release(&mut self, network: &mut Network) -> Vec<Problem> {
+    /// The same address through us, from before the configuration changed its prefix.
+    fn with_other_prefix(&self, wanted: &Wanted, network: &Network) -> Vec<Wanted> {
+        let other = |found: &&Assigned| {
+            found.address == wanted.address && found.prefix != wanted.prefix && self.is_ours(found)
+        };
+        let old = network.addresses(wanted.interface).filter(other);
+        old.map(|found| Wanted { prefix: found.prefix, ..wanted.clone() }).collect()
+    }
+
+    /// Removes what is held; what is not ours stays. What cannot be removed is still held, and tried again
+    /// at [`Lease::retry_due`].
+    pub(super) fn release(&mut self, network: &mut Network, now: Moment) -> Vec<Problem> {
         self.wanted = false;
+        self.retry_at = now.after(RETRY);
         let mut problems = Vec::new();
         for held in &mut self.held {
             let Some(wanted) = held.take() else { continue };
@@ -152,7 +194,10 @@ impl Lease {
                 Ok(()) => {}
                 // Lapsed, or its interface went away.
                 Err(error) if is_gone(&error) => {}
-                Err(error) => problems.push(Problem::Failed("remove", wanted.address, error)),
+                Err(error) => {
+                    problems.push(Problem::Failed("remove", wanted.address, error));
+                    *held = Some(wanted);
+                }
             }
         }
         problems

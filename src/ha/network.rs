@@ -213,9 +213,9 @@ impl Network {
         self.known.addresses.iter().filter(move |address| address.interface == interface)
     }
 
-    /// Every address of this host.
-    pub(super) fn own(&self) -> impl Iterator<Item = IpAddr> {
-        self.known.addresses.iter().map(|address| address.address)
+    /// Every address of this host, with its interface.
+    pub(super) fn own(&self) -> impl Iterator<Item = (u32, IpAddr)> {
+        self.known.addresses.iter().map(|address| (address.interface, address.address))
     }
 
     /// The address on this interface, if it is there.

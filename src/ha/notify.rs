@@ -3,6 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,12 +11,14 @@ use std::thread;
 use std::time::Duration;
 
 use super::config::Webhook;
-use crate::sys::process;
+use crate::sys::process::{self, Waited};
 
 /// Notifications that wait at most.
 const QUEUE_MAX: usize = 64;
 /// A command is killed after this.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Commands that a kill has not ended, at most.
+const STUCK_MAX: usize = 4;
 /// Connecting, and each read and write, may take this long.
 const POST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -65,18 +68,30 @@ impl Notifier {
 }
 
 fn work(jobs: &Receiver<Job>, stats: &NotifyStats) {
+    let mut stuck = Vec::new();
     while let Ok(job) = jobs.recv() {
-        let counter = if carry_out(&job) { &stats.done } else { &stats.failed };
+        let counter = if carry_out(&job, &mut stuck) { &stats.done } else { &stats.failed };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn carry_out(job: &Job) -> bool {
+/// `stuck`: killed commands that have not gone yet, so many at most; then commands fail.
+fn carry_out(job: &Job, stuck: &mut Vec<Child>) -> bool {
+    stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     match job {
         Job::Command(command) => {
-            let Ok(mut child) = process::start(command, None) else { return false };
-            let status = process::wait(&mut child, COMMAND_TIMEOUT);
-            status.is_ok_and(|status| status.is_some_and(|status| status.success()))
+            if stuck.len() >= STUCK_MAX {
+                return false;
+            }
+            let Ok(child) = process::start(command, None) else { return false };
+            match process::wait(child, COMMAND_TIMEOUT) {
+                Waited::Ended(status) => status.success(),
+                Waited::Stuck(child) => {
+                    stuck.push(child);
+                    false
+                }
+                Waited::Killed | Waited::Failed(_) => false,
+            }
         }
         Job::Post(webhook, body) => post(webhook, body).is_ok_and(|status| status / 100 == 2),
     }
@@ -111,9 +126,9 @@ mod tests {
     fn commands_succeed_or_fail() {
         let command =
             |text: &str| Job::Command(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
-        assert!(carry_out(&command("true")));
-        assert!(!carry_out(&command("false")));
-        assert!(!carry_out(&Job::Command(vec!["/nonexistent".into()])));
+        assert!(carry_out(&command("true"), &mut Vec::new()));
+        assert!(!carry_out(&command("false"), &mut Vec::new()));
+        assert!(!carry_out(&Job::Command(vec!["/nonexistent".into()]), &mut Vec::new()));
     }
 
     #[test]

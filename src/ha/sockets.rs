@@ -33,9 +33,10 @@ impl Sockets {
     /// Opens what is needed and not open, and closes what is open and not needed; what could not be opened
     /// comes back as text.
     pub(super) fn reconcile(&mut self, needed: &[Needed]) -> Vec<String> {
+        let needed = merged(needed);
         self.0.retain(|open| needed.contains(&open.needed));
         let mut problems = Vec::new();
-        for needed in needed {
+        for needed in &needed {
             if self.0.iter().any(|open| open.needed == *needed) {
                 continue;
             }
@@ -93,5 +94,46 @@ impl Sockets {
             Some(open) => open.socket.send(source, destination, payload),
             None => Err(std::io::Error::from_raw_os_error(libc::ENODEV)),
         }
+    }
+}
+
+/// One for each interface and family, or each instance on it would be handed every datagram twice.
+fn merged(needed: &[Needed]) -> Vec<Needed> {
+    let mut merged: Vec<Needed> = Vec::new();
+    for one in needed {
+        let same = |known: &&mut Needed| (known.index, known.family) == (one.index, one.family);
+        match merged.iter_mut().find(same) {
+            Some(known) => known.multicast |= one.multicast,
+            None => merged.push(one.clone()),
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_socket_serves_all_instances_of_an_interface_and_family() {
+        let needed = |index: u32, family, multicast| Needed {
+            interface: format!("eth{index}"),
+            index,
+            family,
+            multicast,
+        };
+        let all = [
+            needed(1, Family::V4, false),
+            needed(1, Family::V6, false),
+            needed(1, Family::V4, true),
+            needed(2, Family::V4, false),
+            needed(1, Family::V4, false),
+        ];
+        let expected = [
+            needed(1, Family::V4, true),
+            needed(1, Family::V6, false),
+            needed(2, Family::V4, false),
+        ];
+        assert_eq!(merged(&all), expected);
     }
 }

@@ -6,7 +6,7 @@ use std::mem;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{check, poll};
 
@@ -77,11 +77,35 @@ fn unblock_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the child to end; after `timeout` its whole group is killed, and there is no status.
-///
-/// # Errors
-/// What pidfd_open(2) and waitpid(2) say.
-pub fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+/// How long a killed child may take to end.
+const KILL_GRACE: Duration = Duration::from_millis(100);
+/// How often that is looked at.
+const KILL_LOOK: Duration = Duration::from_millis(5);
+
+/// What became of a child.
+#[derive(Debug)]
+pub enum Waited {
+    /// It ended by itself.
+    Ended(ExitStatus),
+    /// It did not end in time and was killed.
+    Killed,
+    /// It could not be waited for and was killed.
+    Failed(io::Error),
+    /// Killed, and not gone even so: it sits in the kernel. The owner has to ask for its end with
+    /// [`Child::try_wait`] now and then, or it stays a zombie.
+    Stuck(Child),
+}
+
+/// Waits for the child to end; after `timeout`, or when waiting fails, its whole group is killed. This
+/// takes at most 100 ms longer than `timeout`, whatever the child does.
+pub fn wait(child: Child, timeout: Duration) -> Waited {
+    let ended = await_end(&child, timeout);
+    finish(child, ended)
+}
+
+/// True when it has ended; false after the timeout.
+fn await_end(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let began = Instant::now();
     let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -89,14 +113,35 @@ pub fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatu
     // SAFETY: the call above returned this descriptor, and nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut ready = Vec::new();
-    poll::readable(&[fd.as_raw_fd()], Some(timeout), &mut ready, &mut Vec::new())?;
-    if !ready.is_empty() {
-        return child.wait().map(Some);
+    loop {
+        let left = timeout.saturating_sub(began.elapsed());
+        poll::readable(&[fd.as_raw_fd()], Some(left), &mut ready, &mut Vec::new())?;
+        // A signal ends the wait early too.
+        if !ready.is_empty() || left.is_zero() {
+            return Ok(!ready.is_empty());
+        }
     }
+}
+
+/// Reaps a child that has ended, and kills one that has not.
+fn finish(mut child: Child, ended: io::Result<bool>) -> Waited {
+    if let Ok(Some(status)) = child.try_wait() {
+        return Waited::Ended(status);
+    }
+    let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
     // SAFETY: no pointers are passed. The child has not been waited for, so the number is still its group's.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
-    child.wait()?;
-    Ok(None)
+    let until = Instant::now() + KILL_GRACE;
+    loop {
+        match (child.try_wait(), &ended) {
+            (Ok(None), _) if Instant::now() < until => std::thread::sleep(KILL_LOOK),
+            (Ok(None), _) => return Waited::Stuck(child),
+            (Err(error), _) => return Waited::Failed(error),
+            (Ok(Some(_)), Ok(_)) => return Waited::Killed,
+            (Ok(Some(_)), Err(_)) => break,
+        }
+    }
+    ended.map_or_else(Waited::Failed, |_| Waited::Killed)
 }
 
 /// Leaves the session and its terminal, whose hang-up would end the process. Nothing happens when the
@@ -118,13 +163,24 @@ mod tests {
 
     #[test]
     fn exit_codes_come_back_and_hangers_are_killed() {
-        let mut child = start(&sh("exit 3"), None).expect("a shell");
-        let status = wait(&mut child, Duration::from_secs(10)).expect("a status");
-        assert_eq!(status.and_then(|status| status.code()), Some(3));
-        let mut child = start(&sh("sleep 100; true"), None).expect("a shell");
-        assert!(wait(&mut child, Duration::from_millis(20)).expect("killed").is_none());
+        let child = start(&sh("exit 3"), None).expect("a shell");
+        let waited = wait(child, Duration::from_secs(10));
+        assert!(matches!(&waited, Waited::Ended(status) if status.code() == Some(3)), "{waited:?}");
+        let child = start(&sh("sleep 100; true"), None).expect("a shell");
+        assert!(matches!(wait(child, Duration::from_millis(20)), Waited::Killed));
         assert!(start(&["/nonexistent".into()], None).is_err());
         assert!(start(&[], None).is_err());
+    }
+
+    #[test]
+    fn one_that_cannot_be_waited_for_is_killed_and_reaped() {
+        let child = start(&sh("sleep 100; true"), None).expect("a shell");
+        let pid = child.id();
+        let waited = finish(child, Err(io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(
+            matches!(&waited, Waited::Failed(error) if error.raw_os_error() == Some(libc::EMFILE))
+        );
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "not reaped");
     }
 
     #[test]

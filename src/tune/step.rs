@@ -50,7 +50,7 @@ pub struct Outcome {
 /// Applies and verifies a configuration.
 ///
 /// # Errors
-/// Another applier does not end, a trial is under way, or the journal cannot be written in mid-apply; for
+/// Another applier does not end, a trial is under way or cannot be reverted, or the journal cannot be written in mid-apply; for
 /// people. Nothing else is a failure of the whole.
 pub fn carry_out(
     config: &Config,
@@ -181,6 +181,9 @@ fn settle_trial(
         Standing::None => Ok(None),
         Standing::Overdue => {
             let undone = trial::revert(machine, store, lock).map_err(failed)?;
+            if !undone.failed.is_empty() {
+                return Err(not_reverted(&undone.failed));
+            }
             notes.push(format!(
                 "a trial was never confirmed: {} settings reverted",
                 undone.restored.len()
@@ -200,6 +203,17 @@ fn settle_trial(
     }
 }
 
+/// Its journal still has them; the next run tries again.
+fn not_reverted(failed: &[Failed]) -> String {
+    let each: Vec<String> =
+        failed.iter().map(|one| format!("{} ({})", one.key, one.reason)).collect();
+    format!(
+        "a trial was never confirmed, and these settings could not be reverted: {}; nothing else is \
+         changed until they are: `ringgate tune rollback` tries again",
+        each.join(", ")
+    )
+}
+
 fn begin_trial(
     store: &Store,
     lock: &Lock,
@@ -216,4 +230,46 @@ fn begin_trial(
 
 fn state_error(store: &Store, error: &io::Error) -> String {
     format!("{}: {error}", store.directory().display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::tests::FakeRoot;
+
+    const KEY: &str = "/proc/sys/net/core/somaxconn";
+
+    #[test]
+    fn a_trial_that_cannot_be_reverted_is_an_error_and_keeps_its_journal() {
+        let root = FakeRoot::small_machine("step-trial");
+        let config = |value: &str| Config {
+            set: [("net.core.somaxconn".to_owned(), Some(value.to_owned()))].into(),
+            state_dir: "/state".into(),
+            ..Config::default()
+        };
+        let machine = root.machine();
+        let store = Store::new(&machine, std::path::Path::new("/state"));
+        let mut arm = || Ok(());
+        let how = How::Try(Duration::ZERO, &mut arm);
+        carry_out(&config("20000"), &machine, Process::Other, how).unwrap();
+        assert_eq!(trial::standing(&store).unwrap(), Standing::Overdue);
+        // A directory can neither be read nor written as a value.
+        let path = machine.path(KEY);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let mut arm = || Ok(());
+        let again = How::Try(Duration::from_secs(60), &mut arm);
+        for how in [How::ByHand, How::Boot, again] {
+            let error = carry_out(&config("30000"), &machine, Process::Other, how).unwrap_err();
+            assert!(error.contains("net.core.somaxconn"), "{error}");
+            assert_eq!(store.of_trial().read().unwrap().records.len(), 1);
+            assert_eq!(trial::standing(&store).unwrap(), Standing::Overdue);
+        }
+        std::fs::remove_dir(&path).unwrap();
+        root.put(KEY, "20000");
+        let done = carry_out(&config("30000"), &machine, Process::Other, How::ByHand).unwrap();
+        assert!(done.notes.iter().any(|note| note.contains("1 settings reverted")), "{done:?}");
+        assert_eq!(root.text(KEY), "30000");
+        assert!(store.of_trial().read().unwrap().records.is_empty());
+    }
 }

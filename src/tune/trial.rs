@@ -89,8 +89,15 @@ pub fn standing(store: &Store) -> io::Result<Standing> {
 /// Puts the deadline on disk. Changes are then made with [`Store::of_trial`].
 ///
 /// # Errors
-/// The state cannot be written.
+/// The state cannot be written; an earlier trial's changes are neither confirmed nor undone.
 pub fn begin(store: &Store, lock: &Lock, plan: &Plan, time: Duration) -> io::Result<()> {
+    let tried = store.of_trial().read()?;
+    if read::<Trial>(store, TRIAL)?.is_some()
+        && store.is_current(&tried)
+        && !tried.records.is_empty()
+    {
+        return Err(io::Error::other("an earlier trial is neither confirmed nor wholly undone"));
+    }
     // What a crash in `confirm` may have left belongs to the journal already.
     store.of_trial().keep(lock, &Journal::default())?;
     let changes = plan.items.iter().filter(|item| item.status == Status::Change);
@@ -266,6 +273,20 @@ mod tests {
         let mut again = plan(&config("20000"), &machine, Process::Other);
         withhold(&store, &mut again).unwrap();
         assert_eq!(again.items[0].status, Status::Change);
+    }
+
+    #[test]
+    fn another_trial_does_not_begin_before_the_first_has_ended() {
+        let root = FakeRoot::small_machine("trial-twice");
+        change(&root, "20000", Some(Duration::ZERO));
+        let (machine, store) = (root.machine(), store(&root));
+        let lock = store.lock().unwrap();
+        let next = plan(&config("30000"), &machine, Process::Other);
+        let error = begin(&store, &lock, &next, Duration::from_secs(60)).unwrap_err();
+        assert!(error.to_string().contains("neither confirmed nor wholly undone"), "{error}");
+        assert_eq!(store.of_trial().read().unwrap().records.len(), 1);
+        revert(&machine, &store, &lock).unwrap();
+        begin(&store, &lock, &next, Duration::from_secs(60)).unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 """A pair of Ringgates: who holds the address, what a client sees, and what the kernel does when a process dies."""
 
+import json
 import os
 import signal
 import time
@@ -210,3 +211,26 @@ def test_the_virtual_mac_moves_with_the_address(pair):
     assert a.process.wait(15) == 0
     assert "vrrp4.51" not in a.host.ip("link", "show")
     assert a.host.run("sysctl", "-n", "net.ipv4.conf.eth0.arp_ignore").stdout.strip() == "0"
+
+
+def test_without_a_lease_a_lost_address_comes_back_and_is_removed_at_the_end(lan, tmp_path):
+    host = lan.host()
+
+    def prefixes():
+        links = json.loads(host.ip("-json", "addr", "show", "dev", "eth0"))
+        return [i["prefixlen"] for link in links for i in link.get("addr_info", []) if i["local"] == VIP]
+
+    off = 'lease = "off"'
+    earlier = Ringgate(host, tmp_path, "a", vrrp(150, more=off, addresses=f'"{VIP}/25"'))
+    earlier.start()
+    earlier.await_role("active")
+    eventually(lambda: prefixes() == [25], 5)
+    earlier.kill()
+    assert prefixes() == [25], "without a lease it stays"
+    with Ringgate(host, tmp_path, "b", vrrp(150, more=off)) as a:
+        a.await_role("active")
+        eventually(lambda: prefixes() == [24], 5, "the new prefix instead of the old")
+        for _ in range(3):
+            host.ip("addr", "del", f"{VIP}/24", "dev", "eth0")
+            eventually(lambda: prefixes() == [24], 5, "the address is put back")
+    assert prefixes() == []

@@ -8,6 +8,7 @@ mod render;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ fn chosen(what: &What, place: &Place, err: &mut dyn Write) -> Result<(Config, Ma
     tuning.force.extend(what.force.iter().cloned());
     tuning.allow.extend(what.allow.iter().cloned());
     if let Some(root) = &place.root {
-        tuning.root.clone_from(root);
+        tuning.root = absolute(root);
     }
     if let Some(state_dir) = &place.state_dir {
         tuning.state_dir.clone_from(state_dir);
@@ -124,10 +125,16 @@ fn chosen(what: &What, place: &Place, err: &mut dyn Write) -> Result<(Config, Ma
     Ok((tuning, machine))
 }
 
+/// The watcher of a trial runs in another directory. Without a current directory the path stays as it is.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// The machine and its journal, without a configuration.
 fn located(place: &Place) -> (Machine, Store) {
     let defaults = Config::default();
-    let machine = Machine::new(place.root.as_ref().unwrap_or(&defaults.root));
+    let root = place.root.as_ref().map_or(defaults.root, |root| absolute(root));
+    let machine = Machine::new(&root);
     let store = Store::new(&machine, place.state_dir.as_ref().unwrap_or(&defaults.state_dir));
     (machine, store)
 }
@@ -324,4 +331,18 @@ fn explain(key: &str) -> Result<Answer, Stopped> {
         })).collect::<Vec<_>>(),
     });
     Ok(Answer { text: render::explanation(key, setting, &traps), json, code: DONE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_root_means_the_current_directory_once_and_for_all() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute(Path::new("some/root")), here.join("some/root"));
+        assert_eq!(absolute(Path::new("/some/root")), Path::new("/some/root"));
+        let place = Place { root: Some("some/root".into()), state_dir: None, json: false };
+        assert_eq!(located(&place).0.path("/x"), here.join("some/root/x"));
+    }
 }

@@ -25,6 +25,8 @@ pub struct Link {
     pub name: String,
     /// Its hardware address, when it is Ethernet's six bytes.
     pub mac: Option<[u8; 6]>,
+    /// The interface below it, by number: a macvlan's or VLAN's parent.
+    pub parent: Option<u32>,
     /// `IFF_UP` and so on (netdevice(7)).
     pub flags: u32,
 }
@@ -45,12 +47,13 @@ pub fn parse(body: &[u8]) -> Option<Link> {
     if body.first().copied() != Some(0) {
         return None;
     }
-    let mut link =
-        Link { index: u32_at(body, 4)?, name: String::new(), mac: None, flags: u32_at(body, 8)? };
+    let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
+    let mut link = Link { index, name: String::new(), mac: None, parent: None, flags };
     for (kind, value) in attributes(body.get(BODY..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
+            IFLA_LINK => link.parent = u32_at(value, 0).filter(|parent| *parent != 0),
             _ => {}
         }
     }

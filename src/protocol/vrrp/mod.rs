@@ -29,7 +29,7 @@ pub use error::Error;
 pub use interval::{Interval, active_down, skew};
 pub use observe::{Finding, Observer, Own, Peer, Stranger};
 pub use packet::{Addresses, Advert, Datagram, Form, Packet};
-pub use receive::{Accepts, Auth, ChecksumPolicy, HopLimit, Receiver};
+pub use receive::{Accepts, Auth, ChecksumPolicy, HopLimit, Receiver, is_own};
 pub use router::{
     Action, Announce, Config, Heard, NotPreferred, Path, Reason, State, Transition, VirtualRouter,
 };

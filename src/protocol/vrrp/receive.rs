@@ -73,6 +73,18 @@ pub struct Accepts {
     pub checksum: ChecksumPolicy,
 }
 
+/// Whether a datagram that came in by `interface` is this router's own. `own` are its addresses with their
+/// interfaces, by number. A link-local address is one of its link only (RFC 4007 section 5): another router
+/// may have it on another link.
+#[must_use]
+pub fn is_own(own: &[(u32, IpAddr)], interface: u32, source: IpAddr) -> bool {
+    let link_local = match source {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    own.iter().any(|&(on, address)| address == source && (on == interface || !link_local))
+}
+
 /// Judges advertisements for one virtual router.
 #[derive(Debug)]
 pub struct Receiver {
@@ -100,8 +112,8 @@ impl Receiver {
         self.accepts = accepts;
     }
 
-    /// Judges `packet`, parsed from `datagram`. `own` are this router's source addresses, `unix`
-    /// is the time since 1970.
+    /// Judges `packet`, parsed from `datagram`. `is_own` says that it comes from this router itself
+    /// ([`is_own`]), `unix` is the time since 1970.
     ///
     /// # Errors
     ///
@@ -110,13 +122,13 @@ impl Receiver {
         &mut self,
         datagram: &Datagram<'a>,
         packet: &Packet<'a>,
-        own: &[IpAddr],
+        is_own: bool,
         unix: Duration,
     ) -> Result<Advert<'a>, Error> {
         if packet.vrid != self.accepts.vrid {
             return Err(Error::Vrid);
         }
-        self.judge_path(datagram, own)?;
+        self.judge_path(datagram, is_own)?;
         if packet.version != self.accepts.version {
             return Err(Error::OtherVersion);
         }
@@ -137,9 +149,9 @@ impl Receiver {
     }
 
     /// Where it came from and how.
-    fn judge_path(&self, datagram: &Datagram<'_>, own: &[IpAddr]) -> Result<(), Error> {
+    fn judge_path(&self, datagram: &Datagram<'_>, is_own: bool) -> Result<(), Error> {
         let source = datagram.source;
-        if own.contains(&source) {
+        if is_own {
             return Err(Error::Own);
         }
         if source.is_unspecified() || source.is_multicast() || source.is_loopback() {

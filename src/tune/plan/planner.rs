@@ -217,6 +217,10 @@ impl Planner<'_> {
     }
 
     fn irq_spots<'a>(&'a self, setting: &Setting, nic: &'a Nic) -> Vec<Spot<'a>> {
+        // Interrupts belong to the whole machine; what a namespace of its own sees of them is not its own.
+        if !self.initial {
+            return Vec::new();
+        }
         let one = |irq: &'a Irq| Spot {
             key: self.nic_key(setting, nic, &format!(".irq{}", irq.number)),
             target: Target::File(format!("/proc/irq/{}/smp_affinity_list", irq.number)),

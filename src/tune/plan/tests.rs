@@ -50,6 +50,18 @@ fn a_namespace_of_its_own_leaves_the_machine_alone() {
 }
 
 #[test]
+fn a_namespace_of_its_own_leaves_interrupts_alone() {
+    let root = two_nodes("plan-ns-irq");
+    let interrupts = |plan: &Plan| {
+        let of = |item: &&Item| item.setting == "nic.irq_affinity";
+        plan.items.iter().filter(of).count()
+    };
+    assert!(interrupts(&look(&root, &config("edge"))) > 0);
+    std::fs::remove_file(root.machine().path("/proc/sys/net/core/netdev_max_backlog")).unwrap();
+    assert_eq!(interrupts(&look(&root, &config("edge"))), 0);
+}
+
+#[test]
 fn read_only_values_do_not_apply() {
     use std::os::unix::fs::PermissionsExt as _;
     let root = FakeRoot::small_machine("plan-ro");

@@ -40,7 +40,7 @@ fn check(version: Version, auth: Auth, datagram: &Datagram<'_>) {
         auth: auth.clone(),
         checksum: ChecksumPolicy::Auto,
     };
-    let Ok(advert) = Receiver::new(accepts.clone()).judge(datagram, &packet, &[], NOW) else {
+    let Ok(advert) = Receiver::new(accepts.clone()).judge(datagram, &packet, false, NOW) else {
         return;
     };
     let addresses: Vec<IpAddr> = advert.addresses.iter().collect();
@@ -53,7 +53,7 @@ fn check(version: Version, auth: Auth, datagram: &Datagram<'_>) {
     let again = Datagram { payload: &out, ..*datagram };
     let packet = Packet::parse(&again).expect("built well");
     let rebuilt =
-        Receiver::new(accepts).judge(&again, &packet, &[], NOW).expect("built as configured");
+        Receiver::new(accepts).judge(&again, &packet, false, NOW).expect("built as configured");
     assert_eq!(rebuilt.priority, advert.priority);
     assert_eq!(rebuilt.interval, advert.interval);
     assert!(rebuilt.addresses.iter().eq(addresses));

@@ -43,7 +43,8 @@ fn multicast<'a>(source: &str, payload: &'a [u8]) -> Datagram<'a> {
 /// Parses and judges.
 fn judge<'a>(receiver: &mut Receiver, datagram: &Datagram<'a>) -> Result<Advert<'a>, Error> {
     let packet = Packet::parse(datagram)?;
-    receiver.judge(datagram, &packet, &[ip("192.0.2.1"), ip("fe80::1")], NOW)
+    let own = [(1, ip("192.0.2.1")), (1, ip("fe80::1"))];
+    receiver.judge(datagram, &packet, is_own(&own, 1, datagram.source), NOW)
 }
 
 fn sender(version: Version, addresses: &[&str], auth: Auth) -> Sender {
@@ -567,5 +568,21 @@ proptest! {
         for source in ["192.0.2.2", "fe80::2"] {
             let _ = judge(&mut receiver, &multicast(source, &with_kind));
         }
+    }
+}
+
+#[test]
+fn a_link_local_address_is_our_own_on_its_link_only() {
+    let own = [(1, ip("192.0.2.1")), (1, ip("fe80::1")), (1, ip("169.254.0.1"))];
+    for (interface, source, expected) in [
+        (1, "192.0.2.1", true),
+        (2, "192.0.2.1", true),
+        (1, "fe80::1", true),
+        (2, "fe80::1", false),
+        (1, "169.254.0.1", true),
+        (2, "169.254.0.1", false),
+        (1, "fe80::2", false),
+    ] {
+        assert_eq!(is_own(&own, interface, ip(source)), expected, "{source} on {interface}");
     }
 }

@@ -31,7 +31,7 @@ fn hear(
         auth: Auth::None,
         checksum: ChecksumPolicy::Auto,
     });
-    let advert = receiver.judge(&datagram, &packet, &[], Duration::ZERO).unwrap();
+    let advert = receiver.judge(&datagram, &packet, false, Duration::ZERO).unwrap();
     let own = Own { state, interval: INTERVAL, addresses: &[address(100), address(101)] };
     observer.accepted(at(ms), Path(path), &advert, &own);
 }

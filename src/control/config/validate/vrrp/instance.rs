@@ -308,6 +308,15 @@ pub(super) fn check_together(
                     other.name
                 )));
             }
+            let macs = (one.virtual_mac, one.vrid, one.family())
+                == (other.virtual_mac, other.vrid, other.family());
+            if macs && one.virtual_mac {
+                return Err(place(one).problem(format_args!(
+                    "has `use_vmac` and the virtual_router_id of `vrrp.{}`, so that both would have the \
+                     same MAC address and interface: write another id",
+                    other.name
+                )));
+            }
             let all = |instance: &Instance| {
                 let vips = instance.addresses.iter().chain(&instance.excluded);
                 vips.map(|vip| vip.address).collect::<Vec<_>>()

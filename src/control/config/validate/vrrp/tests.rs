@@ -75,7 +75,15 @@ fn problems_between_tables() {
         router(""),
         router("addresses = [\"192.0.2.2\"]").replace("vrrp.V", "vrrp.W")
     );
+    let vmacs = format!(
+        "{}{}",
+        router("use_vmac = true"),
+        router("use_vmac = true\ninterface = \"eth1\"\naddresses = [\"192.0.2.2\"]")
+            .replace("vrrp.V", "vrrp.W")
+    );
+    good(&vmacs.replacen("use_vmac = true", "", 1));
     bad(&[
+        (vmacs.as_str(), "6:7", "has `use_vmac` and the virtual_router_id of `vrrp.V`"),
         (two.as_str(), "6:7", "has the interface and virtual_router_id of `vrrp.V`"),
         (
             &two.replacen("= 7", "= 8", 1).replace(".2.2\"", ".2.1\""),
