@@ -554,7 +554,7 @@ def test_a_plain_answer_opens_no_websocket(start, serve):
     # Any 2xx would (RFC 8441 section 4): the client would take a page for frames.
     origin = serve(respond(200, b"page"))
     server = {"address": origin, "max_fails": 1, "fail_timeout": "60s"}
-    proxy = start({**one(server, server), "listener": LISTENER})
+    proxy = start({**one(server), "listener": LISTENER})
     with H2(proxy.address) as h2:
         for stream in (1, 3, 5):
             h2.send(h2.headers(stream, websocket_fields(), end=False))
