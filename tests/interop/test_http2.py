@@ -454,6 +454,30 @@ def test_drain_sends_all_that_is_queued(web2):
     assert proxy.wait() == 0
 
 
+def test_drain_resets_nobody_who_was_just_served(web2):
+    # What the client sends meanwhile must not turn the end into a reset, which takes the answer along.
+    gate = threading.Event()
+
+    def handler(connection):
+        for r in connection.requests():
+            assert gate.wait(20)
+            connection.send(say(body=b"answer"))
+
+    proxy, origin = web2(handler)
+    with H2(proxy.address) as h2:
+        h2.get(1)
+        eventually(lambda: len(origin.heads) == 1, 5, "the request")
+        proxy.signal(signal.SIGTERM)
+        h2.until(lambda: h2.goaway == (1, NO_ERROR), "the last stream")
+        gate.set()
+        assert h2.reply(1).body == b"answer"
+        h2.until_closed(5)
+        for _ in range(20):
+            h2.window(0, 1000)
+            threading.Event().wait(0.005)
+    assert proxy.wait() == 0
+
+
 def test_keepalive_requests_end_a_connection_in_order(web2):
     proxy, _ = web2(http={"keepalive_requests": 3})
     with H2(proxy.address) as h2:
@@ -554,7 +578,7 @@ def test_a_plain_answer_opens_no_websocket(start, serve):
     # Any 2xx would (RFC 8441 section 4): the client would take a page for frames.
     origin = serve(respond(200, b"page"))
     server = {"address": origin, "max_fails": 1, "fail_timeout": "60s"}
-    proxy = start({**one(server, server), "listener": LISTENER})
+    proxy = start({**one(server), "listener": LISTENER})
     with H2(proxy.address) as h2:
         for stream in (1, 3, 5):
             h2.send(h2.headers(stream, websocket_fields(), end=False))
