@@ -19,6 +19,9 @@ const REFRESHES: u32 = 4;
 /// Least time between attempts to put back or remove an address.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// Without a lifetime, addresses are looked at again after this when there was a problem with one.
+const TROUBLED_AGAIN: Duration = Duration::from_secs(1);
+
 /// Something that went wrong with an address.
 #[derive(Debug)]
 pub(super) enum Problem {
@@ -44,6 +47,8 @@ pub(super) struct Lease {
     wanted: bool,
     refresh_at: Moment,
     retry_at: Moment,
+    /// The last attempt had a problem.
+    troubled: bool,
 }
 
 impl Lease {
@@ -62,6 +67,7 @@ impl Lease {
             wanted: false,
             refresh_at: Moment::default(),
             retry_at: Moment::default(),
+            troubled: false,
         }
     }
 
@@ -77,7 +83,8 @@ impl Lease {
 
     /// When to call [`Lease::refresh`] next.
     pub(super) fn due(&self) -> Option<Moment> {
-        (self.wanted && self.lifetime.is_some()).then_some(self.refresh_at)
+        let again = self.lifetime.is_some() || self.troubled;
+        (self.wanted && again).then_some(self.refresh_at)
     }
 
     /// When to call [`Lease::release`] again, since an address could not be removed.
@@ -167,9 +174,9 @@ impl Lease {
             }
         }
         self.retry_at = now.after(RETRY);
-        if let Some(lifetime) = self.lifetime {
-            self.refresh_at = now.after(lifetime / REFRESHES);
-        }
+        self.troubled = !problems.is_empty();
+        let pause = self.lifetime.map_or(TROUBLED_AGAIN, |lifetime| lifetime / REFRESHES);
+        self.refresh_at = now.after(pause);
         problems
     }
 

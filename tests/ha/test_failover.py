@@ -233,4 +233,5 @@ def test_without_a_lease_a_lost_address_comes_back_and_is_removed_at_the_end(lan
         for _ in range(3):
             host.ip("addr", "del", f"{VIP}/24", "dev", "eth0")
             eventually(lambda: prefixes() == [24], 5, "the address is put back")
+        eventually(lambda: not a.instance()["problems"], 5, "and that is no trouble any more")
     assert prefixes() == []
