@@ -48,5 +48,7 @@ async fn pump(from: Rc<Stream>, to: Rc<Stream>) {
             break;
         }
     }
+    // Once both directions have ended the streams are dropped, and with them what is still queued.
+    let _ = flushed(&to, 0).await;
     to.shutdown_write();
 }

@@ -416,7 +416,25 @@ def test_the_relay_passes_everything_on_both_ways(serve, tmp_path):
         sender.start()
         received = client.read_until_eof()
         sender.join()
-    assert received == body[::-1]
+    assert len(received) == len(body) and received == body[::-1]
+
+
+def test_the_relay_keeps_what_a_slow_reader_has_not_taken_when_both_have_ended(serve, tmp_path):
+    body, ended = os.urandom(100_000), threading.Event()
+
+    def answer(connection):
+        connection.sock.recv(1)
+        connection.send(body)
+        connection.sock.close()
+        ended.set()
+
+    origin = serve(answer)
+    with relay(tmp_path, origin) as between, Client(between.address, timeout=30, rcvbuf=4096) as client:
+        client.send(b"?")
+        client.half_close()
+        assert ended.wait(10)
+        received = client.read_until_eof()
+    assert len(received) == len(body) and received == body
 
 
 def test_the_relay_serves_requests_like_the_server_behind_it(counting, tmp_path):
