@@ -3,4 +3,5 @@
 pub mod frames;
 pub mod netlink;
 mod options;
+pub mod ring;
 pub mod vrrp_socket;
