@@ -10,6 +10,7 @@
 
 pub mod config;
 mod director;
+pub mod engine;
 pub mod figures;
 pub mod hash;
 pub mod registry;

@@ -1,6 +1,7 @@
 //! Packets below TCP: raw VRRP sockets, link-layer frames, and the kernel's routing netlink.
 
 pub mod frames;
+pub mod neighbour_socket;
 pub mod netlink;
 mod options;
 pub mod ring;

@@ -4,7 +4,7 @@
 //! The table has the owner flag: it belongs to this socket, nobody else may change it, and the kernel removes it when
 //! the socket closes, however the process ended. Packets are dropped before routing and connection tracking
 //! (prerouting, priority raw), behind the packet sockets' tap. The loopback interface is let through: that is the way
-//! by which a director delivers to itself. So are frames of peer directors.
+//! by which a director delivers to itself.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,7 +30,6 @@ const ACCEPT: u32 = 1;
 const META_INTERFACE: u32 = 4;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
-const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const LOOPBACK: u32 = 1;
@@ -61,12 +60,11 @@ impl Silence {
         Ok(Self { fd, name, sequence: 0, installed: false, buffer: vec![0; DATAGRAM_MAX] })
     }
 
-    /// Drops what comes for `services`, except from the hardware addresses `peers` and over loopback. What was set before
-    /// is replaced in one step.
+    /// Drops what comes for `services`, except over loopback. What was set before is replaced in one step.
     ///
     /// # Errors
     /// EPERM without CAP_NET_ADMIN; what nf_tables says.
-    pub fn set(&mut self, services: &[Service], peers: &[[u8; 6]]) -> io::Result<()> {
+    pub fn set(&mut self, services: &[Service]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         let mut batch = Batch { name: &self.name, messages: vec![Batch::edge(16)] };
         if self.installed {
@@ -75,7 +73,6 @@ impl Silence {
         batch.table();
         batch.chain();
         batch.let_loopback_through();
-        batch.let_peers_through(peers);
         for (family, size) in [(libc::NFPROTO_IPV4, 4), (libc::NFPROTO_IPV6, 16)] {
             let of_family = |one: &&Service| one.address.is_ipv4() == (size == 4);
             let all = services.iter().filter(of_family);
@@ -165,19 +162,6 @@ impl Batch<'_> {
         self.rule(|rule| {
             meta(rule, META_INTERFACE, REGISTER);
             compare(rule, REGISTER, &LOOPBACK.to_ne_bytes());
-            end(rule, ACCEPT);
-        });
-    }
-
-    fn let_peers_through(&mut self, peers: &[[u8; 6]]) {
-        let peers: BTreeSet<Vec<u8>> = peers.iter().map(|mac| mac.to_vec()).collect();
-        if peers.is_empty() {
-            return;
-        }
-        self.elements(b"peers\0", 6, &peers.into_iter().collect::<Vec<_>>());
-        self.rule(|rule| {
-            payload(rule, LINK_HEADER, 6, 6, REGISTER);
-            lookup(rule, b"peers\0");
             end(rule, ACCEPT);
         });
     }

@@ -142,7 +142,12 @@ impl Program {
     }
 
     /// Gives it to a socket, as the option `name` of `level`.
-    pub(super) fn attach(&self, fd: &impl AsRawFd, level: i32, name: i32) -> io::Result<()> {
+    pub(in crate::packet) fn attach(
+        &self,
+        fd: &impl AsRawFd,
+        level: i32,
+        name: i32,
+    ) -> io::Result<()> {
         let mut steps = self.steps.clone();
         let len =
             u16::try_from(steps.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;

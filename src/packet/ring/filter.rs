@@ -203,6 +203,8 @@ fn protocols(program: &mut Program, services: &[(u8, u16)], load_port: impl Fn(&
 
 /// Spreads frames by the client's address (PACKET_FANOUT with a program): the flows of a client, its fragments
 /// and ICMP errors about what it was sent all come to the same director. It sees IP without the Ethernet header.
+///
+/// The kernel's own hash takes the ports in, and so parts fragments and ICMP errors from their flows.
 #[must_use]
 pub fn by_client() -> Program {
     let mut program = Program::default();
@@ -257,6 +259,20 @@ fn six_client(program: &mut Program) {
     program.place(direct);
     fold(program, 8);
     program.place(over);
+}
+
+/// Takes Neighbour Advertisements (ICMPv6 type 136) to this host or a group.
+pub(in crate::packet) fn neighbour_advertisements() -> Program {
+    let mut program = Program::default();
+    let reject = program.label();
+    program.load_byte(IP + 6);
+    program.jump_unless_equal(ICMPV6, reject);
+    program.load_byte(IP + 40);
+    program.jump_unless_equal(136, reject);
+    program.give(WHOLE);
+    program.place(reject);
+    program.give(0);
+    program.finish()
 }
 
 /// The four words of an IPv6 address as one.

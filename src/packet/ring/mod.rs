@@ -69,6 +69,9 @@ pub struct Received<'a> {
     pub tag: Option<Tag>,
     /// Several packets in one (GRO): larger than the MTU, and yet to be passed on.
     pub merged: bool,
+    /// A checksum that the sender left to the hardware: where summing begins in the frame, and where from there
+    /// the sum belongs.
+    pub partial: Option<(u16, u16)>,
 }
 
 /// What becomes of it.
@@ -263,8 +266,10 @@ impl Ring {
                 turn.cut += 1;
                 continue;
             };
-            let merged = frame.merged();
-            if let Fate::Send(to, tag) = judge(Received { frame: frame.bytes(), tag, merged }) {
+            let (merged, partial) = (frame.merged(), frame.partial());
+            if let Fate::Send(to, tag) =
+                judge(Received { frame: frame.bytes(), tag, merged, partial })
+            {
                 frame.put_tag(tag);
                 sender.queue(frame.whole(), to, merged);
             }
@@ -333,6 +338,13 @@ impl<'a> Frame<'a> {
     /// Several segments.
     fn merged(&self) -> bool {
         self.buffer.get(self.begin + 1).is_some_and(|kind| *kind != 0)
+    }
+
+    fn partial(&self) -> Option<(u16, u16)> {
+        let header: &[u8; VNET] = self.buffer.get(self.begin..)?.first_chunk()?;
+        let [flags, _, _, _, _, _, a, b, c, d] = *header;
+        let places = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
+        (flags & NEEDS_CHECKSUM != 0).then_some(places)
     }
 
     fn bytes(&mut self) -> &mut [u8] {
