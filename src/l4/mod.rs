@@ -12,6 +12,8 @@ pub mod config;
 mod director;
 pub mod engine;
 pub mod figures;
+#[allow(dead_code)]
+mod flow;
 pub mod hash;
 pub mod registry;
 mod schedule;

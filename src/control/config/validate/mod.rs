@@ -2,19 +2,23 @@
 
 mod address;
 mod conditions;
+mod director;
 mod headers;
 mod host;
 mod http;
 mod listeners;
 mod node;
+mod real_server;
 mod routes;
 mod tls;
 mod tuning;
 mod upstreams;
+mod virtual_servers;
 mod vrrp;
 
 use super::place::{Place, Report, Reported};
 use super::{Config, raw};
+use crate::l4::config::L4;
 use crate::l7::config::Service;
 
 /// Builds the configuration; `Err` says that `report` holds at least one problem.
@@ -35,6 +39,10 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     };
     let routes = routes::routes(&root, file, &names);
     let ha = vrrp::ha(&root, file, &names.upstreams);
+    let director = director::director(&root, file);
+    let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
+    let services = virtual_servers::virtual_servers(&root, file, &others);
+    let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
@@ -46,6 +54,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         admin_socket: admin_socket?,
         service,
         ha: ha?,
+        l4: L4 { director: director?, services: services? },
+        real_server: real_server?,
         base,
         loaded,
         warnings: Vec::new(),
