@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::control::director;
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
 use crate::control::vrrp;
@@ -23,6 +24,7 @@ pub fn render(state: &State) -> Value {
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
     })
 }
