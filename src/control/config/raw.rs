@@ -167,7 +167,10 @@ tables! {
     /// `[admin]`
     Admin {
         bind: Leaf,
+        token_file: Leaf,
         socket: Leaf,
+        socket_mode: Leaf,
+        socket_owner: Leaf,
     }
     /// `[http]`
     Http {

@@ -14,10 +14,46 @@ use crate::ring::Stats;
 /// Writes one family at a time: its head, then its samples.
 struct Page {
     text: String,
+    format: Format,
+}
+
+/// How figures are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a client that sends this `Accept` takes.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        let open = accept.split(',').any(|one| {
+            one.trim().to_ascii_lowercase().starts_with("application/openmetrics-text")
+                && !one.replace(' ', "").contains(";q=0,")
+        });
+        if open { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Its media type.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
 }
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // OpenMetrics calls a family of counters by what comes before `_total`.
+        let name = match self.format {
+            Format::OpenMetrics if kind == "counter" => name.strip_suffix("_total").unwrap_or(name),
+            _ => name,
+        };
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
@@ -43,8 +79,8 @@ impl Page {
 
 /// Everything the process counts.
 #[must_use]
-pub fn render(state: &State) -> String {
-    let mut page = Page { text: String::with_capacity(16 * 1024) };
+pub fn render(state: &State, format: Format) -> String {
+    let mut page = Page { text: String::with_capacity(16 * 1024), format };
     process(&mut page, state);
     http2(&mut page, state);
     listeners(&mut page, state);
@@ -56,6 +92,9 @@ pub fn render(state: &State) -> String {
         vrrp::write(&mut page, &ha.board.read());
     }
     tuning(&mut page, state);
+    if format == Format::OpenMetrics {
+        page.text.push_str("# EOF\n");
+    }
     page.text
 }
 

@@ -36,6 +36,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let routes = routes::routes(&root, file, &names);
     let ha = vrrp::ha(&root, file, &names.upstreams);
     let admin_socket = node::admin_socket(&root, file);
+    let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
     Ok(Config {
@@ -44,8 +45,10 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         tuning,
         admin: admin?,
         admin_socket: admin_socket?,
+        admin_token: admin_token?,
         service,
         ha: ha?,
+        file: None,
         base,
         loaded,
         warnings: Vec::new(),
