@@ -409,11 +409,36 @@ fn servers(page: &mut Page, state: &State) {
         page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
     });
     page.family("ringgate_server_up", "gauge", "0 while out after failures or by hand.");
-    each_server(state, |upstream, server, member| {
-        let up = u8::from(!member.passive.is_out() && !member.config.down);
+    each_standing(state, |upstream, server, member, weight| {
+        let up = u8::from(weight > 0 && !member.passive.is_out() && !member.config.down);
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });
+    let help = "The weight in force; 0 for a server that was drained.";
+    page.family("ringgate_server_weight", "gauge", help);
+    each_standing(state, |upstream, server, _, weight| {
+        let labels = [("upstream", upstream), ("server", server)];
+        page.sample("ringgate_server_weight", &labels, weight);
+    });
+    let help = "Servers that differ from the configuration file since an operator changed them.";
+    page.family("ringgate_upstream_drift", "gauge", help);
+    for upstream in &state.upstreams {
+        let labels = [("upstream", upstream.shared.config.name.as_str())];
+        page.sample("ringgate_upstream_drift", &labels, upstream.servers.borrow().drift().len());
+    }
+}
+
+/// Each server with its weight now.
+fn each_standing(
+    state: &State,
+    mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member, u32),
+) {
+    for upstream in &state.upstreams {
+        let set = upstream.set.borrow();
+        for (index, member) in set.members.iter().enumerate() {
+            each(&upstream.shared.config.name, &member.label, member, set.weight(index));
+        }
+    }
 }
 
 fn each_server(state: &State, mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member)) {
