@@ -4,3 +4,4 @@ pub mod frames;
 pub mod netlink;
 mod options;
 pub mod vrrp_socket;
+pub mod xdp;
