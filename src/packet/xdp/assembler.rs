@@ -102,7 +102,7 @@ impl From<i32> for Operand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Label(usize);
 
-/// Helper functions of the kernel (enum bpf_func_id); all of them older than Linux 5.5.
+/// Helper functions of the kernel (enum bpf_func_id); all of them in Linux 6.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Helper {
@@ -110,12 +110,10 @@ pub enum Helper {
     MapLookup = 1,
     /// Sets a map's value.
     MapUpdate = 2,
-    /// Nanoseconds since boot.
-    Time = 5,
-    /// Which CPU this is.
-    Cpu = 8,
     /// Redirects the frame to an entry of a device map.
     RedirectMap = 51,
+    /// Nanoseconds since boot at the latest tick: cheaper than reading the clock.
+    CoarseTime = 160,
 }
 
 /// Why a program could not be put together: an error of whoever wrote it.
@@ -180,6 +178,12 @@ impl Assembler {
         let place = &mut self.places[label.0];
         assert!(place.is_none(), "label {} is placed twice", label.0);
         *place = Some(self.instructions.len());
+    }
+
+    /// Whether anything jumps to a label so far: the verifier refuses code that is never reached.
+    #[must_use]
+    pub fn is_used(&self, label: Label) -> bool {
+        self.jumps.iter().any(|(_, to)| *to == label)
     }
 
     /// Instructions so far; a constant of 64 bits counts as two.

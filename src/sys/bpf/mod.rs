@@ -15,6 +15,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 // enum bpf_cmd
 const MAP_CREATE: libc::c_int = 0;
@@ -81,6 +82,16 @@ pub fn possible_cpus() -> io::Result<usize> {
     let count = last_cpu(&text).map(|last| last + 1);
     let count = count.ok_or_else(|| io::Error::other(format!("cannot read CPU list {text:?}")))?;
     Ok(*COUNT.get_or_init(|| count))
+}
+
+/// The clock that programs read with `bpf_ktime_get_coarse_ns`: time since boot at the latest tick.
+#[must_use]
+pub fn coarse_clock() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec for the call to fill.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// The last CPU of a list such as `0-3,8-11`.
