@@ -110,6 +110,8 @@ pub enum Helper {
     MapLookup = 1,
     /// Sets a map's value.
     MapUpdate = 2,
+    /// Removes a key from a map.
+    MapDelete = 3,
     /// Redirects the frame to an entry of a device map.
     RedirectMap = 51,
     /// Nanoseconds since boot at the latest tick: cheaper than reading the clock.

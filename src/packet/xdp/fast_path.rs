@@ -8,14 +8,12 @@ use std::sync::Arc;
 
 use super::assembler::AssembleError;
 use super::layout::{
-    self, Action, COUNTERS_VALUE, FLOW_KEY_V4, FLOW_KEY_V6, FLOW_VALUE, Flow, FlowKey, Reason,
-    SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server, ServiceKey, ServiceValue,
+    self, Action, COUNTERS_VALUE, DEVICES, FLOW_KEY_V4, FLOW_KEY_V6, FLOW_VALUE, Flow, FlowKey,
+    Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server, ServiceKey, ServiceValue,
 };
 use super::program::{self, Maps, Setup};
 use crate::sys::bpf::{Kind, Link, LoadError, Map, Mode, Program, Spec, coarse_clock};
 
-/// Interfaces that frames can be redirected to.
-const DEVICES: u32 = 64;
 /// Sources whose SYNs are counted at a time.
 const SOURCES: u32 = 65_536;
 /// Tables that are not used have the least size that the kernel's lists for each CPU bear.
@@ -107,12 +105,60 @@ struct Generation {
     places: Map,
 }
 
+/// The flows that the program knows, of IPv4 and of IPv6.
+#[derive(Debug)]
+pub struct FlowTable([Map; 2]);
+
+impl FlowTable {
+    /// Tells of flows that the packet socket has scheduled.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn remember(&self, flows: &[(FlowKey, Flow)]) -> io::Result<()> {
+        let mut batches = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
+        for (key, flow) in flows {
+            let (bytes, length) = key.encode();
+            let (keys, values) = &mut batches[usize::from(length != FLOW_KEY_V4)];
+            keys.extend_from_slice(bytes.get(..length).unwrap_or_default());
+            values.extend_from_slice(&flow.encode());
+        }
+        let each = self.0.iter().zip(&batches);
+        each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values))
+    }
+
+    /// What is remembered of a flow.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
+        let (bytes, length) = key.encode();
+        let mut value = [0; FLOW_VALUE];
+        let map = &self.0[usize::from(length != FLOW_KEY_V4)];
+        let found = map.lookup(bytes.get(..length).unwrap_or_default(), &mut value)?;
+        Ok(if found { Flow::decode(&value) } else { None })
+    }
+
+    /// Hands every flow to `each`.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn for_each_flow(&self, mut each: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
+        self.0.iter().try_for_each(|map| {
+            map.for_each(4096, |key, value| {
+                if let (Some(key), Some(flow)) = (FlowKey::decode(key), Flow::decode(value)) {
+                    each(key, flow);
+                }
+            })
+        })
+    }
+}
+
 /// The fast path: flows and counters, which stay, and tables, of which each set has maps and programs of its
 /// own. Another set takes effect on an interface with one store of a pointer, so a frame meets the old
 /// tables or the new ones, never a part of both.
 #[derive(Debug)]
 pub struct FastPath {
-    flows: [Map; 2],
+    flows: Arc<FlowTable>,
     counters: Map,
     reasons: Map,
     rate: Map,
@@ -137,10 +183,10 @@ impl FastPath {
         let tables = Tables::default();
         let numbers = HashMap::new();
         Ok(Self {
-            flows: [
+            flows: Arc::new(FlowTable([
                 flows(FLOW_KEY_V4, limits.flows_v4, "flows_v4")?,
                 flows(FLOW_KEY_V6, limits.flows_v6, "flows_v6")?,
-            ],
+            ])),
             counters: map(Kind::PerCpuArray, 4, COUNTERS_VALUE, SLOTS, "counters")?,
             reasons: map(Kind::PerCpuArray, 4, 8, count(&Reason::ALL), "reasons")?,
             rate: map(Kind::PerCpuArray, 4, 8, 1, "rate")?,
@@ -192,7 +238,7 @@ impl FastPath {
     /// When the kernel refuses a map or a program. Interfaces that have the new tables keep them.
     pub fn set_tables(&mut self, tables: Tables) -> Result<(), Error> {
         self.number_devices(&tables)?;
-        let generation = Generation::new(&self.reachable(&tables), &self.numbers)?;
+        let generation = Generation::new(&tables, &self.reachable())?;
         let maps = self.maps(&generation);
         for one in &mut self.attached {
             let program = load(&one.setup, &maps)?;
@@ -203,46 +249,10 @@ impl FastPath {
         Ok(())
     }
 
-    /// Tells of flows that the packet socket has scheduled.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn remember(&self, flows: &[(FlowKey, Flow)]) -> io::Result<()> {
-        let mut batches = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
-        for (key, flow) in flows {
-            let (bytes, length) = key.encode();
-            let (keys, values) = &mut batches[usize::from(length != FLOW_KEY_V4)];
-            keys.extend_from_slice(bytes.get(..length).unwrap_or_default());
-            values.extend_from_slice(&flow.encode());
-        }
-        let each = self.flows.iter().zip(&batches);
-        each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values))
-    }
-
-    /// What is remembered of a flow.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
-        let (bytes, length) = key.encode();
-        let mut value = [0; FLOW_VALUE];
-        let map = &self.flows[usize::from(length != FLOW_KEY_V4)];
-        let found = map.lookup(bytes.get(..length).unwrap_or_default(), &mut value)?;
-        Ok(if found { Flow::decode(&value) } else { None })
-    }
-
-    /// Hands every flow to `each`.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn for_each_flow(&self, mut each: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-        self.flows.iter().try_for_each(|map| {
-            map.for_each(4096, |key, value| {
-                if let (Some(key), Some(flow)) = (FlowKey::decode(key), Flow::decode(value)) {
-                    each(key, flow);
-                }
-            })
-        })
+    /// The flows that are known to the program; other threads may hold them too.
+    #[must_use]
+    pub fn flows(&self) -> &Arc<FlowTable> {
+        &self.flows
     }
 
     /// What was counted of the server in a slot, since the start and whoever was in it.
@@ -292,7 +302,7 @@ impl FastPath {
             services: raw(&generation.services),
             servers: raw(&generation.servers),
             places: raw(&generation.places),
-            flows: [raw(&self.flows[0]), raw(&self.flows[1])],
+            flows: self.flows.0.each_ref().map(raw),
             counters: raw(&self.counters),
             reasons: raw(&self.reasons),
             rate: raw(&self.rate),
@@ -304,7 +314,7 @@ impl FastPath {
     /// Gives each interface that frames are redirected to a number in the device map.
     fn number_devices(&mut self, tables: &Tables) -> Result<(), Error> {
         for (_, server) in &tables.servers {
-            let Action::Redirect { interface } = server.action else { continue };
+            let Action::Send(interface) = server.action else { continue };
             let next = count_of(self.numbers.len());
             if self.numbers.contains_key(&interface) || next == DEVICES {
                 continue;
@@ -316,18 +326,12 @@ impl FastPath {
         Ok(())
     }
 
-    /// Redirection in the driver works only between drivers that run the program; otherwise frames go up.
-    fn reachable(&self, tables: &Tables) -> Tables {
+    /// Numbers of the interfaces that frames can be redirected to. In the drivers, that works only between
+    /// interfaces that run the program.
+    fn reachable(&self) -> HashMap<u32, u32> {
         let native = self.attached.iter().any(|one| one.mode == Mode::Native);
-        let mut tables = tables.clone();
-        for (_, server) in &mut tables.servers {
-            let Action::Redirect { interface } = server.action else { continue };
-            let lost = native && self.mode(interface) != Some(Mode::Native);
-            if lost || !self.numbers.contains_key(&interface) {
-                server.action = Action::Up;
-            }
-        }
-        tables
+        let lost = |interface| native && self.mode(interface) != Some(Mode::Native);
+        self.numbers.clone().into_iter().filter(|(interface, _)| !lost(*interface)).collect()
     }
 }
 
@@ -342,11 +346,11 @@ impl Generation {
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         for (slot, server) in tables.servers.iter().filter(|(slot, _)| u32::from(*slot) < SLOTS) {
             let device = match server.action {
-                Action::Redirect { interface } => numbers.get(&interface).copied(),
-                _ => None,
+                Action::Send(interface) => numbers.get(&interface).copied(),
+                Action::Up => None,
             };
             keys.extend_from_slice(&u32::from(*slot).to_ne_bytes());
-            values.extend_from_slice(&server.encode(device.unwrap_or_default()));
+            values.extend_from_slice(&server.encode(device.unwrap_or(DEVICES)));
         }
         servers.update_batch(&keys, &values).map_err(|error| Error::Map("servers", error))?;
         Ok(Self { services, servers, places })

@@ -10,6 +10,9 @@ pub const CLOCK_SHIFT: i32 = 20;
 /// Server slots: servers beyond are left to the packet socket.
 pub const SLOTS: u32 = 16_384;
 
+/// Interfaces that frames can be redirected to.
+pub const DEVICES: u32 = 64;
+
 /// What is looked up for a frame of an unknown flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceKey {
@@ -76,13 +79,8 @@ impl ServiceValue {
 pub enum Action {
     /// It goes up: to the packet socket, or to the local stack.
     Up,
-    /// It goes out where it came in.
-    Transmit,
-    /// It goes out of another interface.
-    Redirect {
-        /// That interface's index.
-        interface: u32,
-    },
+    /// It goes out of the interface with this index.
+    Send(u32),
 }
 
 /// A real server of a service, as the program sees it.
@@ -105,28 +103,27 @@ pub struct Server {
     pub timeouts: [u32; 4],
 }
 
-pub(super) const SERVER_VALUE: usize = 48;
+pub(super) const SERVER_VALUE: usize = 56;
 pub(super) const SERVER_MACS: i16 = 0;
-pub(super) const SERVER_ACTION: i16 = 12;
+/// The interface's number in the device map, or one beyond it if frames cannot be redirected there.
 pub(super) const SERVER_DEVICE: i16 = 16;
 pub(super) const SERVER_VLAN: i16 = 20;
 pub(super) const SERVER_SHOWN: i16 = 24;
 pub(super) const SERVER_TIMEOUTS: i16 = 28;
 pub(super) const SERVER_GENERATION: i16 = 44;
-pub(super) const ACTION_UP: i32 = 0;
-pub(super) const ACTION_REDIRECT: i32 = 2;
+/// Index of the interface, 0 for [`Action::Up`].
+pub(super) const SERVER_INTERFACE: i16 = 48;
 
 impl Server {
     pub(super) fn encode(&self, device: u32) -> [u8; SERVER_VALUE] {
         let mut value = [0; SERVER_VALUE];
         value[..6].copy_from_slice(&self.destination.0);
         value[6..12].copy_from_slice(&self.source.0);
-        let action = match self.action {
+        let interface = match self.action {
             Action::Up => 0,
-            Action::Transmit => 1,
-            Action::Redirect { .. } => 2,
+            Action::Send(interface) => interface,
         };
-        put(&mut value, SERVER_ACTION, action);
+        put(&mut value, SERVER_INTERFACE, interface);
         put(&mut value, SERVER_DEVICE, device);
         put(&mut value, SERVER_VLAN, self.vlan.into());
         put(&mut value, SERVER_SHOWN, self.shown.into());

@@ -6,7 +6,7 @@ pub mod layout;
 pub mod program;
 mod siphash;
 
-pub use fast_path::{Error, FastPath, Limits, Service, Tables, Totals, clock};
+pub use fast_path::{Error, FastPath, FlowTable, Limits, Service, Tables, Totals, clock};
 
 #[cfg(test)]
 mod tests;

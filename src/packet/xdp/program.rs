@@ -18,18 +18,19 @@ use super::assembler::Register::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use super::assembler::Size::{Byte, Double, Half, Word};
 use super::assembler::{AssembleError, Assembler, Helper, Label};
 use super::layout::{
-    ACTION_REDIRECT, ACTION_UP, CLOCK_SHIFT, COUNTER_BYTES, COUNTER_FLOWS, COUNTER_PACKETS,
-    FLOW_GENERATION, FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_ACTION,
-    SERVER_DEVICE, SERVER_GENERATION, SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN,
-    SERVICE_AT, SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY, SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL,
-    SERVICE_PLACES, State,
+    CLOCK_SHIFT, COUNTER_BYTES, COUNTER_FLOWS, COUNTER_PACKETS, DEVICES, FLOW_GENERATION,
+    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_DEVICE, SERVER_GENERATION,
+    SERVER_INTERFACE, SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN, SERVICE_AT,
+    SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY, SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL, SERVICE_PLACES,
+    State,
 };
 use super::siphash;
 use crate::balance::siphash::Key;
 use crate::protocol::ethernet::{self, Mac};
 use crate::sys::bpf::Instruction;
 
-/// XDP_PASS, XDP_DROP and XDP_TX.
+// enum xdp_action
+/// The frame goes up.
 pub const PASS: u32 = 2;
 /// The frame is dropped.
 pub const DROP: u32 = 1;
@@ -41,6 +42,8 @@ pub const REDIRECT: u32 = 4;
 /// What the program is made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
+    /// Index of the interface.
+    pub interface: u32,
     /// By which a frame is for us.
     pub macs: Vec<Mac>,
     /// Whose frames were scheduled already.
@@ -320,7 +323,7 @@ impl Writer<'_> {
         a.load(Half, R2, R9, FLOW_SLOT);
         a.store(Word, R10, SLOT, R2);
         self.server(miss);
-        self.known(miss);
+        self.known(family, miss);
         self.forward();
         self.a.place(miss);
         self.service(family);
@@ -342,7 +345,7 @@ impl Writer<'_> {
     }
 
     /// What this frame does to a flow that is known; R9 is the flow, R7 its server.
-    fn known(&mut self, miss: Label) {
+    fn known(&mut self, family: Family, miss: Label) {
         let control = self.up(Reason::Control);
         let refresh = self.up(Reason::Refresh);
         let a = &mut self.a;
@@ -367,9 +370,18 @@ impl Writer<'_> {
         a.load(Word, R2, R7, SERVER_SHOWN);
         a.jump_if(Equal, R2, 0, owned);
         // The packet socket keeps account of this flow.
-        for event in [Event::Open, Event::Finish, Event::End] {
+        for event in [Event::Finish, Event::End] {
             a.jump_if(Equal, R1, event as i32, control);
         }
+        // Another connection, perhaps with another server: what is known of the last one is void.
+        let goes_on = a.label();
+        a.jump_if(NotEqual, R1, Event::Open as i32, goes_on);
+        a.map(R1, self.maps.flows[family as usize]);
+        a.set(R2, R10);
+        a.alu(Add, R2, i32::from(KEY));
+        a.call(Helper::MapDelete);
+        a.jump(control);
+        a.place(goes_on);
         let rested = a.label();
         a.load(Word, R2, R9, FLOW_SHOWN);
         a.set(R3, R8);
@@ -555,8 +567,8 @@ impl Writer<'_> {
         a.store(Word, R10, SLOT, R2);
         self.server(server);
         let a = &mut self.a;
-        a.load(Word, R2, R7, SERVER_ACTION);
-        a.jump_if(Equal, R2, ACTION_UP, server);
+        a.load(Word, R2, R7, SERVER_INTERFACE);
+        a.jump_if(Equal, R2, 0, server);
     }
 
     /// Puts the new flow into the table, unless there are too many.
@@ -599,8 +611,14 @@ impl Writer<'_> {
     fn forward(&mut self) {
         let server = self.up(Reason::Server);
         let a = &mut self.a;
-        a.load(Word, R9, R7, SERVER_ACTION);
-        a.jump_if(Equal, R9, ACTION_UP, server);
+        let (sendable, here) = (a.label(), a.label());
+        a.load(Word, R9, R7, SERVER_INTERFACE);
+        a.jump_if(Equal, R9, 0, server);
+        let interface = self.setup.interface.cast_signed();
+        a.jump_if32(Equal, R9, interface, sendable);
+        a.load(Word, R2, R7, SERVER_DEVICE);
+        a.jump_if(GreaterOrEqual, R2, DEVICES.cast_signed(), server);
+        a.place(sendable);
         a.load(Word, R2, R10, VLAN);
         a.load(Word, R3, R7, SERVER_VLAN);
         a.jump_if(NotEqual, R2, R3, server);
@@ -621,15 +639,14 @@ impl Writer<'_> {
         a.store(Double, R6, 0, R2);
         a.load(Word, R2, R7, SERVER_MACS + 8);
         a.store(Word, R6, 8, R2);
-        let redirect = a.label();
-        a.jump_if(Equal, R9, ACTION_REDIRECT, redirect);
-        a.set(R0, 3);
-        a.exit();
-        a.place(redirect);
+        a.jump_if32(Equal, R9, interface, here);
         a.map(R1, self.maps.devices);
         a.load(Word, R2, R7, SERVER_DEVICE);
         a.set(R3, 0);
         a.call(Helper::RedirectMap);
+        a.exit();
+        a.place(here);
+        a.set(R0, TRANSMIT.cast_signed());
         a.exit();
     }
 
@@ -646,7 +663,7 @@ impl Writer<'_> {
         }
         self.a.place(count);
         count_reason(&mut self.a, self.maps);
-        self.a.set(R0, 2);
+        self.a.set(R0, PASS.cast_signed());
         self.a.exit();
         if !self.a.is_used(self.drop) {
             return;
@@ -654,7 +671,7 @@ impl Writer<'_> {
         self.a.place(self.drop);
         self.a.store(Word, R10, REASON, Reason::SynLimit as i32);
         count_reason(&mut self.a, self.maps);
-        self.a.set(R0, 1);
+        self.a.set(R0, DROP.cast_signed());
         self.a.exit();
     }
 }
