@@ -12,6 +12,7 @@ pub mod config;
 mod director;
 pub mod figures;
 pub mod hash;
+pub mod offload;
 pub mod registry;
 mod schedule;
 pub mod steer;

@@ -126,6 +126,16 @@ impl FlowTable {
         each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values))
     }
 
+    /// Forgets a flow.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn forget(&self, key: &FlowKey) -> io::Result<()> {
+        let (bytes, length) = key.encode();
+        let map = &self.0[usize::from(length != FLOW_KEY_V4)];
+        map.delete(bytes.get(..length).unwrap_or_default()).map(drop)
+    }
+
     /// What is remembered of a flow.
     ///
     /// # Errors
@@ -237,7 +247,7 @@ impl FastPath {
     /// # Errors
     /// When the kernel refuses a map or a program. Interfaces that have the new tables keep them.
     pub fn set_tables(&mut self, tables: Tables) -> Result<(), Error> {
-        self.number_devices(&tables)?;
+        self.number_devices(&tables);
         let generation = Generation::new(&tables, &self.reachable())?;
         let maps = self.maps(&generation);
         for one in &mut self.attached {
@@ -311,19 +321,19 @@ impl FastPath {
         }
     }
 
-    /// Gives each interface that frames are redirected to a number in the device map.
-    fn number_devices(&mut self, tables: &Tables) -> Result<(), Error> {
+    /// Gives each interface that servers are behind a number in the device map. An interface that is gone, or
+    /// one too many, has none. The kernel forgets interfaces that go, so all are set each time.
+    fn number_devices(&mut self, tables: &Tables) {
         for (_, server) in &tables.servers {
             let Action::Send(interface) = server.action else { continue };
-            let next = count_of(self.numbers.len());
-            if self.numbers.contains_key(&interface) || next == DEVICES {
-                continue;
+            let free = (0..DEVICES).find(|number| !self.numbers.values().any(|one| one == number));
+            let Some(number) = self.numbers.get(&interface).copied().or(free) else { continue };
+            if self.devices.update(&number.to_ne_bytes(), &interface.to_ne_bytes()).is_ok() {
+                self.numbers.insert(interface, number);
+            } else {
+                self.numbers.remove(&interface);
             }
-            let set = self.devices.update(&next.to_ne_bytes(), &interface.to_ne_bytes());
-            set.map_err(|error| Error::Map("devices", error))?;
-            self.numbers.insert(interface, next);
         }
-        Ok(())
     }
 
     /// Numbers of the interfaces that frames can be redirected to. In the drivers, that works only between
