@@ -10,6 +10,8 @@
 
 pub mod config;
 mod director;
+#[allow(dead_code)]
+mod flow;
 pub mod figures;
 pub mod hash;
 pub mod offload;

@@ -21,6 +21,7 @@ pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
+use crate::l4::config::L4;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -50,6 +51,8 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The layer-4 director.
+    pub l4: L4,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
