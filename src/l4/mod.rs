@@ -15,6 +15,7 @@ mod flow;
 pub mod engine;
 pub mod figures;
 pub mod hash;
+pub mod offload;
 pub mod registry;
 mod schedule;
 pub mod steer;
