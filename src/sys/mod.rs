@@ -3,6 +3,7 @@
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
 pub mod cpu;
+pub mod epoll;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;

@@ -8,6 +8,7 @@ mod track;
 use std::ops::Range;
 use std::time::Duration;
 
+pub(super) use self::script::command;
 use super::listeners;
 use crate::control::config::place::{Place, Reported, Table};
 use crate::control::config::raw::{self, Content, Named, Node};
