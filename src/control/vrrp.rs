@@ -254,6 +254,8 @@ fn instance(one: &InstanceStatus) -> Value {
         "adverts_sent": one.counts.sent,
         "adverts_received": one.counts.received,
         "packets_dropped": dropped.collect::<serde_json::Map<_, _>>(),
+        "announcements_sent": one.counts.announcements,
+        "foreign_claims": one.counts.claims,
         "late_wakeups": one.counts.late,
     })
 }

@@ -1,5 +1,6 @@
 //! Packets below TCP: raw VRRP sockets, link-layer frames, and the kernel's routing netlink.
 
+pub mod claims;
 pub mod frames;
 pub mod netlink;
 mod options;

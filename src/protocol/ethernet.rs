@@ -45,6 +45,13 @@ pub(crate) fn write_header(
     frame[12..].copy_from_slice(&ether_type.to_be_bytes());
 }
 
+/// Who sent the frame that begins with this header.
+#[must_use]
+pub fn source(header: &[u8; HEADER]) -> Mac {
+    let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = *header;
+    Mac([a, b, c, d, e, f])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,10 @@ const MESSAGE: u16 = 32;
 /// Length of the frames built here, Ethernet header included.
 pub const FRAME: usize = ethernet::HEADER + IP_HEADER + MESSAGE as usize;
 
-const ICMPV6: u8 = 58;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+/// The next header value of ICMPv6.
+pub(crate) const ICMPV6: u8 = 58;
+/// Its type of a neighbour advertisement.
+pub(crate) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const FLAG_ROUTER: u8 = 0x80;
 const FLAG_OVERRIDE: u8 = 0x20;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -46,6 +48,21 @@ pub fn unsolicited(mac: Mac, target: Ipv6Addr, router: bool) -> [u8; FRAME] {
     frame
 }
 
+/// The address that a neighbour advertisement is about. `packet` is what follows the Ethernet header; `None` if it
+/// is no advertisement, or was forwarded by a router (RFC 4861 section 7.1.2).
+#[must_use]
+pub fn advertised(packet: &[u8]) -> Option<Ipv6Addr> {
+    let (ip, message) = packet.split_first_chunk::<IP_HEADER>()?;
+    if ip[0] >> 4 != 6 || ip[6] != ICMPV6 || ip[7] != 255 {
+        return None;
+    }
+    let ([NEIGHBOUR_ADVERTISEMENT, 0], rest) = message.split_first_chunk::<2>()? else {
+        return None;
+    };
+    let target = rest.get(6..22)?.first_chunk::<16>()?;
+    Some(Ipv6Addr::from(*target))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +84,21 @@ mod tests {
         let sum = Sum::new().pseudo_v6(vip, ALL_NODES, 58, 32).bytes(&frame[54..]);
         assert_eq!(sum.finish(), 0);
         assert_eq!(unsolicited(MAC, vip, true)[58], 0xa0);
+    }
+
+    #[test]
+    fn only_advertisements_from_the_link_count() {
+        let vip: Ipv6Addr = "2001:db8::100".parse().unwrap();
+        let frame = unsolicited(MAC, vip, false);
+        let packet = &frame[ethernet::HEADER..];
+        assert_eq!(advertised(packet), Some(vip));
+        for short in 0..62 {
+            assert_eq!(advertised(&packet[..short]), None);
+        }
+        for (at, value) in [(0, 0x45), (6, 17), (7, 254), (40, 135), (41, 1)] {
+            let mut other = packet.to_vec();
+            other[at] = value;
+            assert_eq!(advertised(&other), None, "{at}");
+        }
     }
 }
