@@ -129,7 +129,7 @@ def write(path, result):
 def run(settings):
     """Measures; returns lines for the terminal and whether there were failures."""
     chosen, bed, began = choose_scenarios(settings), make_bed(settings), time.time()
-    machine.need_tools("nginx", "taskset")
+    machine.need_tools("nginx", "openssl", "taskset")
     machine.raise_file_limit(contenders.FILES)
     machine.orderly_exit()
     date = time.strftime("%Y-%m-%d", time.gmtime(began))

@@ -95,7 +95,7 @@ def check(contenders, scenarios, bed):
     """Fails unless all contenders do the same work."""
     echo = start_echo(bed.origin_cpus)
     try:
-        for scenario in {one.balance: one for one in scenarios if not one.idle}.values():
+        for scenario in {(one.balance, one.tls, one.http2): one for one in scenarios if not one.idle}.values():
             origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
             try:
                 for who in contenders:
