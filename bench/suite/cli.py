@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import BenchError, compare, contenders, machine, measure, report, scenarios, usage
+from . import BenchError, compare, contenders, crypto, machine, measure, report, scenarios, usage
 
 RESULTS = machine.ROOT / "bench/results"
 DESCRIPTION = """\
@@ -143,7 +143,8 @@ def run(settings):
         entered = choose_contenders(settings)
         with machine.lock():
             results = measure.run_all(entered, chosen, bed, settings)
-        result = document("run", settings, bed, entered, began, scenarios=results, left_out=scenarios.LEFT_OUT)
+            speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
+        result = document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=scenarios.LEFT_OUT)
         path = settings.out or RESULTS / f"{date}{'-quick' if settings.quick else ''}.json"
     page = write(path, result)
     failures = [f"{one['name']}: {failure}" for one in results for failure in one["failures"]]

@@ -232,7 +232,8 @@ def summarise(contenders, scenario, slices, levels, calls):
         rows.append(row)
     idle = scenario.idle and slices
     title = f"{slices[0]['connections']:,} idle connections" if idle else scenario.title
-    return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body,
+    return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body, "tls": scenario.tls,
+            "streams": scenario.streams if scenario.http2 else 0,
             "connections": scenario.connections, "paced": scenario.paced, "idle": scenario.idle, "rows": rows,
             "slices": slices, "level_slices": levels, "syscalls": calls,
             "failures": [f"round {one['round'] + 1}, {one['contender']}: {one['errors']}"

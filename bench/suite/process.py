@@ -23,10 +23,14 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
 
+def pinned(cpus, command):
+    """A command that runs on CPUs."""
+    return ["taskset", "-c", ",".join(map(str, cpus)), *map(str, command)]
+
+
 def spawn(cpus, command, **options):
     """Starts a command pinned to CPUs."""
-    pinned = ["taskset", "-c", ",".join(map(str, cpus)), *map(str, command)]
-    return subprocess.Popen(pinned, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **options)
+    return subprocess.Popen(pinned(cpus, command), stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **options)
 
 
 def tls_context(protocols=("http/1.1",)):
