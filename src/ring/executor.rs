@@ -36,7 +36,7 @@ pub fn run<T: 'static, F: Future<Output = T> + 'static>(
         .io_memory(GLOMMIO_IO_MEMORY)
         .ring_depth(GLOMMIO_RING_DEPTH)
         .make()
-        .map_err(|error| io::Error::other(error.to_string()))?;
+        .map_err(io::Error::from)?;
     let ring = Ring::new(settings, stats)?;
     executor.run(async {
         let result = Rc::new(Cell::new(None));

@@ -88,6 +88,9 @@ pub fn explain(error: &io::Error, disabled: u32) -> Unusable {
         // Kernels before 6.6 have no such sysctl, and a kernel may be built without io_uring.
         Some(libc::ENOSYS) => Unusable::Other("this kernel was built without it".into()),
         Some(libc::ENOMEM) => Unusable::LockedMemory,
+        Some(libc::EMFILE) => {
+            Unusable::Other("out of file descriptors: raise LimitNOFILE (ulimit -n)".into())
+        }
         _ => Unusable::Other(error.to_string()),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod accept;
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -73,6 +74,8 @@ impl std::fmt::Debug for Plan {
 /// What can be said to a running shard.
 #[derive(Debug)]
 pub enum Message {
+    /// Take connections: every shard has what it needs to serve them.
+    Accept,
     /// An upstream has other members.
     Members(usize, Arc<MemberSet>),
     /// Continue the access log in this file.
@@ -96,17 +99,41 @@ pub struct Shard {
     pub heartbeat: Arc<Heartbeat>,
     inbox: SyncSender<Message>,
     wake: Arc<EventFd>,
-    /// Kept so that the thread has an owner; it ends by itself.
-    _thread: JoinHandle<()>,
+    /// Ends by itself.
+    thread: JoinHandle<io::Result<()>>,
+}
+
+/// A shard whose thread is at work on its ring.
+#[derive(Debug)]
+pub struct Starting {
+    shard: Shard,
+    made: Receiver<()>,
+}
+
+impl Starting {
+    /// Waits until it has its ring. It takes connections once it is told to
+    /// ([`Message::Accept`]): before all shards have their rings, connections could take the
+    /// descriptors that the others still need.
+    ///
+    /// # Errors
+    /// When the ring cannot be made. What goes wrong later is told to [`Plan::ended`].
+    pub fn made(self) -> io::Result<Shard> {
+        if self.made.recv().is_ok() {
+            return Ok(self.shard);
+        }
+        match self.shard.thread.join() {
+            Ok(Err(error)) => Err(error),
+            _ => Err(io::Error::other("its thread ended")),
+        }
+    }
 }
 
 impl Shard {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When the thread or its eventfd cannot be made. What goes wrong later is told to
-    /// [`Plan::ended`].
-    pub fn start(plan: Plan) -> io::Result<Self> {
+    /// When the thread or its eventfd cannot be made.
+    pub fn start(plan: Plan) -> io::Result<Starting> {
         let cpu = plan.cpu;
         let metrics =
             Arc::new(Metrics::new(plan.service.listeners.len(), plan.service.upstreams.len()));
@@ -120,10 +147,12 @@ impl Shard {
             stats: Arc::clone(&ring),
             wake: Arc::clone(&wake),
         };
+        let (making, made) = sync_channel(1);
         let thread = Builder::new()
             .name(format!("shard-{}", plan.index))
-            .spawn(move || run(plan, messages, shared))?;
-        Ok(Self { cpu, metrics, ring, heartbeat, inbox, wake, _thread: thread })
+            .spawn(move || run(plan, messages, shared, making))?;
+        let shard = Self { cpu, metrics, ring, heartbeat, inbox, wake, thread };
+        Ok(Starting { shard, made })
     }
 
     /// What wakes it.
@@ -149,14 +178,32 @@ struct Shared {
     wake: Arc<EventFd>,
 }
 
-fn run(mut plan: Plan, messages: Receiver<Message>, shared: Shared) {
+fn run(
+    mut plan: Plan,
+    messages: Receiver<Message>,
+    shared: Shared,
+    making: SyncSender<()>,
+) -> io::Result<()> {
     if let Some(cpu) = plan.cpu {
         // Refused only when the mask changed after the start; the shard works all the same.
         let _ = sys::cpu::pin(cpu);
     }
     let ended = std::mem::replace(&mut plan.ended, Box::new(|_| {}));
-    let stats = Arc::clone(&shared.stats);
-    ended(executor::run(plan.ring, stats, move |ring| serve(ring, plan, messages, shared)));
+    let (settings, stats) = (plan.ring, Arc::clone(&shared.stats));
+    let made = Rc::new(Cell::new(false));
+    let main = {
+        let made = Rc::clone(&made);
+        move |ring| {
+            made.set(making.send(()).is_ok());
+            serve(ring, plan, messages, shared)
+        }
+    };
+    let result = executor::run(settings, stats, main);
+    if !made.get() {
+        return result; // to `Starting::made`
+    }
+    ended(result);
+    Ok(())
 }
 
 async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
@@ -182,13 +229,17 @@ async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: 
         plan.seed,
     ));
     start_tasks(&worker);
-    let accepted_all = Rc::new(Event::default());
-    let (over, accepted_worker) = (Rc::clone(&accepted_all), Rc::clone(&worker));
+    let (all_ready, accepted_all) = (Rc::new(Event::default()), Rc::new(Event::default()));
+    let (ready, over) = (Rc::clone(&all_ready), Rc::clone(&accepted_all));
+    let accepting = Rc::clone(&worker);
     spawn(&ring, async move {
-        accept::run(&accepted_worker, listeners, connections).await;
+        ready.take().await;
+        accept::run(&accepting, listeners, connections).await;
         over.set();
     });
-    let drain_timeout = obey(&worker, Rc::new(wake), &messages, &shared.heartbeat).await;
+    let drain_timeout =
+        obey(&worker, Rc::new(wake), &messages, &shared.heartbeat, &all_ready).await;
+    all_ready.set();
     drain(&worker, &accepted_all, drain_timeout).await;
     if let Some(log) = &worker.log {
         log.close(&ring).await;
@@ -223,12 +274,14 @@ async fn obey(
     wake: Rc<WakeFd>,
     messages: &Receiver<Message>,
     heartbeat: &Heartbeat,
+    all_ready: &Event,
 ) -> Duration {
     let mut buffer = Vec::with_capacity(8);
     loop {
         heartbeat.answer();
         while let Ok(message) = messages.try_recv() {
             match message {
+                Message::Accept => all_ready.set(),
                 Message::Members(upstream, set) => {
                     if let Some(pool) = worker.pools.get(upstream) {
                         pool.replace(set);

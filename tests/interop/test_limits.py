@@ -1,11 +1,13 @@
 """Whatever runs out (descriptors, connections, buffers, CPUs, rights): decided, counted, survived."""
 
+import contextlib
 import os
 import resource
 import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,46 @@ def test_out_of_descriptors(start, origin):
     assert proxy.metric(names.SERVER_CONNECT_FAILURES) == 0, "the server is not to blame"
     assert proxy.metric(names.SERVER_UP) == 1
     assert proxy.log().count("out of file descriptors") <= 4, "floods the log"
+
+
+def test_clients_at_the_start_take_no_descriptors_of_shards(start, origin):
+    """Each shard has its ring before any takes connections, however early clients come."""
+    port = free_port()
+    config = {
+        **one(origin, keepalive=0),
+        "node": {**ONE_SHARD, "shards": 8},
+        "listener": [{"bind": f"127.0.0.1:{port}"}],
+    }
+    first = start(config)
+    limit = first.process.open_files() + 4
+    first.stop()
+    ended = threading.Event()
+
+    def connect():
+        while not ended.is_set():
+            with contextlib.suppress(OSError):
+                with socket.create_connection(("127.0.0.1", port), 1) as client:
+                    client.settimeout(0.2)
+                    client.recv(1)
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in range(16):
+            pool.submit(connect)
+        try:
+            proxy = start(config, nofile=limit, ready=False)
+            eventually(lambda: "out of file descriptors" in proxy.log())
+        finally:
+            ended.set()
+    eventually(lambda: get(proxy.address, timeout=2).status == 200, 10)
+
+
+def test_too_few_descriptors_to_start_is_said(tmp_path, origin):
+    """Nothing is served by half of the shards: exit code 1 and the fix."""
+    file = tmp_path / "ringgate.toml"
+    file.write_text(toml(complete({**one(origin), "node": {**ONE_SHARD, "shards": 8}})))
+    ended = run_once("run", file, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    assert ended.returncode == 1 and "LimitNOFILE" in ended.stderr, ended
+    assert "serving" not in ended.stderr, ended
 
 
 def test_no_descriptor_for_the_server_is_our_503(start, serve):

@@ -21,9 +21,9 @@ use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::ring::{Settings, buffers};
+use crate::ring::{Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
-use crate::shard::{Plan, Shard};
+use crate::shard::{Message, Plan, Shard};
 use crate::sys::{cpu, socket};
 
 /// How long the start waits for the first answers of name servers.
@@ -208,7 +208,7 @@ impl Control {
         };
         let connections =
             ConnectionLimit::new(connections_max(node.max_connections, self.descriptors));
-        let mut shards = Vec::new();
+        let mut starting = Vec::new();
         for (index, (&cpu, listeners)) in cpus.iter().zip(sockets).enumerate() {
             let log = match self.config.log.access {
                 Some(format) => {
@@ -242,12 +242,22 @@ impl Control {
                     ends.wake.notify();
                 }),
             };
-            let shard = Shard::start(plan)
-                .map_err(|error| Failed(format!("cannot start shard {index}: {error}")))?;
-            shards.push(shard);
+            starting.push(Shard::start(plan).map_err(|error| cannot_start(index, &error))?);
+        }
+        let made = starting
+            .into_iter()
+            .enumerate()
+            .map(|(index, starting)| starting.made().map_err(|error| cannot_start(index, &error)));
+        let shards = made.collect::<Result<Vec<Shard>, Failed>>()?;
+        for shard in &shards {
+            let _ = shard.send(Message::Accept); // the inbox is empty yet
         }
         Ok(shards)
     }
+}
+
+fn cannot_start(index: usize, error: &io::Error) -> Failed {
+    Failed(format!("cannot start shard {index}: {}", probe::explain(error, 0)))
 }
 
 /// The CPU of each shard; `None` when it is not known.
