@@ -32,6 +32,8 @@ class Scenario:
     # In place of the usual number of rounds and length of a slice, as factors.
     rounds: float = 1.0
     seconds: float = 1.0
+    # Whether system calls are counted.
+    syscalls: bool = True
     # The clients set the pace: nobody is expected to be the bottleneck.
     paced: bool = False
     # Memory of idle connections: another kind of measurement.
@@ -42,7 +44,7 @@ def keepalive(connections):
     """Small requests on connections that stay."""
     title = f"small, {connections:,} connection{'s' if connections > 1 else ''}"
     return Scenario(f"keepalive-{connections}", title, "Small keep-alive requests", connections,
-                    latency=connections in (64, 256), seconds=1.5 if connections > 1000 else 1.0)
+                    latency=connections == 256, seconds=1.5 if connections > 1000 else 1.0)
 
 
 def secure(name, title, connections, **more):
@@ -54,7 +56,7 @@ SECURE = (
     secure("tls-64", "HTTPS, 64 connections", 64),
     secure("tls-256", "HTTPS, 256 connections", 256, rounds=1.0),
     secure("h2-1", "HTTP/2, 64 connections, 1 stream each", 64, http2=True, rounds=1.0),
-    secure("h2-10", "HTTP/2, 32 connections, 10 streams each", 32, http2=True, streams=10, rounds=1.0),
+    secure("h2-10", "HTTP/2, 32 connections, 10 streams each", 32, http2=True, streams=10, rounds=1.0, latency=True),
     secure("h2-100", "HTTP/2, 8 connections, 100 streams each", 8, http2=True, streams=100),
     secure("tls-full", "a connection and a full handshake per request", 64, options=("--new-connections",)),
     secure("tls-resumed", "a connection and a resumed handshake per request", 64, options=("--new-connections", "--resume")),
@@ -73,11 +75,11 @@ ALL = (
     Scenario("body-16k", "16 KiB body", "Connections and bodies", 256, body=16 * KIB, latency=True),
     Scenario("body-1m", "1 MiB body", "Connections and bodies", 64, body=MIB, seconds=1.5),
     Scenario("slow-clients", "200 clients that read 1 MiB bodies at 2 MiB/s", "Connections and bodies", 200, body=MIB,
-             options=("--read-rate", str(2 * MIB)), rounds=0.6, seconds=3.0, paced=True),
+             options=("--read-rate", str(2 * MIB)), rounds=0.4, seconds=3.0, paced=True),
     *SECURE,
     Scenario("routes-1000", "1,000 routes", "Routes and balancing", 256, routes=1000, contenders=PROXIES, rounds=0.6),
     *(Scenario(f"balance-{method}", f"{method}, 8 servers", "Routes and balancing", 256, balance=method, servers=8,
-               contenders=PROXIES, rounds=0.6) for method in BALANCE),
+               contenders=PROXIES, rounds=0.4, syscalls=False) for method in BALANCE),
     Scenario("idle-10000", "10,000 idle connections", "Idle connections", 10_000, contenders=PROXIES, rounds=0.4,
              idle=True),
 )

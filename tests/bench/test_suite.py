@@ -18,7 +18,7 @@ from .generator import background
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from suite import BenchError, charts, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
+from suite import BenchError, charts, cli, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
 from suite.scenarios import ALL, choose  # noqa: E402
 
 BED = measure.Bed((0,), (1,), (1,), irq_time=False)
@@ -99,6 +99,11 @@ def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
     assert load.is_disturbed(0.05 + 3 * tick / 0.25, 0.0, 0.25, BED)
     assert not load.is_disturbed(0.06, 0.0, 1.0, BED) and load.is_disturbed(0.08, 0.0, 1.0, BED)
     assert load.is_disturbed(0.0, 0.08, 1.0, BED)
+
+
+def test_a_whole_run_fits_into_a_quarter_of_an_hour():
+    entered = [contenders.Contender(kind, kind, kind) for kind in contenders.NAMES]
+    assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 870
 
 
 # Charts and arithmetic
