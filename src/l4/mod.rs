@@ -15,6 +15,7 @@ pub mod figures;
 #[allow(dead_code)]
 mod flow;
 pub mod hash;
+pub mod offload;
 pub mod registry;
 mod schedule;
 pub mod steer;

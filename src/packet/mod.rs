@@ -7,3 +7,4 @@ pub mod netlink;
 mod options;
 pub mod ring;
 pub mod vrrp_socket;
+pub mod xdp;
