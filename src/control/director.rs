@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -48,6 +49,7 @@ pub fn start(
         // VRRP will say which of them are here.
         inactive: governed(config).into_keys().collect(),
         real_server: config.real_server.clone(),
+        outlive: outlive(config),
         pulses: beats.iter().map(pulse).collect(),
         reporter: Reporter(Box::new(tell)),
     })?;
@@ -66,6 +68,15 @@ fn governed(config: &Config) -> HashMap<IpAddr, String> {
         }
     }
     all
+}
+
+/// How long the kernel keeps virtual addresses that nobody renews.
+fn outlive(config: &Config) -> Duration {
+    let governed = governed(config);
+    let holders =
+        config.ha.instances.iter().filter(|one| governed.values().any(|n| *n == one.name));
+    let longest = holders.filter_map(|one| one.lease).max();
+    longest.map_or(Duration::ZERO, |lease| lease + Duration::from_secs(1))
 }
 
 fn is_virtual(config: &L4, address: IpAddr) -> bool {
