@@ -14,6 +14,7 @@ const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
   SIGUSR1           reopen the access log file
+  SIGUSR2           start the binary again and drain once that serves, as `ringgate ctl upgrade`
 
 Examples:
   ringgate run /etc/ringgate/ringgate.toml
@@ -33,7 +34,8 @@ Exit code 0: done. 1: it was refused, or the process cannot be reached.
 Examples:
   ringgate ctl vrrp status            roles, priorities and why, peers, misconfigurations
   ringgate ctl vrrp release           hand the addresses over to the peer, and stay behind it
-  ringgate ctl vrrp resume            be an ordinary member again";
+  ringgate ctl vrrp resume            be an ordinary member again
+  ringgate ctl upgrade                start the new binary, pass it the sockets, drain the old one";
 
 /// One binary in place of LVS, nginx and keepalived.
 #[derive(Debug, Parser)]
@@ -93,6 +95,12 @@ pub enum About {
         /// What to do
         #[command(subcommand)]
         what: Vrrp,
+    },
+    /// Replace the running binary without losing a connection
+    Upgrade {
+        /// The new binary; default: the path the process was started by
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
     },
 }
 

@@ -20,7 +20,12 @@ const EXIT_FAILED: u8 = 1;
 
 /// Carries it out; the exit code.
 pub fn run(socket: &Path, about: &About, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let About::Vrrp { what } = about;
+    let what = match about {
+        About::Vrrp { what } => what,
+        About::Upgrade { binary } => {
+            return super::upgrade::run(socket, binary.as_deref(), out, err);
+        }
+    };
     let asked = match what {
         Vrrp::Status { .. } => ask(socket, "GET", "/status"),
         Vrrp::Release { instance } => order(socket, "release", instance.as_deref()),

@@ -4,9 +4,10 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use crate::control::state::{Phase, State};
-use crate::control::{metrics, status, vrrp};
+use crate::control::{metrics, status, upgrade, vrrp};
 use crate::l7::channel::Channel;
 use crate::l7::flow::flush;
 use crate::l7::input::Input;
@@ -33,12 +34,21 @@ pub enum Access {
 }
 
 /// Serves the endpoint for as long as the process runs.
-pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access: Access) {
+pub async fn serve(ring: Rc<Ring>, acceptor: Rc<Acceptor>, state: Rc<State>, access: Access) {
     let open = Rc::new(Cell::new(0));
     let pause = Timer::new(&ring);
     loop {
         let stream = if open.get() < CONNECTIONS_MAX {
-            acceptor.accept().await.ok()
+            let next = poll_fn(|cx| match state.upgrade.has_left() {
+                // What was accepted is answered; the successor takes the rest.
+                true => Poll::Ready(acceptor.take_accepted().ok_or(())),
+                false => acceptor.poll_accept(cx).map_err(drop),
+            });
+            let next = next.await.ok();
+            if next.is_none() && state.upgrade.has_left() {
+                return;
+            }
+            next
         } else {
             acceptor.stop();
             None
@@ -112,10 +122,29 @@ async fn order(ring: &Rc<Ring>, target: &[u8], state: &State) -> Page {
     let target = String::from_utf8_lossy(target);
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let instance = query.strip_prefix("instance=").map(str::to_owned);
+    if path == "/upgrade" {
+        return upgraded(ring, query, state).await;
+    }
     let Some(order) = path.strip_prefix("/vrrp/").and_then(vrrp::order) else {
-        return Page::text(404, "there are POST /vrrp/release, /vrrp/prefer and /vrrp/resume");
+        return Page::text(
+            404,
+            "there are POST /vrrp/release, /vrrp/prefer, /vrrp/resume and /upgrade",
+        );
     };
     match vrrp::carry_out(ring, state, order, instance).await {
+        Ok(done) => Page::text(200, &done),
+        Err(why) => Page::text(409, &why),
+    }
+}
+
+/// Carries out `POST /upgrade[?binary=PATH]`, the path percent-encoded.
+async fn upgraded(ring: &Rc<Ring>, query: &str, state: &State) -> Page {
+    let binary = match query.strip_prefix("binary=").map(upgrade::decoded) {
+        Some(None) => return Page::text(409, "the path of the binary is not percent-encoded"),
+        Some(path) => path,
+        None => None,
+    };
+    match upgrade::carry_out(ring, state, binary).await {
         Ok(done) => Page::text(200, &done),
         Err(why) => Page::text(409, &why),
     }

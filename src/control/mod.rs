@@ -9,5 +9,7 @@ pub mod resolve;
 pub mod state;
 pub mod status;
 pub mod supervise;
+pub mod systemd;
 pub mod tuning;
+pub mod upgrade;
 pub mod vrrp;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -44,6 +45,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.

@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::control::logger::Logger;
 use crate::control::metrics::connections;
-use crate::control::state::State;
+use crate::control::state::{State, UpstreamState};
+use crate::ha::health::Health;
 use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
 use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
@@ -62,13 +63,18 @@ pub fn log(logger: Logger, event: &Event) {
 pub async fn watch_upstreams(ring: Rc<Ring>, state: Rc<State>) {
     let timer = Timer::new(&ring);
     loop {
-        for (upstream, usable) in state.upstreams.iter().zip(&state.health.usable) {
-            let set = upstream.set.borrow();
-            let up = set.members.iter().filter(|m| !m.config.down && !m.passive.is_out()).count();
-            usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
-        }
+        count_usable(&state.upstreams, &state.health);
         timer.set(COUNT_EVERY_MS);
         timer.fired().await;
+    }
+}
+
+/// Counts them once.
+pub fn count_usable(upstreams: &[UpstreamState], health: &Health) {
+    for (upstream, usable) in upstreams.iter().zip(&health.usable) {
+        let set = upstream.set.borrow();
+        let up = set.members.iter().filter(|m| !m.config.down && !m.passive.is_out()).count();
+        usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }
 
@@ -308,6 +314,21 @@ impl LocalSocket {
             return Err(failed(error));
         }
         Ok((Self(path.to_owned()), listener.into()))
+    }
+}
+
+impl LocalSocket {
+    /// One that an earlier process opened.
+    #[must_use]
+    pub fn inherited(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    /// Another process serves; when it listens at this path, that is its now.
+    pub fn leave_to_successor(self) {
+        if UnixStream::connect(&self.0).is_ok() {
+            std::mem::forget(self);
+        }
     }
 }
 

@@ -201,6 +201,16 @@ impl Instance {
         }
     }
 
+    /// Its interface allows it to take part.
+    pub(super) fn can_take_part(&self) -> bool {
+        self.way_problem.is_none()
+    }
+
+    /// It takes part from now on, as its router was told.
+    pub(super) fn mark_started(&mut self) {
+        self.started = true;
+    }
+
     /// Takes part, or stops to, as its interface allows.
     pub(super) fn start_or_stop(&mut self, now: Moment, stopping: bool, out: &mut Vec<Action>) {
         let can = self.way_problem.is_none() && !stopping;

@@ -3,11 +3,13 @@
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
 pub mod cpu;
+pub mod datagram;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;
 pub mod limits;
 pub mod notify;
+pub mod passing;
 pub mod poll;
 pub mod process;
 pub mod realtime;
