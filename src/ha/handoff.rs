@@ -2,6 +2,7 @@
 //! freezes, so that nothing is sent or renewed by both; the new one, which has its sockets open and knows
 //! its health, advertises at once. If the successor fails nevertheless, the old thread goes on.
 
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,15 @@ use serde::{Deserialize, Serialize};
 use super::Ha;
 use super::engine::Engine;
 use super::instance::Instance;
-use crate::protocol::vrrp::{Action, Moment, State};
+use crate::protocol::vrrp::{Action, Form, Moment, State};
 
 /// How often a waiting successor looks at its health and empties its sockets.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// A successor does not wait longer for the first verdicts of its shards and scripts.
 const VERDICTS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The forms of checksums by their place; new ones come last.
+const FORMS: [Form; 3] = [Form::Message, Form::Pseudo, Form::PseudoMulticast];
 
 /// One virtual router as the successor goes on with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +32,9 @@ pub struct Handed {
     pub released: bool,
     /// The operator prefers it.
     pub preferred: bool,
+    /// What each peer's checksums cover, as a place in a list: one that only listens does not show it.
+    #[serde(default)]
+    pub checksums: Vec<(IpAddr, usize)>,
 }
 
 /// What the old thread is told.
@@ -90,6 +97,7 @@ impl Engine {
                     active: one.router.state() == State::Active,
                     released: one.router.is_released(),
                     preferred: one.router.is_preferred(),
+                    checksums: one.checksums(),
                 });
                 continue;
             }
@@ -154,10 +162,20 @@ impl Instance {
         format!("{}/{}/{}/{version}", config.name, config.interface, config.vrid)
     }
 
+    /// What peers' checksums cover.
+    fn checksums(&self) -> Vec<(IpAddr, usize)> {
+        let place = |form: &Form| FORMS.iter().position(|known| known == form);
+        let forms = self.receiver.peers_forms().iter();
+        forms.filter_map(|(peer, form)| Some((*peer, place(form)?))).collect()
+    }
+
     fn go_on(&mut self, handed: &Handed, now: Moment, out: &mut Vec<Action>) {
         if !self.can_take_part() {
             return; // started like a new one, should its interface come up
         }
+        let forms = handed.checksums.iter();
+        let forms = forms.filter_map(|(peer, place)| Some((*peer, *FORMS.get(*place)?)));
+        self.receiver.inherit_forms(forms);
         self.mark_started();
         self.router.go_on(now, handed.active, (handed.released, handed.preferred), out);
     }

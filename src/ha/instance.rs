@@ -53,7 +53,7 @@ pub(super) struct World<'a> {
 pub(super) struct Instance {
     pub(super) config: config::Instance,
     pub(super) router: VirtualRouter,
-    receiver: Receiver,
+    pub(super) receiver: Receiver,
     sender: Sender,
     observer: Observer,
     lease: Lease,

@@ -71,7 +71,19 @@ pub fn send(to: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// EAGAIN when there is none (at once with `wait` false, else after the time of
 /// [`wait_at_most`]), EMSGSIZE for one above the bounds.
-pub fn receive(from: BorrowedFd<'_>, wait: bool) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
+pub fn receive(from: BorrowedFd<'_>, wait: bool) -> io::Result<Received> {
+    loop {
+        match receive_once(from, wait) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// A message with its descriptors; `None` at the end.
+pub type Received = Option<(Vec<u8>, Vec<OwnedFd>)>;
+
+fn receive_once(from: BorrowedFd<'_>, wait: bool) -> io::Result<Received> {
     let mut bytes = vec![0; MESSAGE_MAX];
     let mut control = [0u64; CONTROL_WORDS];
     let mut piece = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };

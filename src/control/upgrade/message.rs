@@ -97,7 +97,13 @@ mod tests {
         let hello =
             Hello { version: VERSION, pid: 7, tickets: vec![(3, vec![1, 255])], cpus: vec![] };
         let bind = "[::1]:443".parse().expect("a literal");
-        let handed = Handed { key: "a".into(), active: true, released: false, preferred: true };
+        let handed = Handed {
+            key: "a".into(),
+            active: true,
+            released: false,
+            preferred: true,
+            checksums: vec![(bind.ip(), 1)],
+        };
         for message in [
             Message::Hello(hello),
             Message::Sockets {

@@ -239,6 +239,10 @@ impl Attempt {
 
     /// Why the successor ended, as far as it shows.
     async fn ended(&mut self, otherwise: &str) -> String {
+        // Its last word may not have been read yet.
+        if let Ok(Some((Message::Failed { reason }, _))) = Message::receive(&self.channel, false) {
+            return format!("the new process cannot serve: {reason}");
+        }
         let began = Instant::now();
         while let Some(child) = &mut self.child
             && began.elapsed() < STATUS_PATIENCE
