@@ -12,11 +12,12 @@ mod in_flight;
 mod maglev;
 mod passive;
 mod scheduler;
+pub mod siphash;
 mod tried;
 
 pub use budget::RetryBudget;
 pub use in_flight::InFlight;
-pub use maglev::MaglevTable;
+pub use maglev::{MaglevTable, places as maglev_places};
 pub use passive::Passive;
 pub use scheduler::Scheduler;
 pub use tried::Tried;

@@ -2,6 +2,7 @@
 //!
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
+pub mod bpf;
 pub mod cpu;
 pub mod datagram;
 pub mod ethtool;

@@ -21,6 +21,7 @@ pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
+use crate::l4::config::L4;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -41,17 +42,36 @@ pub struct Config {
     /// Where metrics and status are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// The unix socket for `ringgate ctl`; `None`: there is none.
-    pub admin_socket: Option<PathBuf>,
+    pub admin_socket: Option<AdminSocket>,
+    /// The file with the token that lets clients of the loopback listener give orders.
+    pub admin_token: Option<PathBuf>,
     /// The layer-7 proxy.
     pub service: Service,
+    /// The file it was read from; `None`: from memory.
+    pub file: Option<PathBuf>,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The layer-4 director.
+    pub l4: L4,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
+}
+
+/// The unix socket for `ringgate ctl`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where.
+    pub path: PathBuf,
+    /// Without it the process does not start; else it only says so.
+    pub required: bool,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its user and group, by name or number; `None`: as made.
+    pub owner: (Option<String>, Option<String>),
 }
 
 /// `[node]`
@@ -129,6 +149,22 @@ pub enum Level {
     Debug,
 }
 
+impl Level {
+    /// All of them, the fewest lines first.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// As in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -155,20 +191,43 @@ pub enum LogTarget {
 /// [`parse`].
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.to_string_lossy();
-    let failed =
-        |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
+    with_files(&name, &text_of(&name, path)?, path)
+}
+
+/// The `root` and `state_dir` of the file's `[tuning]`, where they are given. The rest of the file may be
+/// wrong: what was changed has to be undone all the same.
+///
+/// # Errors
+///
+/// When the file cannot be read, or not as TOML.
+pub fn tuning_place(path: &Path) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigErrors> {
+    let name = path.to_string_lossy();
+    let text = text_of(&name, path)?;
+    let source = Source { name: &name, text: &text };
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        ConfigErrors::at(
+            &source,
+            vec![(error.span().unwrap_or_default(), error.message().to_owned())],
+        )
+    })?;
+    let tuning = table.get("tuning");
+    let path = |key| Some(PathBuf::from(tuning?.get(key)?.as_str()?));
+    Ok((path("root"), path("state_dir")))
+}
+
+fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
+    let failed = |error: std::io::Error| ConfigErrors::file(name, &format!("cannot read: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    match String::from_utf8(bytes) {
-        Ok(text) => with_files(&name, &text, path),
-        Err(error) => Err(not_utf8(&name, error.as_bytes(), error.utf8_error().valid_up_to())),
-    }
+    String::from_utf8(bytes)
+        .map_err(|error| not_utf8(name, error.as_bytes(), error.utf8_error().valid_up_to()))
 }
 
 /// Parses the text and reads the certificates it names.
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
+    config.file = Some(path.to_owned());
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let source = Source { name, text };
     let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {

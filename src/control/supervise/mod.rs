@@ -146,6 +146,7 @@ impl Control {
         let sockets = self.listen(cpus.len(), &office)?;
         self.steer(&cpus, &sockets)?;
         let admin = self.admin(&office)?;
+        let token = self.token()?;
         let upstreams = self.upstreams(cpus.len())?;
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
@@ -158,6 +159,9 @@ impl Control {
         let ha = self.succeed(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
+            logger,
+            file: self.config.file.clone(),
+            lookups: self.lookups(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -177,11 +181,11 @@ impl Control {
             spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access));
         };
         if let Some(admin) = admin {
-            open(admin, Access::Read);
+            open(admin, Access::Network(token));
         }
         // Removes its path at the end.
         let local = local.map(|(guard, listener)| {
-            open(listener, Access::Control);
+            open(listener, Access::Local);
             guard
         });
         if state.ha.is_some() {

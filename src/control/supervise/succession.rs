@@ -73,11 +73,20 @@ impl Control {
         &self,
         office: &Office,
     ) -> Result<Option<(vrrp::LocalSocket, OwnedFd)>, Failed> {
-        let Some(path) = self.config.admin_socket.as_deref() else { return Ok(None) };
+        let Some(wanted) = &self.config.admin_socket else { return Ok(None) };
+        let path = wanted.path.as_path();
         let inherited = self.inherited.as_ref().and_then(|inherited| inherited.take_control(path));
-        let (guard, socket) = match inherited {
-            Some(socket) => (vrrp::LocalSocket::inherited(path), socket),
-            None => vrrp::LocalSocket::open(path).map_err(Failed)?,
+        let opened = match inherited {
+            Some(socket) => Ok((vrrp::LocalSocket::inherited(path), socket)),
+            None => vrrp::LocalSocket::open(wanted),
+        };
+        let (guard, socket) = match opened {
+            Ok(opened) => opened,
+            Err(why) if wanted.required => return Err(Failed(why)),
+            Err(why) => {
+                self.logger.info("no admin socket", &[("why", &why)]);
+                return Ok(None);
+            }
         };
         office.keep_control(path, &socket);
         Ok(Some((guard, socket)))

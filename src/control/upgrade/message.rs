@@ -96,7 +96,7 @@ mod tests {
         let (one, other) = passing::pair().expect("a pair");
         let hello =
             Hello { version: VERSION, pid: 7, tickets: vec![(3, vec![1, 255])], cpus: vec![] };
-        let bind = "[::1]:443".parse().expect("a literal");
+        let bind: SocketAddr = "[::1]:443".parse().expect("a literal");
         let handed = Handed {
             key: "a".into(),
             active: true,
