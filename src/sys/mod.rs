@@ -5,6 +5,7 @@
 pub mod bpf;
 pub mod cpu;
 pub mod datagram;
+pub mod epoll;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;

@@ -4,6 +4,7 @@
 //! parses the text into a tree with places, `raw` knows the keys, `validate` judges the values. All
 //! problems that can be found independently of each other are reported at once ([`ConfigErrors`]).
 
+pub mod checks;
 mod error;
 mod place;
 mod raw;
@@ -49,6 +50,8 @@ pub struct Config {
     pub service: Service,
     /// The file it was read from; `None`: from memory.
     pub file: Option<PathBuf>,
+    /// Active health checks, in the order of the upstreams.
+    pub checks: Vec<Option<checks::UpstreamCheck>>,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
@@ -234,6 +237,8 @@ fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigError
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
         ConfigErrors::at(&source, problems.collect())
     })?;
+    certificates::load_checks(&config.service, &config.base, &mut config.checks)
+        .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })
