@@ -14,6 +14,7 @@ use crate::control::logger::Logger;
 use crate::control::resolve::Name;
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -66,6 +67,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.

@@ -26,6 +26,7 @@ pub fn render(state: &State) -> Value {
         "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
+        "upgrade": state.upgrade.status(),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
 mod tls;
+mod upgrade;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -92,6 +93,7 @@ pub fn render(state: &State, format: Format) -> String {
         vrrp::write(&mut page, &ha.board.read());
     }
     tuning(&mut page, state);
+    upgrade::write(&mut page, state);
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }
