@@ -2,6 +2,7 @@
 
 mod director;
 mod tls;
+mod upgrade;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -96,6 +97,7 @@ pub fn render(state: &State, format: Format) -> String {
         director::write(&mut page, &l4.board);
     }
     tuning(&mut page, state);
+    upgrade::write(&mut page, state);
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }
