@@ -10,10 +10,10 @@
 
 pub mod config;
 mod director;
-#[allow(dead_code)]
-mod flow;
 pub mod figures;
+mod flow;
 pub mod hash;
+pub mod persistence;
 pub mod registry;
 mod schedule;
 pub mod steer;
