@@ -10,9 +10,11 @@
 
 pub mod config;
 mod director;
+pub mod engine;
 pub mod figures;
 mod flow;
 pub mod hash;
+pub mod offload;
 pub mod persistence;
 pub mod registry;
 mod schedule;

@@ -174,6 +174,9 @@ tables! {
         receive_buffers: Leaf,
         buffer_memory: Leaf,
         resolve_interval: Leaf,
+        upgrade_timeout: Leaf,
+        upgrade_drain_timeout: Leaf,
+        pid_file: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -209,7 +212,10 @@ tables! {
     /// `[admin]`
     Admin {
         bind: Leaf,
+        token_file: Leaf,
         socket: Leaf,
+        socket_mode: Leaf,
+        socket_owner: Leaf,
     }
     /// `[http]`
     Http {
@@ -310,6 +316,60 @@ tables! {
         tls: Node<UpstreamTls>,
         retry: Node<Retry>,
         servers: Nodes<Server>,
+        check: Node<Check>,
+        slow_start: Leaf,
+        panic_threshold: Leaf,
+        outlier: Node<Outlier>,
+        breaker: Node<Breaker>,
+    }
+    /// `[upstream.NAME.check]`, and `check = { … }` of others
+    Check {
+        tcp: Leaf,
+        http: Leaf,
+        https: Leaf,
+        tls: Leaf,
+        udp: Leaf,
+        udp_hex: Leaf,
+        exec: Leaf,
+        method: Leaf,
+        host: Leaf,
+        headers: Node<Named<Leaf>>,
+        status: Leaf,
+        body: Leaf,
+        max_body: Leaf,
+        require_reply: Leaf,
+        reply: Leaf,
+        user: Leaf,
+        server_name: Leaf,
+        verify: Leaf,
+        ca: Leaf,
+        interval: Leaf,
+        delay_loop: Leaf,
+        jitter: Leaf,
+        timeout: Leaf,
+        connect_timeout: Leaf,
+        rise: Leaf,
+        fall: Leaf,
+        retry: Leaf,
+        delay_before_retry: Leaf,
+        warmup: Leaf,
+        alpha: Leaf,
+        port: Leaf,
+        address: Leaf,
+    }
+    /// `[upstream.NAME.outlier]`
+    Outlier {
+        interval: Leaf,
+        error_percent: Leaf,
+        latency_factor: Leaf,
+        min_requests: Leaf,
+        ejection_time: Leaf,
+        max_ejected: Leaf,
+    }
+    /// `breaker = { … }`
+    Breaker {
+        max_in_flight: Leaf,
+        max_pending: Leaf,
     }
     /// `retry = { … }`
     Retry {
@@ -338,6 +398,8 @@ tables! {
         backup: Leaf,
         max_conns: Leaf,
         down: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
 }
 
@@ -366,6 +428,9 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("check", Check::KEYS),
+    ("[upstream.NAME.outlier]", Outlier::KEYS),
+    ("breaker", Breaker::KEYS),
     ("[vrrp.NAME]", Vrrp::KEYS),
     ("[vrrp_script.NAME]", VrrpScript::KEYS),
     ("[vrrp_sync_group.NAME]", VrrpSyncGroup::KEYS),
@@ -462,6 +527,7 @@ wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redire
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 wanted!(Director VirtualServer RealServer);
+wanted!(Check Outlier Breaker);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -1,6 +1,7 @@
 //! Raw values into validated ones, a file of this directory for each subject.
 
 mod address;
+mod check;
 mod conditions;
 mod director;
 mod headers;
@@ -32,6 +33,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let listeners = listeners::listeners(&root, file, admin_address, policy);
     let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
+    let known = upstreams.as_deref().unwrap_or_default();
+    let checks = upstreams::checks(&root, file, known);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
         upstreams: upstreams::names(file),
@@ -42,6 +45,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
     let services = virtual_servers::virtual_servers(&root, file, &others);
     let admin_socket = node::admin_socket(&root, file);
+    let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
     Ok(Config {
@@ -50,8 +54,11 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         tuning,
         admin: admin?,
         admin_socket: admin_socket?,
+        admin_token: admin_token?,
         service,
+        checks,
         ha: ha?,
+        file: None,
         l4: L4 { director: director?, services: services? },
         base,
         loaded,
