@@ -12,6 +12,7 @@ pub mod config;
 mod director;
 #[allow(dead_code)]
 mod flow;
+pub mod engine;
 pub mod figures;
 pub mod hash;
 pub mod offload;
