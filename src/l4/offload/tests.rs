@@ -16,7 +16,7 @@ use crate::l4::tables::{Neighbour, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::xdp::layout::Reason;
 use crate::packet::xdp::program::{PASS, REDIRECT, Setup, TRANSMIT};
-use crate::packet::xdp::{self, FastPath, Limits};
+
 use crate::protocol::ethernet::Mac;
 use crate::sys::bpf::{Program, Trial};
 
@@ -222,12 +222,12 @@ impl Pair {
     fn new(tables: &Arc<Tables>) -> Option<Self> {
         let limits = Limits { flows_v4: 1 << 17, flows_v6: 1 << 17, syn_limit: false };
         let mut path = match FastPath::new(limits) {
-            Err(xdp::Error::Map(_, error)) if error.raw_os_error() == Some(libc::EPERM) => {
+            Err(Error::Map(_, error)) if error.raw_os_error() == Some(libc::EPERM) => {
                 return None;
             }
             path => path.expect("maps"),
         };
-        path.set_tables(translate(tables)).expect("tables");
+        path.set_tables(translate(tables), |_| setup(tables)).expect("tables");
         let program = path.program(&setup(tables)).expect("a program");
         let learner = Learner::new(Arc::clone(path.flows()));
         let director = Director::new(0, Arc::clone(tables), 1 << 18);
@@ -237,7 +237,7 @@ impl Pair {
 
     fn swap(&mut self, tables: &Arc<Tables>) {
         self.director.swap(Arc::clone(tables));
-        self.path.set_tables(translate(tables)).expect("tables");
+        self.path.set_tables(translate(tables), |_| setup(tables)).expect("tables");
         self.program = self.path.program(&setup(tables)).expect("a program");
     }
 
@@ -262,15 +262,16 @@ impl Pair {
                 };
                 let here = run.result == TRANSMIT;
                 assert_eq!(here, ifindex == HERE, "the interface; {context}");
-                assert_eq!(to, vlan, "the VLAN; {context}");
+                // Back out of a trunk, a frame keeps the tag it came with.
+                assert_eq!(to.or(vlan.filter(|_| here)), vlan, "the VLAN; {context}");
                 assert_eq!(untag(&out), (rewritten.clone(), vlan), "the bytes; {context}");
                 *self.forwarded.entry(server.slot).or_default() += 1;
             }
             other => panic!("the program returns {other}; {context}"),
         }
         if let (PASS, Verdict::Forward { server, .. }) = (run.result, verdict) {
-            self.learner.forwarded(&rewritten, server).expect("room");
-            self.learner.flush().expect("room");
+            self.learner.forwarded(&rewritten, server);
+            self.learner.flush();
         }
     }
 

@@ -621,7 +621,12 @@ impl Writer<'_> {
         a.place(sendable);
         a.load(Word, R2, R10, VLAN);
         a.load(Word, R3, R7, SERVER_VLAN);
-        a.jump_if(NotEqual, R2, R3, server);
+        let tagged = a.label();
+        a.jump_if(Equal, R2, R3, tagged);
+        // A server without a tag, on the interface that the frame came in by: the tag stays.
+        a.jump_if(NotEqual, R3, 0, server);
+        a.jump_if32(NotEqual, R9, interface, server);
+        a.place(tagged);
         a.map(R1, self.maps.counters);
         a.set(R2, R10);
         a.alu(Add, R2, i32::from(SLOT));
