@@ -1,7 +1,8 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l4::engine::Engine;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -40,6 +42,10 @@ pub struct State {
     pub tls: Arc<Board>,
     /// VRRP, if it is configured.
     pub ha: Option<Ha>,
+    /// The layer-4 director and real server, if either is configured.
+    pub l4: Option<Engine>,
+    /// Virtual addresses that the director was told about, and whether it is the active one.
+    pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.

@@ -73,6 +73,7 @@ tables! {
         upstream: Node<Named<Node<Upstream>>>,
         director: Node<Director>,
         virtual_server: Nodes<VirtualServer>,
+        real_server: Node<RealServerRole>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
@@ -118,6 +119,11 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+    }
+    /// `[real_server]`
+    RealServerRole {
+        addresses: Leaf,
+        lease: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -368,6 +374,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("[real_server]", RealServerRole::KEYS),
     ("[vrrp.NAME]", Vrrp::KEYS),
     ("[vrrp_script.NAME]", VrrpScript::KEYS),
     ("[vrrp_sync_group.NAME]", VrrpSyncGroup::KEYS),
@@ -463,7 +470,7 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
-wanted!(Director VirtualServer RealServer);
+wanted!(Director VirtualServer RealServer RealServerRole);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
 use crate::control::tuning::{self, Tuned};
@@ -56,6 +57,7 @@ enum News {
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
+    L4(crate::l4::engine::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
 }
@@ -141,7 +143,11 @@ impl Control {
         let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
         self.watch_certificates(keeper)?;
         let health = Arc::new(Health::new(upstreams.len()));
-        let ha = self.start_ha(&shards, &health)?;
+        let desk = self.desk.clone();
+        let (l4, directors) =
+            director::start(&self.config, move |event| desk.tell(News::L4(event)))
+                .map_err(Failed)?;
+        let ha = self.start_ha(&shards, directors, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             started: Instant::now(),
@@ -152,6 +158,8 @@ impl Control {
             upstreams,
             tls,
             ha,
+            l4,
+            roles: RefCell::default(),
             health,
             tuning,
         });
@@ -168,6 +176,9 @@ impl Control {
             guard
         });
         state.health.listeners.set(true);
+        if state.ha.is_some() && state.l4.is_some() {
+            spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
+        }
         if state.ha.is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
@@ -176,6 +187,7 @@ impl Control {
         warn_of_expired(&logger, &state);
         serving();
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
+        let ending = Rc::clone(&state);
         let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
         let (watch, other) = (Rc::new(watch), ring.clone());
         let drain_timeout = self.config.node.drain_timeout;
@@ -184,6 +196,9 @@ impl Control {
         let other = ring.clone();
         spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
         end.event.take().await;
+        if let Some(l4) = &ending.l4 {
+            l4.stop();
+        }
         let result = end.result.take();
         result.unwrap_or(Ok(()))
     }

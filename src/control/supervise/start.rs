@@ -13,6 +13,7 @@ use super::watch::open_log;
 use super::{Control, Failed, News};
 use crate::control::certificates::Keeper;
 use crate::control::config::{Config, Shards, Steering};
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::state::{TuningState, UpstreamState};
@@ -167,6 +168,7 @@ impl Control {
     pub(super) fn start_ha(
         &self,
         shards: &[Shard],
+        directors: Vec<director::Watched>,
         health: &Arc<Health>,
     ) -> Result<Option<Ha>, Failed> {
         if self.config.ha.instances.is_empty() {
@@ -179,6 +181,7 @@ impl Control {
             shards: shards
                 .iter()
                 .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .chain(directors)
                 .collect(),
             reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
         };
