@@ -122,6 +122,14 @@ pub fn log(logger: Logger, event: &Event) {
             let address = address.to_string();
             logger.warn("neighbour does not answer ARP or ND", &[("address", &address)]);
         }
+        Event::Datapath(path) => {
+            let fields = [
+                ("interface", path.interface.as_str()),
+                ("datapath", path.as_str()),
+                ("why", path.why.as_str()),
+            ];
+            logger.info("datapath chosen", &fields);
+        }
         Event::Trouble(what) => logger.warn("layer 4 trouble", &[("what", what)]),
     }
 }

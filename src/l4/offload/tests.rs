@@ -16,6 +16,7 @@ use crate::l4::tables::{Neighbour, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::xdp::layout::Reason;
 use crate::packet::xdp::program::{PASS, REDIRECT, Setup, TRANSMIT};
+use crate::packet::xdp::{Error, FastPath, Limits};
 
 use crate::protocol::ethernet::Mac;
 use crate::sys::bpf::{Program, Trial};
