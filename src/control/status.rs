@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
 use crate::control::vrrp;
+use crate::l4::engine::NetworkView;
 use crate::l7::upstream::Member;
 
 /// The document.
@@ -23,8 +24,15 @@ pub fn render(state: &State) -> Value {
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "datapaths": state.l4.as_ref().map(|l4| datapaths(&l4.board.network())),
         "tuning": state.tuning.as_ref().map(tuning),
     })
+}
+
+/// How each interface's frames are forwarded, and why.
+fn datapaths(view: &NetworkView) -> Vec<Value> {
+    let path = |one: &crate::l4::offload::Path| json!({ "interface": one.interface, "datapath": one.as_str(), "why": one.why });
+    view.datapaths.iter().map(path).collect()
 }
 
 fn tuning(tuning: &crate::control::state::TuningState) -> Value {

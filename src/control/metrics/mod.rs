@@ -1,5 +1,6 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod datapath;
 mod tls;
 mod vrrp;
 
@@ -54,6 +55,9 @@ pub fn render(state: &State) -> String {
     tls::write(&mut page, state);
     if let Some(ha) = &state.ha {
         vrrp::write(&mut page, &ha.board.read());
+    }
+    if let Some(l4) = &state.l4 {
+        datapath::write(&mut page, &l4.board.network());
     }
     tuning(&mut page, state);
     page.text

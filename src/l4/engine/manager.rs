@@ -441,7 +441,7 @@ impl Manager {
             troubles: self.troubles.iter().cloned().collect(),
             real_server: self.role.as_ref().map(Role::held).unwrap_or_default(),
             datapaths: self.paths.clone(),
-            xdp: self.offload.reasons(),
+            xdp: self.offload.frames(),
         };
         self.board.publish(tables, view);
     }
@@ -467,7 +467,7 @@ impl Manager {
         }
         self.settled = now;
         self.offload.settle(&self.board.tables());
-        self.board.set_xdp(self.offload.reasons());
+        self.board.set_xdp(self.offload.frames());
     }
 
     /// Tells what is wrong, once as long as it lasts.

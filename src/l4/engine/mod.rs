@@ -28,11 +28,10 @@ pub use self::worker::{Counts, OUTCOMES};
 use self::worker::{Order, Worker};
 use super::Director;
 use super::config::{L4, ServiceKey};
-use super::offload::{Learner, Offload, Path};
+use super::offload::{Frames, Learner, Offload, Path};
 use super::registry::{Registry, ServerState};
 use super::tables::Tables;
 use crate::packet::ring::Sender;
-use crate::packet::xdp::layout::Reason;
 use crate::sys::notify::EventFd;
 
 /// Facts that wait at most; whoever has more waits.
@@ -129,8 +128,8 @@ pub struct NetworkView {
     pub real_server: Vec<IpAddr>,
     /// How each interface's frames are forwarded.
     pub datapaths: Vec<Path>,
-    /// Frames that the XDP program did not simply forward, by reason.
-    pub xdp: Vec<(Reason, u64)>,
+    /// What the XDP program did.
+    pub xdp: Frames,
 }
 
 impl Board {
@@ -146,9 +145,9 @@ impl Board {
         Arc::clone(&self.network.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set_xdp(&self, reasons: Vec<(Reason, u64)>) {
+    fn set_xdp(&self, frames: Frames) {
         let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut network).xdp = reasons;
+        Arc::make_mut(&mut network).xdp = frames;
     }
 
     fn publish(&self, tables: Arc<Tables>, network: NetworkView) {

@@ -11,11 +11,17 @@ use crate::packet::xdp::{FastPath, Totals};
 pub(super) struct Account {
     writer: usize,
     settled: HashMap<u16, Totals>,
+    forwarded: u64,
 }
 
 impl Account {
     pub(super) fn new(writer: usize) -> Self {
-        Self { writer, settled: HashMap::new() }
+        Self { writer, settled: HashMap::new(), forwarded: 0 }
+    }
+
+    /// Frames forwarded by the program, as of the last time.
+    pub(super) fn forwarded(&self) -> u64 {
+        self.forwarded
     }
 
     /// Adds what came since the last time. Before a slot gets another occupant this has to be called with the
@@ -33,6 +39,7 @@ impl Account {
             if new == Totals::default() {
                 continue;
             }
+            self.forwarded = self.forwarded.wrapping_add(new.packets);
             self.add(&server.figures, new);
             let service = tables.services.get(usize::from(server.service));
             if let Some(service) = service.and_then(Option::as_ref) {

@@ -63,6 +63,15 @@ impl Path {
     }
 }
 
+/// What the program did with frames.
+#[derive(Debug, Clone, Default)]
+pub struct Frames {
+    /// Forwarded.
+    pub forwarded: u64,
+    /// Not simply forwarded, by reason.
+    pub reasons: Vec<(Reason, u64)>,
+}
+
 /// The program on the director's interfaces.
 #[derive(Debug)]
 pub struct Offload {
@@ -178,10 +187,12 @@ impl Offload {
         self.interfaces.values().map(|(_, path)| path.clone()).collect()
     }
 
-    /// Frames that the program did not simply forward, by reason.
+    /// What the program did with frames.
     #[must_use]
-    pub fn reasons(&self) -> Vec<(Reason, u64)> {
-        self.fast.as_ref().ok().and_then(|fast| fast.reasons().ok()).unwrap_or_default()
+    pub fn frames(&self) -> Frames {
+        let Ok(fast) = &self.fast else { return Frames::default() };
+        let reasons = fast.reasons().unwrap_or_default();
+        Frames { forwarded: self.account.forwarded(), reasons }
     }
 
     /// What is wrong now.
