@@ -6,12 +6,16 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use crate::control::config::Config;
 use crate::control::logger::Logger;
 use crate::control::state::State;
 use crate::ha::health::Heartbeat;
 use crate::l4::config::L4;
-use crate::l4::engine::{Engine, Event, Fact, Plan, Pulse, Reporter, directors};
+use crate::l4::engine::{
+    Board, Counts, Engine, Event, Fact, NeighbourView, OUTCOMES, Plan, Pulse, Reporter, directors,
+};
 use crate::protocol::vrrp::State as Role;
 use crate::ring::{Ring, Timer};
 use crate::sys::notify::EventFd;
@@ -110,6 +114,40 @@ fn tell_role(state: &State, address: Option<IpAddr>, active: bool) {
     if roles.get(&address) != Some(&active) && engine.tell(Fact::Active(address, active)) {
         roles.insert(address, active);
     }
+}
+
+/// The page: what forwards, to whom, and what is wrong.
+#[must_use]
+pub fn status(board: &Board) -> Value {
+    let network = board.network();
+    let neighbour = |one: &NeighbourView| {
+        json!({
+            "address": one.address.to_string(),
+            "interface": one.interface,
+            "mac": one.mac.map(|mac| mac.to_string()),
+            "state": one.standing.name(),
+        })
+    };
+    let director = |(index, counts): (usize, &Arc<Counts>)| {
+        let verdicts = OUTCOMES.iter().zip(&counts.outcomes);
+        let verdicts = verdicts.map(|(name, count)| ((*name).to_owned(), json!(count.value())));
+        json!({
+            "director": index,
+            "frames": counts.received.value(),
+            "sent": counts.sent.value(),
+            "ring_drops": counts.ring_drops.value(),
+            "verdicts": verdicts.collect::<serde_json::Map<_, _>>(),
+        })
+    };
+    let path = |one: &crate::l4::offload::Path| json!({ "interface": one.interface, "datapath": one.as_str(), "why": one.why });
+    json!({
+        "datapaths": network.datapaths.iter().map(path).collect::<Vec<_>>(),
+        "directors": board.directors.iter().enumerate().map(director).collect::<Vec<_>>(),
+        "interfaces": network.interfaces,
+        "neighbours": network.neighbours.iter().map(neighbour).collect::<Vec<_>>(),
+        "problems": network.troubles,
+        "real_server": network.real_server.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
 }
 
 /// Writes what the engine tells to the log.

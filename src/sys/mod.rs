@@ -4,6 +4,7 @@
 
 pub mod bpf;
 pub mod cpu;
+pub mod epoll;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;

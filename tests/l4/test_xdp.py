@@ -13,7 +13,7 @@ from harness.tools import eventually
 
 from .common import VIP, VIP6, Node, Server, curl, spread, virtual_server
 
-FRAMES = "ringgate_l4_xdp_frames_total"
+FRAMES = "ringgate_director_xdp_frames_total"
 
 
 def program(host, device="eth0"):
@@ -106,7 +106,7 @@ def test_the_program_forwards(network, tmp_path):
         assert "datapath=xdp-generic" in node.log()
         assert program(host) == "xdpgeneric"
         status = json.loads(host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout)
-        assert [(one["interface"], one["datapath"]) for one in status["datapaths"]] == [("eth0", "xdp-generic")]
+        assert [(one["interface"], one["datapath"]) for one in status["director"]["datapaths"]] == [("eth0", "xdp-generic")]
         counted = Counted(node)
         # mh: the program chooses; nothing of these connections goes up.
         for url in (f"http://{VIP}:8080/", f"http://[{VIP6}]/"):

@@ -217,7 +217,10 @@ tables! {
     /// `[admin]`
     Admin {
         bind: Leaf,
+        token_file: Leaf,
         socket: Leaf,
+        socket_mode: Leaf,
+        socket_owner: Leaf,
     }
     /// `[http]`
     Http {
@@ -318,6 +321,60 @@ tables! {
         tls: Node<UpstreamTls>,
         retry: Node<Retry>,
         servers: Nodes<Server>,
+        check: Node<Check>,
+        slow_start: Leaf,
+        panic_threshold: Leaf,
+        outlier: Node<Outlier>,
+        breaker: Node<Breaker>,
+    }
+    /// `[upstream.NAME.check]`, and `check = { … }` of others
+    Check {
+        tcp: Leaf,
+        http: Leaf,
+        https: Leaf,
+        tls: Leaf,
+        udp: Leaf,
+        udp_hex: Leaf,
+        exec: Leaf,
+        method: Leaf,
+        host: Leaf,
+        headers: Node<Named<Leaf>>,
+        status: Leaf,
+        body: Leaf,
+        max_body: Leaf,
+        require_reply: Leaf,
+        reply: Leaf,
+        user: Leaf,
+        server_name: Leaf,
+        verify: Leaf,
+        ca: Leaf,
+        interval: Leaf,
+        delay_loop: Leaf,
+        jitter: Leaf,
+        timeout: Leaf,
+        connect_timeout: Leaf,
+        rise: Leaf,
+        fall: Leaf,
+        retry: Leaf,
+        delay_before_retry: Leaf,
+        warmup: Leaf,
+        alpha: Leaf,
+        port: Leaf,
+        address: Leaf,
+    }
+    /// `[upstream.NAME.outlier]`
+    Outlier {
+        interval: Leaf,
+        error_percent: Leaf,
+        latency_factor: Leaf,
+        min_requests: Leaf,
+        ejection_time: Leaf,
+        max_ejected: Leaf,
+    }
+    /// `breaker = { … }`
+    Breaker {
+        max_in_flight: Leaf,
+        max_pending: Leaf,
     }
     /// `retry = { … }`
     Retry {
@@ -346,6 +403,8 @@ tables! {
         backup: Leaf,
         max_conns: Leaf,
         down: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
 }
 
@@ -375,6 +434,9 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
     ("[real_server]", RealServerRole::KEYS),
+    ("check", Check::KEYS),
+    ("[upstream.NAME.outlier]", Outlier::KEYS),
+    ("breaker", Breaker::KEYS),
     ("[vrrp.NAME]", Vrrp::KEYS),
     ("[vrrp_script.NAME]", VrrpScript::KEYS),
     ("[vrrp_sync_group.NAME]", VrrpSyncGroup::KEYS),
@@ -471,6 +533,7 @@ wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redire
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 wanted!(Director VirtualServer RealServer RealServerRole);
+wanted!(Check Outlier Breaker);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -4,8 +4,8 @@ use super::Page;
 use crate::l4::engine::NetworkView;
 
 pub(super) fn write(page: &mut Page, view: &NetworkView) {
-    const DATAPATH: &str = "ringgate_l4_datapath";
-    const FRAMES: &str = "ringgate_l4_xdp_frames_total";
+    const DATAPATH: &str = "ringgate_director_datapath";
+    const FRAMES: &str = "ringgate_director_xdp_frames_total";
     page.family(
         DATAPATH,
         "gauge",

@@ -135,11 +135,11 @@ impl Control {
         let sockets = self.listen(cpus.len())?;
         self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
+        let token = self.token()?;
         let upstreams = self.upstreams(cpus.len())?;
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
-        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
-        let local = local.map_err(Failed)?;
+        let local = self.open_socket()?;
         let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
         self.watch_certificates(keeper)?;
         let health = Arc::new(Health::new(upstreams.len()));
@@ -150,6 +150,9 @@ impl Control {
         let ha = self.start_ha(&shards, directors, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
+            logger,
+            file: self.config.file.clone(),
+            lookups: self.lookups(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -165,13 +168,14 @@ impl Control {
         });
         if let Some(admin) = admin {
             let acceptor = Acceptor::new(&ring, admin);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
+            let access = Access::Network(token);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access);
             spawn(&ring, open);
         }
         // Removes its path at the end.
         let _local = local.map(|(guard, listener)| {
             let acceptor = Acceptor::new(&ring, listener);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Local);
             spawn(&ring, open);
             guard
         });

@@ -227,7 +227,7 @@ impl Watch {
             }
         };
         let text = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if !self.state.resolved(upstream, server, addresses) {
+        if !self.state.resolved(upstream, server, host, addresses) {
             return;
         }
         let state = &self.state.upstreams[upstream];

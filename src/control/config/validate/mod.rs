@@ -1,6 +1,7 @@
 //! Raw values into validated ones, a file of this directory for each subject.
 
 mod address;
+mod check;
 mod conditions;
 mod director;
 mod headers;
@@ -33,6 +34,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let listeners = listeners::listeners(&root, file, admin_address, policy);
     let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
+    let known = upstreams.as_deref().unwrap_or_default();
+    let checks = upstreams::checks(&root, file, known);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
         upstreams: upstreams::names(file),
@@ -44,6 +47,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let services = virtual_servers::virtual_servers(&root, file, &others);
     let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
+    let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
     Ok(Config {
@@ -52,8 +56,11 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         tuning,
         admin: admin?,
         admin_socket: admin_socket?,
+        admin_token: admin_token?,
         service,
+        checks,
         ha: ha?,
+        file: None,
         l4: L4 { director: director?, services: services? },
         real_server: real_server?,
         base,
