@@ -15,5 +15,7 @@ pub mod servers;
 pub mod state;
 pub mod status;
 pub mod supervise;
+pub mod systemd;
 pub mod tuning;
+pub mod upgrade;
 pub mod vrrp;

@@ -15,6 +15,7 @@ use crate::control::logger::Logger;
 use crate::control::resolve::Name;
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l4::engine::Engine;
@@ -72,6 +73,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.

@@ -28,6 +28,7 @@ pub fn render(state: &State) -> Value {
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
+        "upgrade": state.upgrade.status(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,8 @@ use crate::control::config::AdminSocket;
 use crate::control::events::TRANSITION;
 use crate::control::logger::Logger;
 use crate::control::metrics::connections;
-use crate::control::state::State;
+use crate::control::state::{State, UpstreamState};
+use crate::ha::health::Health;
 use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
 use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
@@ -66,16 +67,21 @@ pub fn log(logger: Logger, event: &Event) {
 pub async fn watch_upstreams(ring: Rc<Ring>, state: Rc<State>) {
     let timer = Timer::new(&ring);
     loop {
-        for (upstream, usable) in state.upstreams.iter().zip(&state.health.usable) {
-            let set = upstream.set.borrow();
-            let takes = |(index, member): &(usize, &Arc<Member>)| {
-                set.weight(*index) > 0 && !member.config.down && !member.passive.is_out()
-            };
-            let up = set.members.iter().enumerate().filter(takes).count();
-            usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
-        }
+        count_usable(&state.upstreams, &state.health);
         timer.set(COUNT_EVERY_MS);
         timer.fired().await;
+    }
+}
+
+/// Counts them once.
+pub fn count_usable(upstreams: &[UpstreamState], health: &Health) {
+    for (upstream, usable) in upstreams.iter().zip(&health.usable) {
+        let set = upstream.set.borrow();
+        let takes = |(index, member): &(usize, &Arc<Member>)| {
+            set.weight(*index) > 0 && !member.config.down && !member.passive.is_out()
+        };
+        let up = set.members.iter().enumerate().filter(takes).count();
+        usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }
 
@@ -329,6 +335,22 @@ impl LocalSocket {
                 let _ = fs::remove_file(&beside);
                 Err(failed(error))
             }
+        }
+    }
+}
+
+impl LocalSocket {
+    /// One that an earlier process opened.
+    #[must_use]
+    pub fn inherited(path: &Path) -> Self {
+        let made = fs::symlink_metadata(path).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+        Self { path: path.to_owned(), made }
+    }
+
+    /// Another process serves; when it listens at this path, that is its now.
+    pub fn leave_to_successor(self) {
+        if UnixStream::connect(&self.path).is_ok() {
+            std::mem::forget(self);
         }
     }
 }

@@ -99,6 +99,12 @@ pub struct Node {
     pub buffer_memory: u64,
     /// How often server names are looked up again.
     pub resolve_interval: Duration,
+    /// How long a new binary may take until it could serve.
+    pub upgrade_timeout: Duration,
+    /// How long connections of the old process run on after an upgrade.
+    pub upgrade_drain_timeout: Duration,
+    /// Where the process's number is written.
+    pub pid_file: Option<PathBuf>,
 }
 
 /// How many shards run, and where.

@@ -3,6 +3,7 @@
 mod datapath;
 mod director;
 mod tls;
+mod upgrade;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -98,6 +99,7 @@ pub fn render(state: &State, format: Format) -> String {
         datapath::write(&mut page, &l4.board.network());
     }
     tuning(&mut page, state);
+    upgrade::write(&mut page, state);
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }

@@ -21,14 +21,14 @@ use crate::control::resolve;
 use crate::control::servers::Servers;
 use crate::control::state::{Lookups, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
-use crate::control::vrrp::LocalSocket;
+use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
 use crate::ring::{Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
-use crate::shard::{Message, Plan, Shard};
+use crate::shard::{Plan, Shard};
 use crate::sys::{cpu, socket};
 
 /// How long the start waits for the first answers of name servers.
@@ -43,7 +43,9 @@ impl Control {
     /// What keeps certificates and keys, with those that were loaded in force.
     pub(super) fn keeper(&self) -> Result<Keeper, Failed> {
         let (service, base) = (self.config.service.clone(), self.config.base.clone());
-        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+        let tickets = self.inherited.as_ref().map(|inherited| inherited.tickets());
+        let loaded = self.config.loaded.clone();
+        Keeper::new(service, base, loaded, tickets.unwrap_or_default()).map_err(Failed)
     }
 
     pub(super) fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
@@ -75,29 +77,11 @@ impl Control {
         }
     }
 
-    /// Opens every listener once for each shard, so that what cannot be opened is known before
-    /// anything serves.
-    pub(super) fn listen(&self, shards: usize) -> Result<Vec<Vec<OwnedFd>>, Failed> {
-        let listeners = &self.config.service.listeners;
-        for listener in listeners {
-            let bind = listener.bind;
-            socket::probe_bind(bind).map_err(|error| cannot_listen(bind, &error))?;
-        }
-        let open = |_| {
-            let sockets = listeners.iter().map(|listener| {
-                socket::listen(listener.bind, listener.backlog)
-                    .map_err(|error| cannot_listen(listener.bind, &error))
-            });
-            sockets.collect()
-        };
-        (0..shards).map(open).collect()
-    }
-
     /// Has the kernel hand connections to the shard on the CPU that took them, if that is configured.
     pub(super) fn steer(
         &self,
         cpus: &[Option<usize>],
-        sockets: &[Vec<OwnedFd>],
+        sockets: &[Vec<(usize, OwnedFd)>],
     ) -> Result<(), Failed> {
         if self.config.node.steering == Steering::Hash {
             return Ok(());
@@ -110,7 +94,7 @@ impl Control {
                     .to_owned(),
             ));
         }
-        for socket in sockets.first().into_iter().flatten() {
+        for (_, socket) in sockets.first().into_iter().flatten() {
             socket::steer_by_cpu(socket.as_fd(), &known)
                 .map_err(|error| Failed(format!("cannot steer connections by CPU: {error}")))?;
         }
@@ -197,19 +181,6 @@ impl Control {
         Ok(Some(Token::new(secret.as_bytes())))
     }
 
-    /// The unix socket. Nobody asked for one in the default place: then it may fail.
-    pub(super) fn open_socket(&self) -> Result<Option<(LocalSocket, OwnedFd)>, Failed> {
-        let Some(wanted) = &self.config.admin_socket else { return Ok(None) };
-        match LocalSocket::open(wanted) {
-            Ok(open) => Ok(Some(open)),
-            Err(why) if wanted.required => Err(Failed(why)),
-            Err(why) => {
-                self.logger.info("no admin socket", &[("why", &why)]);
-                Ok(None)
-            }
-        }
-    }
-
     /// What looks up the names of servers that are added at run time.
     pub(super) fn lookups(&self) -> Lookups {
         let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
@@ -230,6 +201,7 @@ impl Control {
         shards: &[Shard],
         directors: Vec<director::Watched>,
         health: &Arc<Health>,
+        takeover: Option<Takeover>,
     ) -> Result<Option<Ha>, Failed> {
         if self.config.ha.instances.is_empty() {
             return Ok(None);
@@ -244,6 +216,7 @@ impl Control {
                 .chain(directors)
                 .collect(),
             reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+            takeover,
         };
         Ha::start(plan).map(Some).map_err(|error| {
             Failed(format!(
@@ -256,7 +229,7 @@ impl Control {
     pub(super) fn start_shards(
         &self,
         cpus: &[Option<usize>],
-        sockets: Vec<Vec<OwnedFd>>,
+        sockets: Vec<Vec<(usize, OwnedFd)>>,
         upstreams: &[UpstreamState],
         tls: &Arc<Current>,
     ) -> Result<Vec<Shard>, Failed> {
@@ -311,11 +284,7 @@ impl Control {
             .into_iter()
             .enumerate()
             .map(|(index, starting)| starting.made().map_err(|error| cannot_start(index, &error)));
-        let shards = made.collect::<Result<Vec<Shard>, Failed>>()?;
-        for shard in &shards {
-            let _ = shard.send(Message::Accept); // the inbox is empty yet
-        }
-        Ok(shards)
+        made.collect()
     }
 }
 
@@ -370,7 +339,7 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
         .map_err(|error| cannot_listen(bind, &error))
 }
 
-fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+pub(super) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
     let hint = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())
