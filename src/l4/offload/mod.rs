@@ -213,7 +213,7 @@ fn limits(config: &L4) -> Limits {
 }
 
 fn setup(interface: &Interface, mtu: u32, tables: &Tables, config: &Settings) -> Setup {
-    let mut macs = tables.interfaces.get(&interface.index).cloned().unwrap_or_default();
+    let mut macs = tables.macs.get(&interface.index).cloned().unwrap_or_default();
     if !macs.contains(&interface.mac) {
         macs.push(interface.mac);
     }

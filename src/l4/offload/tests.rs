@@ -97,11 +97,7 @@ fn configuration() -> L4 {
         let mut persistent = service(Protocol::Tcp, vip, 90, Scheduler::Mh);
         persistent.persistence = Some(Persistence { timeout: Duration::from_secs(60), prefix: 24 });
         let mut drained = service(Protocol::Tcp, vip, 91, Scheduler::Mh);
-        drained.on_server_down = if std::env::var("XDP_DRAIN").is_ok() {
-            OnServerDown::Drain
-        } else {
-            OnServerDown::Reschedule
-        };
+        drained.on_server_down = OnServerDown::Drain;
         let any = service(Protocol::Tcp, vip, 0, Scheduler::Mh);
         services.extend([persistent, drained, any]);
     }

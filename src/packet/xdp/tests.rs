@@ -28,6 +28,7 @@ fn server(number: u8, shown: bool) -> Server {
         generation: 1,
         vlan: 0,
         shown,
+        down: false,
         timeouts: [60_000; 4],
     }
 }
