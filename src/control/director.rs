@@ -150,7 +150,9 @@ pub fn status(board: &Board) -> Value {
             "verdicts": verdicts.collect::<serde_json::Map<_, _>>(),
         })
     };
+    let path = |one: &crate::l4::offload::Path| json!({ "interface": one.interface, "datapath": one.as_str(), "why": one.why });
     json!({
+        "datapaths": network.datapaths.iter().map(path).collect::<Vec<_>>(),
         "directors": board.directors.iter().enumerate().map(director).collect::<Vec<_>>(),
         "interfaces": network.interfaces,
         "neighbours": network.neighbours.iter().map(neighbour).collect::<Vec<_>>(),
@@ -168,6 +170,14 @@ pub fn log(logger: Logger, event: &Event) {
         Event::Lost(address) => {
             let address = address.to_string();
             logger.warn("neighbour does not answer ARP or ND", &[("address", &address)]);
+        }
+        Event::Datapath(path) => {
+            let fields = [
+                ("interface", path.interface.as_str()),
+                ("datapath", path.as_str()),
+                ("why", path.why.as_str()),
+            ];
+            logger.info("datapath chosen", &fields);
         }
         Event::Trouble(what) => logger.warn("layer 4 trouble", &[("what", what)]),
     }
