@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use super::claims::Claims;
 use super::clock::{Clock, received_at};
 use super::config;
+use super::handoff::{Step, Takeover};
 use super::health::Pulse;
 use super::instance::{Arrival, Instance, World};
 use super::network::Network;
@@ -50,6 +52,8 @@ pub(super) struct Engine {
     pub(super) pulses: Vec<Pulse>,
     pub(super) shard_timeout: Duration,
     pub(super) commands: Receiver<Command>,
+    pub(super) steps: Receiver<Step>,
+    pub(super) takeover: Option<Takeover>,
     pub(super) wake: Arc<EventFd>,
     pub(super) board: Arc<Board>,
     pub(super) notifier: Notifier,
@@ -63,6 +67,7 @@ pub(super) struct Engine {
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
     sockets: Sockets,
+    claims: Claims,
     buffers: Buffers,
     /// Addresses of this host, with their interfaces.
     own: Vec<(u32, IpAddr)>,
@@ -85,6 +90,12 @@ impl Engine {
     pub(super) fn run(mut self, over: &AtomicBool) {
         let now = self.clock.now();
         self.state.drained = now;
+        if let Some(takeover) = self.takeover.take()
+            && !self.take_over(&takeover)
+        {
+            return over.store(true, Ordering::Release);
+        }
+        let now = self.clock.now();
         // What is known of this host's health comes before the first state.
         self.check_shards(now);
         self.stand(now);
@@ -95,12 +106,16 @@ impl Engine {
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let more = self.round();
+            if !self.heed_successor() {
+                return over.store(true, Ordering::Release);
+            }
             if self.state.stopping && self.is_idle() {
                 break;
             }
             fds.clear();
             fds.extend([self.network.as_raw_fd(), self.wake.as_raw_fd()]);
             fds.extend(self.state.sockets.fds());
+            fds.extend(self.state.claims.fds());
             let more = more || self.network.has_news();
             let sleep = if more { Duration::ZERO } else { self.sleep() };
             // What it cannot wait for it sleeps through; the next round finds out what is wrong.
@@ -125,6 +140,7 @@ impl Engine {
             self.look(self.clock.now());
         }
         let more = self.hear();
+        self.answer_claims();
         self.obey();
         let now = self.clock.now();
         self.check_shards(now);
@@ -147,6 +163,19 @@ impl Engine {
         more
     }
 
+    /// Has the sockets open for what is to start.
+    pub(super) fn prepare_ways(&mut self) {
+        let virtual_addresses: Vec<IpAddr> =
+            self.instances.iter().flat_map(Instance::virtual_addresses).collect();
+        for instance in &mut self.instances {
+            instance.look(&mut self.network, &virtual_addresses);
+        }
+        let needed: Vec<_> = self.instances.iter().flat_map(Instance::needs).collect();
+        self.state.socket_problems = self.state.sockets.reconcile(&needed);
+        self.state.own.clear();
+        self.state.own.extend(self.network.own());
+    }
+
     /// Links or addresses have changed.
     fn look(&mut self, now: Moment) {
         let mut out = Vec::new();
@@ -160,13 +189,16 @@ impl Engine {
         }
         let needed: Vec<_> = self.instances.iter().flat_map(Instance::needs).collect();
         self.state.socket_problems = self.state.sockets.reconcile(&needed);
+        let network = &self.network;
+        let watched: Vec<_> = self.instances.iter().flat_map(|one| one.watched(network)).collect();
+        self.state.socket_problems.extend(self.state.claims.reconcile(&watched));
         self.state.own.clear();
         self.state.own.extend(self.network.own());
         self.state.dirty = true;
     }
 
     /// Takes in what waits on the sockets; true when not everything could be.
-    fn hear(&mut self) -> bool {
+    pub(super) fn hear(&mut self) -> bool {
         let (now, unix) = (self.clock.now(), Clock::unix());
         let (mut out, mut todo) = (Vec::new(), Vec::new());
         let Rounds { sockets, buffers, own, drained, foreign, dropped, .. } = &mut self.state;
@@ -204,6 +236,18 @@ impl Engine {
         more
     }
 
+    /// Others claim virtual addresses.
+    fn answer_claims(&mut self) {
+        let (now, mut out, mut claims) = (self.clock.now(), Vec::new(), Vec::new());
+        self.state.claims.drain(&mut claims);
+        for place in 0..self.instances.len() {
+            let instance = &mut self.instances[place];
+            claims.iter().for_each(|claim| instance.claimed(claim, &self.network, now));
+            instance.answer_claim(now, &mut out);
+            self.carry_out(place, &mut out, now);
+        }
+    }
+
     /// Timers.
     fn fire(&mut self, now: Moment) {
         let mut out = Vec::new();
@@ -234,7 +278,7 @@ impl Engine {
         }
     }
 
-    fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
+    pub(super) fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
         for action in actions.drain(..) {
             let Some(instance) = self.instances.get_mut(place) else { continue };
             let mut world = World {
@@ -250,7 +294,7 @@ impl Engine {
     }
 
     /// Asks shards whether they live.
-    fn check_shards(&mut self, now: Moment) {
+    pub(super) fn check_shards(&mut self, now: Moment) {
         let every = self.ask_every();
         if now.since(self.state.round_at) > self.shard_timeout / 2 {
             // It was us who did not run.
@@ -275,7 +319,7 @@ impl Engine {
     }
 
     /// Applies tracking.
-    fn stand(&mut self, now: Moment) {
+    pub(super) fn stand(&mut self, now: Moment) {
         let mut out = Vec::new();
         for place in 0..self.instances.len() {
             let standing =
