@@ -7,6 +7,7 @@ mod director;
 mod headers;
 mod host;
 mod http;
+mod limits;
 mod listeners;
 mod node;
 mod routes;
@@ -28,6 +29,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
+    let clients = limits::limits(&root, file);
     let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
     let listeners = listeners::listeners(&root, file, admin_address, policy);
@@ -46,7 +48,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let services = virtual_servers::virtual_servers(&root, file, &others);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
-    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
     let (base, loaded) = Default::default();
     Ok(Config {
         node: node?,
