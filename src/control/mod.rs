@@ -18,4 +18,5 @@ pub mod supervise;
 pub mod systemd;
 pub mod tuning;
 pub mod upgrade;
+pub mod virtual_servers;
 pub mod vrrp;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::control::director;
 use crate::control::metrics::connections as connections_of;
 use crate::control::state::{Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::control::{director, virtual_servers};
 use crate::l7::upstream::{Member, Standing};
 
 /// The document.
@@ -27,6 +27,7 @@ pub fn render(state: &State) -> Value {
         "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
+        "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
     })

@@ -1,5 +1,6 @@
 //! `ringgate ctl`: asks a running process through its unix socket.
 
+mod l4;
 mod show;
 
 use std::io::{self, Read as _, Write};
@@ -95,6 +96,7 @@ fn question(about: &About) -> Result<Question, String> {
     Ok(match about {
         About::Status => Question::get("/status", show::status),
         About::Upstream(args) => return upstream(args),
+        About::L4 => Question::get("/l4", l4::show),
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),
         About::Events => Question::get("/events", show::events),
