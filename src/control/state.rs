@@ -1,7 +1,8 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,8 @@ use crate::control::certificates::Board;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l7::config::ServerAddress;
+use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -32,14 +35,14 @@ pub struct State {
     pub phase: Cell<Phase>,
     /// The shards, by number.
     pub shards: Vec<Shard>,
-    /// Listener names and addresses, in the order of the configuration.
-    pub listeners: Vec<(String, SocketAddr)>,
-    /// Upstreams, in the order of the configuration.
-    pub upstreams: Vec<UpstreamState>,
+    /// See [`State::listeners`].
+    pub(super) listeners: RefCell<Rc<[ListenerState]>>,
+    /// See [`State::upstreams`].
+    pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
     /// Certificates.
     pub tls: Arc<Board>,
-    /// VRRP, if it is configured.
-    pub ha: Option<Ha>,
+    /// VRRP, if it is or was configured.
+    pub ha: OnceCell<Ha>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
@@ -59,6 +62,17 @@ pub struct TuningState {
     pub standing: RefCell<Standing>,
 }
 
+/// A listener.
+#[derive(Debug, Clone)]
+pub struct ListenerState {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub bind: SocketAddr,
+    /// Its figures, which stay with the address whatever it is called.
+    pub figures: ByShard<ListenerMetrics>,
+}
+
 /// An upstream and its members now.
 #[derive(Debug)]
 pub struct UpstreamState {
@@ -71,25 +85,67 @@ pub struct UpstreamState {
 }
 
 impl State {
+    /// Listeners, in the order of the configuration in force.
+    #[must_use]
+    pub fn listeners(&self) -> Rc<[ListenerState]> {
+        Rc::clone(&self.listeners.borrow())
+    }
+
+    /// Upstreams, in the order of the configuration in force. One that a reload does not change stays the
+    /// same object.
+    #[must_use]
+    pub fn upstreams(&self) -> Rc<[Rc<UpstreamState>]> {
+        Rc::clone(&self.upstreams.borrow())
+    }
+
     /// Milliseconds on the clock the shards use.
     #[must_use]
     pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes over the addresses a server's name resolved to; true when that changed the members.
-    pub fn resolved(&self, upstream: usize, server: usize, addresses: Vec<SocketAddr>) -> bool {
-        let Some(upstream) = self.upstreams.get(upstream) else { return false };
+    /// Takes over the addresses a name and port resolved to; the upstreams whose members that changed.
+    pub fn resolved(
+        &self,
+        host: &str,
+        port: u16,
+        addresses: &[SocketAddr],
+    ) -> Vec<Rc<UpstreamState>> {
+        let takes = |upstream: &&Rc<UpstreamState>| upstream.take_resolved(host, port, addresses);
+        self.upstreams().iter().filter(takes).cloned().collect()
+    }
+}
+
+impl UpstreamState {
+    /// With these addresses of each server; members that `previous` has keep their state.
+    #[must_use]
+    pub fn new(
+        shared: Arc<SharedUpstream>,
+        resolved: Vec<Vec<SocketAddr>>,
+        previous: Option<&MemberSet>,
+    ) -> Self {
+        let set = Arc::new(shared.members(&resolved, previous));
+        Self { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
+    }
+
+    /// True when that changed the members.
+    fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
+        let mut changed = false;
         {
-            let mut resolved = upstream.resolved.borrow_mut();
-            match resolved.get_mut(server) {
-                Some(known) if *known != addresses => *known = addresses,
-                _ => return false,
+            let mut resolved = self.resolved.borrow_mut();
+            for (server, known) in self.shared.config.servers.iter().zip(resolved.iter_mut()) {
+                let is_it = matches!(&server.address, ServerAddress::Name(name, number)
+                    if name == host && *number == port);
+                if is_it && known != addresses {
+                    addresses.clone_into(known);
+                    changed = true;
+                }
             }
         }
-        let set =
-            upstream.shared.members(&upstream.resolved.borrow(), Some(&upstream.set.borrow()));
-        upstream.set.replace(Arc::new(set));
-        true
+        if changed {
+            let set = self.shared.members(&self.resolved.borrow(), Some(&self.set.borrow()));
+            self.set.replace(Arc::new(set));
+        }
+        changed
     }
 }

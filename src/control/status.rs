@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::control::metrics::connections;
-use crate::control::state::{Phase, State};
+use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::l7::metrics::ListenerMetrics;
 use crate::l7::upstream::Member;
 
 /// The document.
@@ -22,7 +23,7 @@ pub fn render(state: &State) -> Value {
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
-        "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
     })
 }
@@ -57,18 +58,18 @@ fn shards(state: &State) -> Vec<Value> {
 }
 
 fn listeners(state: &State) -> Vec<Value> {
-    let sum = |pick: &dyn Fn(&crate::l7::metrics::Metrics) -> u64| {
-        state.shards.iter().map(|shard| pick(&shard.metrics)).sum::<u64>()
-    };
-    let listener = |(index, (name, address)): (usize, &(String, std::net::SocketAddr))| {
+    let listener = |listener: &ListenerState| {
+        let sum = |pick: fn(&ListenerMetrics) -> u64| {
+            listener.figures.iter().map(|shard| pick(shard)).sum::<u64>()
+        };
         json!({
-            "name": name,
-            "address": address.to_string(),
-            "accepted": sum(&|metrics| metrics.listeners[index].accepted.value()),
-            "requests": sum(&|metrics| metrics.listeners[index].requests.values().iter().sum()),
+            "name": listener.name,
+            "address": listener.bind.to_string(),
+            "accepted": sum(|figures| figures.accepted.value()),
+            "requests": sum(|figures| figures.requests.values().iter().sum()),
         })
     };
-    state.listeners.iter().enumerate().map(listener).collect()
+    state.listeners().iter().map(listener).collect()
 }
 
 fn certificates(state: &State) -> Vec<Value> {
@@ -84,14 +85,14 @@ fn certificates(state: &State) -> Vec<Value> {
 }
 
 fn upstreams(state: &State) -> Vec<Value> {
-    let upstream = |upstream: &crate::control::state::UpstreamState| {
+    let upstream = |upstream: &std::rc::Rc<UpstreamState>| {
         let set = upstream.set.borrow();
         json!({
             "name": upstream.shared.config.name,
             "servers": set.members.iter().map(|member| server(member)).collect::<Vec<_>>(),
         })
     };
-    state.upstreams.iter().map(upstream).collect()
+    state.upstreams().iter().map(upstream).collect()
 }
 
 fn server(member: &Member) -> Value {

@@ -38,6 +38,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin_socket = node::admin_socket(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
+    let (path, text) = (None, String::new());
     Ok(Config {
         node: node?,
         log: log?,
@@ -48,6 +49,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         ha: ha?,
         base,
         loaded,
+        path,
+        text,
         warnings: Vec::new(),
     })
 }
