@@ -14,7 +14,7 @@ or configuration; nothing was touched.
 Examples:
   ringgate tune plan --profile edge             what would change, and why
   ringgate tune apply --profile edge --try 60s  undone after a minute unless confirmed
-  ringgate tune confirm
+  ringgate tune confirm                         (or `confirm ringgate.toml`, if the file names a state_dir)
   ringgate tune verify ringgate.toml            the configuration's [tuning]; exit code 1 on drift
   ringgate tune rollback                        every value as it was before
   ringgate tune lint /etc/sysctl.d/*.conf       what others' settings really do";
@@ -45,6 +45,9 @@ pub enum Tune {
     },
     /// Keep what `apply --try` has changed
     Confirm {
+        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
         #[command(flatten)]
         place: Place,
     },
@@ -57,6 +60,9 @@ pub enum Tune {
     },
     /// Restore every value as it was before the first change
     Rollback {
+        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
         #[command(flatten)]
         place: Place,
     },
@@ -65,6 +71,9 @@ pub enum Tune {
         /// A setting, like net.core.somaxconn
         #[arg(value_name = "KEY")]
         key: Option<String>,
+        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
         #[command(flatten)]
         place: Place,
     },

@@ -61,17 +61,23 @@ pub(super) fn run(command: &Tune, out: &mut dyn Write, err: &mut dyn Write) -> u
         Tune::Apply { what, place, trial, boot } => {
             (apply(what, place, *trial, *boot, err), place.json)
         }
-        Tune::Confirm { place } => (confirm(place), place.json),
-        Tune::Rollback { place } => (undo(place), place.json),
-        Tune::Show { key: Some(key), place } => (explain(key), place.json),
-        Tune::Show { key: None, place } => (show(place), place.json),
+        Tune::Confirm { file, place } => {
+            (located(file.as_deref(), place).and_then(confirm), place.json)
+        }
+        Tune::Rollback { file, place } => {
+            (located(file.as_deref(), place).and_then(undo), place.json)
+        }
+        Tune::Show { key: Some(key), place, .. } => (explain(key), place.json),
+        Tune::Show { key: None, config, place } => {
+            (located(config.as_deref(), place).and_then(show), place.json)
+        }
         Tune::Cpu { file, interface, place } => {
             let (file, interface) = (file.clone(), interface.clone());
             let what = What { file, interface, profile: vec![], force: vec![], allow: vec![] };
             (cpu::run(&what, place, err), place.json)
         }
         Tune::Lint { files, config, json } => (lint::run(files, config.as_deref(), err), *json),
-        Tune::Watch { place } => (watch(place), place.json),
+        Tune::Watch { place } => (located(None, place).and_then(watch), place.json),
     };
     match answer {
         Ok(answer) => {
@@ -130,13 +136,16 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// The machine and its journal, without a configuration.
-fn located(place: &Place) -> (Machine, Store) {
+/// The machine and its journal: where the arguments say, else the file, else the usual places.
+fn located(file: Option<&Path>, place: &Place) -> Result<(Machine, Store), Stopped> {
+    let (root, state_dir) =
+        file.map(config::tuning_place).transpose().map_err(Stopped::usage)?.unwrap_or_default();
     let defaults = Config::default();
-    let root = place.root.as_ref().map_or(defaults.root, |root| absolute(root));
+    let root = place.root.as_deref().map(absolute).or(root).unwrap_or(defaults.root);
     let machine = Machine::new(&root);
-    let store = Store::new(&machine, place.state_dir.as_ref().unwrap_or(&defaults.state_dir));
-    (machine, store)
+    let state_dir = place.state_dir.clone().or(state_dir).unwrap_or(defaults.state_dir);
+    let store = Store::new(&machine, &state_dir);
+    Ok((machine, store))
 }
 
 fn locked(store: &Store) -> Result<Lock, Stopped> {
@@ -220,12 +229,11 @@ fn start_watch(config: &Config) -> io::Result<()> {
 }
 
 /// Waits for the end of a trial, and reverts what is not confirmed by then.
-fn watch(place: &Place) -> Result<Answer, Stopped> {
+fn watch((machine, store): (Machine, Store)) -> Result<Answer, Stopped> {
     const LOOK: Duration = Duration::from_millis(500);
     /// Attempts to revert, a look apart: what fails for a minute needs a person.
     const ATTEMPTS: u32 = 120;
     new_session();
-    let (machine, store) = located(place);
     let mut attempts = 0;
     loop {
         match trial::standing(&store) {
@@ -256,8 +264,7 @@ fn revert_overdue(machine: &Machine, store: &Store) -> Result<(), Stopped> {
     Ok(())
 }
 
-fn confirm(place: &Place) -> Result<Answer, Stopped> {
-    let (machine, store) = located(place);
+fn confirm((machine, store): (Machine, Store)) -> Result<Answer, Stopped> {
     let lock = locked(&store)?;
     if trial::standing(&store).map_err(failed(&store))? == Standing::Overdue {
         let undone = trial::revert(&machine, &store, &lock).map_err(failed(&store))?;
@@ -271,8 +278,7 @@ fn confirm(place: &Place) -> Result<Answer, Stopped> {
     Ok(Answer { text, json: json!({ "confirmed": true }), code: DONE })
 }
 
-fn undo(place: &Place) -> Result<Answer, Stopped> {
-    let (machine, store) = located(place);
+fn undo((machine, store): (Machine, Store)) -> Result<Answer, Stopped> {
     let lock = locked(&store)?;
     let tried = trial::revert(&machine, &store, &lock).map_err(failed(&store))?;
     trial::forget(&store, &lock).map_err(failed(&store))?;
@@ -284,8 +290,7 @@ fn undo(place: &Place) -> Result<Answer, Stopped> {
     Ok(Answer { text: render::undone(&undone), json: json!(undone), code })
 }
 
-fn show(place: &Place) -> Result<Answer, Stopped> {
-    let (machine, store) = located(place);
+fn show((machine, store): (Machine, Store)) -> Result<Answer, Stopped> {
     let mut journal = store.read().map_err(failed(&store))?;
     let tried = store.of_trial().read().map_err(failed(&store))?;
     if !store.is_current(&journal) {
@@ -343,6 +348,9 @@ mod tests {
         assert_eq!(absolute(Path::new("some/root")), here.join("some/root"));
         assert_eq!(absolute(Path::new("/some/root")), Path::new("/some/root"));
         let place = Place { root: Some("some/root".into()), state_dir: None, json: false };
-        assert_eq!(located(&place).0.path("/x"), here.join("some/root/x"));
+        assert_eq!(
+            located(None, &place).unwrap_or_else(|_| panic!()).0.path("/x"),
+            here.join("some/root/x")
+        );
     }
 }

@@ -153,15 +153,37 @@ pub enum LogTarget {
 /// [`parse`].
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     let name = path.to_string_lossy();
-    let failed =
-        |error: std::io::Error| ConfigErrors::file(&name, &format!("cannot read: {error}"));
+    with_files(&name, &text_of(&name, path)?, path)
+}
+
+/// The `root` and `state_dir` of the file's `[tuning]`, where they are given. The rest of the file may be
+/// wrong: what was changed has to be undone all the same.
+///
+/// # Errors
+///
+/// When the file cannot be read, or not as TOML.
+pub fn tuning_place(path: &Path) -> Result<(Option<PathBuf>, Option<PathBuf>), ConfigErrors> {
+    let name = path.to_string_lossy();
+    let text = text_of(&name, path)?;
+    let source = Source { name: &name, text: &text };
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        ConfigErrors::at(
+            &source,
+            vec![(error.span().unwrap_or_default(), error.message().to_owned())],
+        )
+    })?;
+    let tuning = table.get("tuning");
+    let path = |key| Some(PathBuf::from(tuning?.get(key)?.as_str()?));
+    Ok((path("root"), path("state_dir")))
+}
+
+fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
+    let failed = |error: std::io::Error| ConfigErrors::file(name, &format!("cannot read: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(FILE_SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-    match String::from_utf8(bytes) {
-        Ok(text) => with_files(&name, &text, path),
-        Err(error) => Err(not_utf8(&name, error.as_bytes(), error.utf8_error().valid_up_to())),
-    }
+    String::from_utf8(bytes)
+        .map_err(|error| not_utf8(name, error.as_bytes(), error.utf8_error().valid_up_to()))
 }
 
 /// Parses the text and reads the certificates it names.
