@@ -13,6 +13,7 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
+  SIGHUP            read FILE again and put it in force in place (as `ringgate ctl reload`)
   SIGUSR1           reopen the access log file
 
 Examples:
@@ -31,6 +32,8 @@ const CTL_EXAMPLES: &str = "\
 Exit code 0: done. 1: it was refused, or the process cannot be reached.
 
 Examples:
+  ringgate ctl reload                 put the changed file in force; connections stay
+  ringgate ctl reload --dry-run       say what that would change
   ringgate ctl vrrp status            roles, priorities and why, peers, misconfigurations
   ringgate ctl vrrp release           hand the addresses over to the peer, and stay behind it
   ringgate ctl vrrp resume            be an ordinary member again";
@@ -50,7 +53,7 @@ pub struct Args {
 pub enum Command {
     /// Serve a configuration until told to stop
     #[command(after_help = RUN_EXAMPLES)]
-    #[command(override_usage = "ringgate run FILE\n       ringgate run --demo")]
+    #[command(override_usage = "ringgate run [--watch] FILE\n       ringgate run --demo")]
     Run {
         /// The configuration file
         #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]
@@ -58,6 +61,9 @@ pub enum Command {
         /// Serve a built-in configuration that answers on 127.0.0.1:8080
         #[arg(long)]
         demo: bool,
+        /// Reload whenever FILE changes
+        #[arg(long, conflicts_with = "demo")]
+        watch: bool,
     },
     /// Control a running process through its unix socket
     #[command(after_help = CTL_EXAMPLES)]
@@ -88,6 +94,12 @@ pub enum Command {
 /// What `ctl` is about.
 #[derive(Debug, Subcommand)]
 pub enum About {
+    /// Put the changed configuration file in force; nothing else is touched
+    Reload {
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Virtual addresses
     Vrrp {
         /// What to do

@@ -20,7 +20,10 @@ const EXIT_FAILED: u8 = 1;
 
 /// Carries it out; the exit code.
 pub fn run(socket: &Path, about: &About, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
-    let About::Vrrp { what } = about;
+    let what = match about {
+        About::Vrrp { what } => what,
+        About::Reload { dry_run } => return reload(socket, *dry_run, out, err),
+    };
     let asked = match what {
         Vrrp::Status { .. } => ask(socket, "GET", "/status"),
         Vrrp::Release { instance } => order(socket, "release", instance.as_deref()),
@@ -45,6 +48,23 @@ pub fn run(socket: &Path, about: &About, out: &mut dyn Write, err: &mut dyn Writ
         _ => body,
     };
     print_result(out, &text)
+}
+
+/// The difference and what became of it go to `out`, a refusal to `err`.
+fn reload(socket: &Path, dry_run: bool, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+    let target = if dry_run { "/reload?dry-run" } else { "/reload" };
+    match ask(socket, "POST", target) {
+        Ok((200, body)) => print_result(out, &body),
+        Ok((_, body)) => {
+            print(err, &format!("ringgate: reload refused\n{body}"));
+            EXIT_FAILED
+        }
+        Err(error) => {
+            let hint = "is it running, with admin.socket in its file, and may you use it?";
+            print(err, &format!("ringgate: cannot reach {}: {error}: {hint}\n", socket.display()));
+            EXIT_FAILED
+        }
+    }
 }
 
 fn order(socket: &Path, order: &str, instance: Option<&str>) -> io::Result<(u16, String)> {

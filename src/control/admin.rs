@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 
+use crate::control::reload::{Cause, Outcome};
 use crate::control::state::{Phase, State};
 use crate::control::{metrics, status, vrrp};
 use crate::l7::channel::Channel;
@@ -107,18 +108,30 @@ impl Page {
     }
 }
 
-/// Carries out `POST /vrrp/ORDER[?instance=NAME]`.
+/// Carries out `POST /vrrp/ORDER[?instance=NAME]` and `POST /reload`.
 async fn order(ring: &Rc<Ring>, target: &[u8], state: &State) -> Page {
     let target = String::from_utf8_lossy(target);
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    if path == "/reload" {
+        return reload(state, query == "dry-run").await;
+    }
     let instance = query.strip_prefix("instance=").map(str::to_owned);
     let Some(order) = path.strip_prefix("/vrrp/").and_then(vrrp::order) else {
-        return Page::text(404, "there are POST /vrrp/release, /vrrp/prefer and /vrrp/resume");
+        return Page::text(
+            404,
+            "there are POST /reload, /vrrp/release, /vrrp/prefer and /vrrp/resume",
+        );
     };
     match vrrp::carry_out(ring, state, order, instance).await {
         Ok(done) => Page::text(200, &done),
         Err(why) => Page::text(409, &why),
     }
+}
+
+/// `POST /reload[?dry-run]`: the difference in words, and what became of it.
+async fn reload(state: &State, dry_run: bool) -> Page {
+    let answer = state.reload.ask(Cause::Order, dry_run).await;
+    Page::text(if answer.outcome == Outcome::Refused { 409 } else { 200 }, &answer.text)
 }
 
 fn page(request: &RequestHead, head: &[u8], state: &State) -> Page {

@@ -1,6 +1,7 @@
 //! Log lines for the operator, on standard error: one event a line, with its fields.
 
 use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
 
 use crate::control::config::{Level, LogFormat};
 use crate::l7::time::rfc3339_ms;
@@ -8,16 +9,19 @@ use crate::l7::worker::unix_ms;
 
 /// Writes events at or above a level.
 #[derive(Debug, Clone, Copy)]
-pub struct Logger {
-    level: Level,
-    format: LogFormat,
-}
+pub struct Logger(&'static Mutex<(Level, LogFormat)>);
 
 impl Logger {
     /// In this format, from this level up.
     #[must_use]
     pub fn new(level: Level, format: LogFormat) -> Self {
-        Self { level, format }
+        // One a process, for as long as it runs.
+        Self(Box::leak(Box::new(Mutex::new((level, format)))))
+    }
+
+    /// In this format, from this level up, from now on.
+    pub fn set(&self, level: Level, format: LogFormat) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (level, format);
     }
 
     /// Logs what stops a service or loses requests.
@@ -41,10 +45,11 @@ impl Logger {
     }
 
     fn log(&self, level: Level, message: &str, fields: &[(&str, &str)]) {
-        if level > self.level {
+        let (from, format) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if level > from {
             return;
         }
-        let line = render(self.format, unix_ms(), level, message, fields);
+        let line = render(format, unix_ms(), level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }

@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod config;
 pub mod logger;
 pub mod metrics;
+pub mod reload;
 pub mod resolve;
 pub mod state;
 pub mod status;

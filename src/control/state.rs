@@ -4,9 +4,11 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
+use crate::control::config::Log;
+use crate::control::reload;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
@@ -45,6 +47,12 @@ pub struct State {
     pub ha: OnceCell<Ha>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
+    /// The configuration in force.
+    pub reload: reload::Standing,
+    /// How long requests in flight get at shutdown.
+    pub drain_timeout: Cell<Duration>,
+    /// Where logs go.
+    pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
 }

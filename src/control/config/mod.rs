@@ -54,6 +54,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The file's text.
     pub text: String,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }

@@ -16,6 +16,7 @@ use super::{Control, Desk, Failed, News};
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::logger::Logger;
+use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
@@ -54,6 +55,21 @@ impl Control {
         keeper
             .watch(tell)
             .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
+    }
+
+    /// Has the file watched, if that was asked for.
+    pub(super) fn watch_file(&self) -> Result<(), Failed> {
+        let Some(path) = self.config.path.clone().filter(|_| self.config.watch) else {
+            return Ok(());
+        };
+        let desk = self.desk.clone();
+        // One that is lost is made up for by the next change; the control thread is that busy seldom.
+        let tell = move || {
+            desk.tell(News::FileChanged);
+            true
+        };
+        reload::watch::start(path, tell)
+            .map_err(|error| Failed(format!("cannot watch the file: {error}")))
     }
 
     /// Warns when `max_connections` is more than the file limit allows.
@@ -174,12 +190,9 @@ impl Control {
     pub(super) fn start_shards(
         &self,
         cpus: &[Option<usize>],
-        sockets: Vec<Vec<OwnedFd>>,
-        listeners: &[ListenerState],
-        upstreams: &[Rc<UpstreamState>],
-        tls: &Arc<Current>,
-        connections: &ConnectionLimit,
+        begin: Begin<'_>,
     ) -> Result<Vec<Shard>, Failed> {
+        let Begin { sockets, listeners, upstreams, tables, tls, connections } = begin;
         let node = &self.config.node;
         let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
         let ring = Settings {
@@ -190,7 +203,6 @@ impl Control {
             epoch: self.epoch,
         };
         let mut starting = Vec::new();
-        let tables = Tables::for_shards(&self.config.service, cpus.len());
         for (index, ((&cpu, sockets), tables)) in cpus.iter().zip(sockets).zip(tables).enumerate() {
             let log = match self.config.log.access {
                 Some(format) => {
@@ -201,7 +213,7 @@ impl Control {
             };
             let change = Change {
                 number: 1,
-                tables,
+                tables: Arc::clone(tables),
                 listeners: listeners
                     .iter()
                     .zip(sockets)
@@ -254,7 +266,7 @@ impl Control {
 }
 
 /// Starts VRRP.
-pub(super) fn start_ha(
+pub(in crate::control) fn start_ha(
     config: ha::config::Ha,
     shards: &[Shard],
     health: &Arc<Health>,
@@ -277,6 +289,18 @@ pub(super) fn start_ha(
 
 fn cannot_start(index: usize, error: &io::Error) -> Failed {
     Failed(format!("cannot start shard {index}: {}", probe::explain(error, 0)))
+}
+
+/// What shards begin with.
+pub(super) struct Begin<'a> {
+    /// By shard and listener.
+    pub(super) sockets: Vec<Vec<OwnedFd>>,
+    pub(super) listeners: &'a [ListenerState],
+    pub(super) upstreams: &'a [Rc<UpstreamState>],
+    /// By shard.
+    pub(super) tables: &'a [Arc<Tables>],
+    pub(super) tls: &'a Arc<Current>,
+    pub(super) connections: &'a ConnectionLimit,
 }
 
 /// The CPU of each shard; `None` when it is not known.
@@ -312,7 +336,7 @@ pub(super) fn placement(
 }
 
 /// Client connections there may be: each may need one to a server.
-pub(super) fn connections_max(configured: u32, descriptors: u64) -> u32 {
+pub(in crate::control) fn connections_max(configured: u32, descriptors: u64) -> u32 {
     if configured > 0 {
         return configured;
     }
@@ -326,7 +350,7 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
         .map_err(|error| cannot_listen(bind, &error))
 }
 
-pub(super) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+pub(in crate::control) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
     let hint = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())
