@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod ctl;
+pub mod generated;
 pub mod run;
 pub mod tune;
 
@@ -65,7 +66,13 @@ where
         Err(help) => return Step::Exit(print_result(out, &help.to_string())),
     };
     match args.command {
-        Command::Ctl { socket, about } => Step::Exit(ctl::run(&socket, &about, out, err)),
+        Command::Ctl { socket, json, about } => {
+            Step::Exit(ctl::run(&ctl::Socket { path: &socket, json }, &about, out, err))
+        }
+        Command::Completions { shell } => {
+            Step::Exit(print_result(out, &generated::completions(shell)))
+        }
+        Command::Man => Step::Exit(print_result(out, &generated::manual())),
         Command::Check { file } => match loaded(config::load(&file), err) {
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),

@@ -1,27 +1,67 @@
 //! Log lines for the operator, on standard error: one event a line, with its fields.
 
 use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::control::config::{Level, LogFormat};
+use crate::control::events::Events;
 use crate::l7::time::rfc3339_ms;
 use crate::l7::worker::unix_ms;
 
-/// Writes events at or above a level.
+/// Writes events at or above a level, and keeps those of normal work for `/status`. Copies are one
+/// logger.
 #[derive(Debug, Clone, Copy)]
-pub struct Logger(&'static Mutex<(Level, LogFormat)>);
+pub struct Logger {
+    shared: &'static Shared,
+}
+
+#[derive(Debug)]
+struct Shared {
+    level: AtomicU8,
+    format: AtomicU8,
+    events: Events,
+}
 
 impl Logger {
     /// In this format, from this level up.
     #[must_use]
     pub fn new(level: Level, format: LogFormat) -> Self {
-        // One a process, for as long as it runs.
-        Self(Box::leak(Box::new(Mutex::new((level, format)))))
+        // One a process, for as long as that runs.
+        let shared = Shared {
+            level: AtomicU8::new(level as u8),
+            format: AtomicU8::new(format as u8),
+            events: Events::default(),
+        };
+        Self { shared: Box::leak(Box::new(shared)) }
     }
 
-    /// In this format, from this level up, from now on.
-    pub fn set(&self, level: Level, format: LogFormat) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (level, format);
+    /// The level.
+    #[must_use]
+    pub fn level(self) -> Level {
+        let level = usize::from(self.shared.level.load(Ordering::Relaxed));
+        Level::ALL.get(level).copied().unwrap_or(Level::Info)
+    }
+
+    /// Writes from this level up, from now on.
+    pub fn set_level(self, level: Level) {
+        self.shared.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// Writes in this form from now on.
+    pub fn set_format(self, format: LogFormat) {
+        self.shared.format.store(format as u8, Ordering::Relaxed);
+    }
+
+    fn format(self) -> LogFormat {
+        let json = LogFormat::Json as u8;
+        let is_json = self.shared.format.load(Ordering::Relaxed) == json;
+        if is_json { LogFormat::Json } else { LogFormat::Text }
+    }
+
+    /// The last events.
+    #[must_use]
+    pub fn events(self) -> &'static Events {
+        &self.shared.events
     }
 
     /// Logs what stops a service or loses requests.
@@ -45,11 +85,14 @@ impl Logger {
     }
 
     fn log(&self, level: Level, message: &str, fields: &[(&str, &str)]) {
-        let (from, format) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if level > from {
+        let now = unix_ms();
+        if level <= Level::Info {
+            self.shared.events.add(now, level, message, fields);
+        }
+        if level > self.level() {
             return;
         }
-        let line = render(format, unix_ms(), level, message, fields);
+        let line = render(self.format(), now, level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
@@ -64,12 +107,7 @@ fn render(
 ) -> String {
     let time = rfc3339_ms(unix_ms);
     let time = String::from_utf8_lossy(&time);
-    let level = match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-    };
+    let level = level.name();
     match format {
         LogFormat::Text => {
             let mut line = format!("{time} {level:5} {message}");

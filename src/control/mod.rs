@@ -1,12 +1,17 @@
 //! The control thread: configuration, start and stop, logs, name resolution, the admin endpoint.
 
 pub mod admin;
+pub mod api;
 pub mod certificates;
 pub mod config;
+pub mod events;
 pub mod logger;
 pub mod metrics;
+pub mod page;
+pub mod persist;
 pub mod reload;
 pub mod resolve;
+pub mod servers;
 pub mod state;
 pub mod status;
 pub mod supervise;

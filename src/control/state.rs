@@ -1,14 +1,21 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
 use crate::control::config::Log;
+use crate::control::logger::Logger;
 use crate::control::reload;
+use crate::control::resolve::Name;
+use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
@@ -26,9 +33,24 @@ pub enum Phase {
     Draining,
 }
 
+/// Looks a name up again and again, from now until the flag is true.
+pub struct Lookups(pub Box<dyn Fn(Name, Arc<AtomicBool>) -> io::Result<()>>);
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookups")
+    }
+}
+
 /// The state of the process.
 #[derive(Debug)]
 pub struct State {
+    /// Writes log lines, and keeps the last of them.
+    pub logger: Logger,
+    /// The configuration file; `None` for the demo.
+    pub file: Option<PathBuf>,
+    /// Looks up the names of servers that are added.
+    pub lookups: Lookups,
     /// When it was started.
     pub started: Instant,
     /// The clock that all rings share began then.
@@ -68,6 +90,8 @@ pub struct TuningState {
     pub changed: usize,
     /// Where they stood when last looked at.
     pub standing: RefCell<Standing>,
+    /// What is tuned, to look again.
+    pub config: crate::tune::Config,
 }
 
 /// A listener.
@@ -86,6 +110,8 @@ pub struct ListenerState {
 pub struct UpstreamState {
     /// What the shards share.
     pub shared: Arc<SharedUpstream>,
+    /// Its servers as they stand now.
+    pub servers: RefCell<Servers>,
     /// Its members.
     pub set: RefCell<Arc<MemberSet>>,
     /// Addresses of each server as last resolved.
@@ -125,7 +151,8 @@ impl State {
 }
 
 impl UpstreamState {
-    /// With these addresses of each server; members that `previous` has keep their state.
+    /// As the file has it, with these addresses of each server; members that `previous` has keep their
+    /// state.
     #[must_use]
     pub fn new(
         shared: Arc<SharedUpstream>,
@@ -133,27 +160,43 @@ impl UpstreamState {
         previous: Option<&MemberSet>,
     ) -> Self {
         let set = Arc::new(shared.members(&resolved, previous));
-        Self { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
+        Self {
+            servers: RefCell::new(Servers::new(&shared.config.servers)),
+            shared,
+            set: RefCell::new(set),
+            resolved: RefCell::new(resolved),
+        }
     }
 
     /// True when that changed the members.
     fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
         let mut changed = false;
         {
-            let mut resolved = self.resolved.borrow_mut();
-            for (server, known) in self.shared.config.servers.iter().zip(resolved.iter_mut()) {
-                let is_it = matches!(&server.address, ServerAddress::Name(name, number)
+            let (servers, mut resolved) = (self.servers.borrow(), self.resolved.borrow_mut());
+            for standing in servers.now() {
+                let is_it = matches!(&standing.server.address, ServerAddress::Name(name, number)
                     if name == host && *number == port);
-                if is_it && known != addresses {
+                let known = resolved.get_mut(standing.id).filter(|_| is_it);
+                if let Some(known) = known.filter(|known| *known != addresses) {
                     addresses.clone_into(known);
                     changed = true;
                 }
             }
         }
         if changed {
-            let set = self.shared.members(&self.resolved.borrow(), Some(&self.set.borrow()));
-            self.set.replace(Arc::new(set));
+            self.rebuild();
         }
         changed
+    }
+
+    /// Puts the members together from the servers and their addresses as they are now; members that
+    /// were there before keep their state. The shards have still to be told.
+    pub fn rebuild(&self) {
+        let set = self.shared.members_of(
+            self.servers.borrow().now(),
+            &self.resolved.borrow(),
+            Some(&self.set.borrow()),
+        );
+        self.set.replace(Arc::new(set));
     }
 }

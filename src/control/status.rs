@@ -1,16 +1,19 @@
 //! The state of the process as JSON, for `/status`.
 
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use crate::control::metrics::connections;
+use crate::control::metrics::connections as connections_of;
 use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::counter::Padded;
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::time::rfc3339_ms;
-use crate::l7::upstream::Member;
+use crate::l7::upstream::{Member, Standing};
 
 /// The document.
 #[must_use]
@@ -49,7 +52,7 @@ fn configuration(state: &State) -> Value {
     })
 }
 
-fn tuning(tuning: &crate::control::state::TuningState) -> Value {
+pub(crate) fn tuning(tuning: &crate::control::state::TuningState) -> Value {
     let standing = tuning.standing.borrow();
     let counts = standing.counts.iter().map(|(status, count)| (status.name(), *count));
     let drift = standing.drift.iter().map(|drift| {
@@ -66,13 +69,19 @@ fn tuning(tuning: &crate::control::state::TuningState) -> Value {
     })
 }
 
-fn shards(state: &State) -> Vec<Value> {
+pub(crate) fn shards(state: &State) -> Vec<Value> {
     let shard = |(index, shard): (usize, &crate::shard::Shard)| {
         json!({
             "shard": index,
             "cpu": shard.cpu,
-            "connections": connections(&shard.metrics),
+            "connections": connections_of(&shard.metrics),
             "generation": shard.generation.load(Ordering::Acquire),
+            "requests": state
+                .listeners()
+                .iter()
+                .filter_map(|listener| listener.figures.get(index))
+                .flat_map(|figures| figures.requests.values())
+                .sum::<u64>(),
             "receive_buffers": shard.ring.buffers_allocated.value(),
         })
     };
@@ -106,27 +115,89 @@ fn certificates(state: &State) -> Vec<Value> {
     state.tls.certificates().into_iter().map(certificate).collect()
 }
 
-fn upstreams(state: &State) -> Vec<Value> {
-    let upstream = |upstream: &std::rc::Rc<UpstreamState>| {
+/// Client and server connections.
+pub(crate) fn connections(state: &State) -> Value {
+    let shards: Vec<u64> =
+        state.shards.iter().map(|shard| connections_of(&shard.metrics)).collect();
+    let open = |listener: &ListenerState| {
+        let of_shard = |figures: &Padded<ListenerMetrics>| {
+            figures.accepted.value().saturating_sub(figures.closed.value())
+        };
+        listener.figures.iter().map(of_shard).sum::<u64>()
+    };
+    let (all_listeners, all_upstreams) = (state.listeners(), state.upstreams());
+    let listeners = all_listeners.iter().map(|listener| {
+        let address = listener.bind.to_string();
+        json!({ "name": listener.name, "address": address, "open": open(listener) })
+    });
+    let upstreams = all_upstreams.iter().map(|upstream| {
         let set = upstream.set.borrow();
+        let idle = set.members.iter().flat_map(|m| &m.metrics).map(|m| m.idle.value());
         json!({
             "name": upstream.shared.config.name,
-            "servers": set.members.iter().map(|member| server(member)).collect::<Vec<_>>(),
+            "in_flight": set.members.iter().map(|m| u64::from(m.in_flight.count())).sum::<u64>(),
+            "idle_connections": idle.sum::<u64>(),
         })
-    };
-    state.upstreams().iter().map(upstream).collect()
+    });
+    json!({
+        "clients": shards.iter().sum::<u64>(),
+        "shards": shards,
+        "listeners": listeners.collect::<Vec<_>>(),
+        "upstreams": upstreams.collect::<Vec<_>>(),
+    })
 }
 
-fn server(member: &Member) -> Value {
-    let state = match (member.config.down, member.passive.is_out()) {
-        (true, _) => "down",
-        (false, true) => "failed",
-        (false, false) => "up",
+/// Upstreams with their servers.
+pub(crate) fn upstreams(state: &State) -> Vec<Value> {
+    state.upstreams().iter().map(|one: &Rc<UpstreamState>| upstream(one)).collect()
+}
+
+/// One of them.
+pub(crate) fn upstream(upstream: &UpstreamState) -> Value {
+    let (set, servers) = (upstream.set.borrow(), upstream.servers.borrow());
+    let drift = servers.drift();
+    let member =
+        |(index, member): (usize, &Arc<Member>)| server(member, set.weight(index), servers.now());
+    // Names that no address is known for are servers all the same.
+    let nowhere = |standing: &&Standing| set.members.iter().all(|m| m.server != standing.id);
+    let unresolved = servers.now().iter().filter(nowhere).map(|standing| {
+        json!({
+            "address": standing.server.address.to_string(),
+            "server": standing.server.address.to_string(),
+            "state": "unresolved",
+            "why": "the name has no address yet",
+            "weight": standing.server.weight,
+            "backup": standing.server.backup,
+            "in_flight": 0,
+            "idle_connections": 0,
+            "responses": 0,
+        })
+    });
+    let list: Vec<Value> = set.members.iter().enumerate().map(member).chain(unresolved).collect();
+    json!({
+        "name": upstream.shared.config.name,
+        "servers": list,
+        "drift": drift
+            .iter()
+            .map(|drift| json!({ "server": drift.server, "what": drift.what }))
+            .collect::<Vec<_>>(),
+    })
+}
+
+fn server(member: &Member, weight: u32, servers: &[Standing]) -> Value {
+    let standing = servers.iter().find(|standing| standing.id == member.server);
+    let (state, why) = match (weight, member.config.down, member.passive.is_out()) {
+        (_, true, _) => ("down", "`down` in the file"),
+        (0, ..) => ("drained", "by the operator: no new requests"),
+        (_, _, true) => ("failed", "failures of requests: out for fail_timeout"),
+        _ => ("up", ""),
     };
     json!({
         "address": member.label,
+        "server": standing.map(|standing| standing.server.address.to_string()),
         "state": state,
-        "weight": member.config.weight,
+        "why": why,
+        "weight": standing.map(|standing| standing.server.weight),
         "backup": member.config.backup,
         "in_flight": member.in_flight.count(),
         "idle_connections": member.metrics.iter().map(|shard| shard.idle.value()).sum::<u64>(),

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use super::claims::Claims;
 use super::clock::{Clock, received_at};
 use super::config;
 use super::health::Pulse;
@@ -63,6 +64,7 @@ pub(super) struct Engine {
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
     sockets: Sockets,
+    claims: Claims,
     buffers: Buffers,
     /// Addresses of this host, with their interfaces.
     own: Vec<(u32, IpAddr)>,
@@ -101,6 +103,7 @@ impl Engine {
             fds.clear();
             fds.extend([self.network.as_raw_fd(), self.wake.as_raw_fd()]);
             fds.extend(self.state.sockets.fds());
+            fds.extend(self.state.claims.fds());
             let more = more || self.network.has_news();
             let sleep = if more { Duration::ZERO } else { self.sleep() };
             // What it cannot wait for it sleeps through; the next round finds out what is wrong.
@@ -125,6 +128,7 @@ impl Engine {
             self.look(self.clock.now());
         }
         let more = self.hear();
+        self.answer_claims();
         self.obey();
         let now = self.clock.now();
         self.check_shards(now);
@@ -160,6 +164,9 @@ impl Engine {
         }
         let needed: Vec<_> = self.instances.iter().flat_map(Instance::needs).collect();
         self.state.socket_problems = self.state.sockets.reconcile(&needed);
+        let network = &self.network;
+        let watched: Vec<_> = self.instances.iter().flat_map(|one| one.watched(network)).collect();
+        self.state.socket_problems.extend(self.state.claims.reconcile(&watched));
         self.state.own.clear();
         self.state.own.extend(self.network.own());
         self.state.dirty = true;
@@ -202,6 +209,18 @@ impl Engine {
         }
         self.settle(now);
         more
+    }
+
+    /// Others claim virtual addresses.
+    fn answer_claims(&mut self) {
+        let (now, mut out, mut claims) = (self.clock.now(), Vec::new(), Vec::new());
+        self.state.claims.drain(&mut claims);
+        for place in 0..self.instances.len() {
+            let instance = &mut self.instances[place];
+            claims.iter().for_each(|claim| instance.claimed(claim, &self.network, now));
+            instance.answer_claim(now, &mut out);
+            self.carry_out(place, &mut out, now);
+        }
     }
 
     /// Timers.

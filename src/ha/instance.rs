@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::claims::{Claim, Watched};
 use super::clock::Clock;
 use super::config;
 use super::lease::{Lease, Problem};
@@ -29,6 +30,14 @@ const CONTEST_EVERY: Duration = Duration::from_millis(100);
 const CONTEST_DEFAULT: Duration = Duration::from_secs(4);
 /// Least time between announcements that others provoke.
 const PROVOKED_GAP: Duration = Duration::from_millis(100);
+
+/// Before a claim is answered: a peer that takes over advertises first, but its frames may overtake each other on
+/// the way through several CPUs.
+const CLAIM_GRACE: Duration = Duration::from_millis(20);
+/// The last claims of the one before are on their way, and ours are repeated anyway, this long after a take-over.
+const SETTLING: Duration = Duration::from_millis(100);
+/// A rival is shown for this long after its last claim.
+const RIVAL_FORGOTTEN: Duration = Duration::from_secs(60);
 
 /// An interface over which the router speaks.
 #[derive(Debug)]
@@ -71,6 +80,11 @@ pub(super) struct Instance {
     payload: Vec<u8>,
     /// When to announce the addresses next against one that hangs, and until when.
     contest: Option<(Moment, Moment)>,
+    active_since: Moment,
+    /// Somebody's claim of an address, and when to answer it.
+    contested: Option<(Claim, Moment)>,
+    /// Who else claimed which of its addresses last, and when.
+    rival: Option<(Mac, IpAddr, Moment)>,
 }
 
 impl Instance {
@@ -122,6 +136,9 @@ impl Instance {
             way_problem: None,
             payload: Vec::new(),
             contest: None,
+            active_since: Moment::default(),
+            contested: None,
+            rival: None,
             config,
         })
     }
@@ -151,6 +168,44 @@ impl Instance {
     /// Its virtual addresses.
     pub(super) fn virtual_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.lease.vips().map(|(vip, _)| vip.address)
+    }
+
+    /// Where others could claim its addresses.
+    pub(super) fn watched(&self, network: &Network) -> Vec<Watched> {
+        let watched = self.lease.vips().filter_map(|(vip, device)| {
+            let interface = network.link(device)?.index;
+            Some(Watched { interface, addresses: vec![vip.address] })
+        });
+        watched.collect()
+    }
+
+    /// Somebody claimed an address. If it is one of its own, and this router is active and offers it to
+    /// nobody, that is answered before long.
+    pub(super) fn claimed(&mut self, claim: &Claim, network: &Network, now: Moment) {
+        let mine = |(vip, device): (&config::Vip, &str)| {
+            let link = network.link(device).filter(|link| link.index == claim.interface);
+            vip.address == claim.address && link.is_some_and(|link| link.mac != Some(claim.mac.0))
+        };
+        if self.is_settled(now) && self.contested.is_none() && self.lease.vips().any(mine) {
+            self.contested = Some((*claim, now.after(CLAIM_GRACE)));
+        }
+    }
+
+    /// Announces the addresses against a claim, when that is due.
+    pub(super) fn answer_claim(&mut self, now: Moment, out: &mut Vec<Action>) {
+        let Some((claim, _)) = self.contested.filter(|(_, due)| now >= *due) else { return };
+        self.contested = None;
+        if self.is_settled(now) {
+            self.counts.claims += 1;
+            self.rival = Some((claim.mac, claim.address, now));
+            self.router.on_foreign_claim(now, out);
+        }
+    }
+
+    /// Active for a while, and not about to hand over.
+    fn is_settled(&self, now: Moment) -> bool {
+        let is_new = now.since(self.active_since) < SETTLING;
+        self.router.state() == State::Active && !is_new && !self.router.is_listening()
     }
 
     /// Looks at its interfaces anew.
@@ -323,6 +378,9 @@ impl Instance {
                 }
                 let Transition { from, to, reason, .. } = transition;
                 let now = world.now;
+                if to == State::Active {
+                    self.active_since = now;
+                }
                 let span = self.config.lease.map_or(CONTEST_DEFAULT, |lease| lease * 2);
                 self.contest = (to == State::Active && reason == Reason::Silence)
                     .then(|| (now.after(CONTEST_EVERY), now.after(span)));
@@ -433,7 +491,8 @@ impl Instance {
         let lease = self.lease.due().filter(|_| self.holds());
         let contest = self.contest.map(|(next, _)| next);
         let retry = self.lease.retry_due();
-        [self.router.deadline(), lease, contest, retry].into_iter().flatten().min()
+        let claim = self.contested.map(|(_, due)| due);
+        [self.router.deadline(), lease, contest, claim, retry].into_iter().flatten().min()
     }
 
     /// Holds addresses until another takes them, or silence says that nobody will.
@@ -454,7 +513,12 @@ impl Instance {
 
     /// Misconfigurations seen.
     pub(super) fn findings(&self, now: Moment) -> Vec<String> {
-        self.observer.findings(now).iter().map(ToString::to_string).collect()
+        let rival = self.rival.filter(|(.., at)| {
+            self.router.state() == State::Active && now.since(*at) < RIVAL_FORGOTTEN
+        });
+        let rival = rival.map(|(mac, address, _)| format!("{mac} claims {address} as well"));
+        let seen = self.observer.findings(now);
+        seen.iter().map(ToString::to_string).chain(rival).collect()
     }
 
     /// What is shown of it.

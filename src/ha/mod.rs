@@ -5,6 +5,7 @@
 //! atomics of [`health`].
 
 mod checks;
+mod claims;
 mod clock;
 pub mod config;
 mod engine;

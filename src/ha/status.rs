@@ -139,6 +139,8 @@ pub struct Counts {
     pub leases: u64,
     /// Leases that failed.
     pub lease_errors: u64,
+    /// Times that somebody else was seen to claim an address while this router was active.
+    pub claims: u64,
     /// Claims put off because this process had not run.
     pub late: u64,
 }

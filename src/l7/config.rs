@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use regex_automata::meta::{BuildError, Regex};
 
-use crate::balance::Policy;
+use crate::balance::{Policy, outlier};
 use crate::l7::template::Template;
 use crate::l7::tls;
 
@@ -272,6 +272,23 @@ pub struct Upstream {
     pub tls: Option<tls::config::Upstream>,
     /// Members in file order, at least one.
     pub servers: Vec<Server>,
+    /// How long a server that comes back takes to get its full share; zero: it gets it at once.
+    pub slow_start: Duration,
+    /// With fewer usable members than this share, in percent, health checks and ejections are ignored; 0: never.
+    pub panic_threshold: u32,
+    /// Ejection of members that do worse than the others.
+    pub outlier: Option<outlier::Settings>,
+    /// Bounds beyond which requests are refused at once.
+    pub breaker: Breaker,
+}
+
+/// Bounds of an upstream over all shards; 0: none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Breaker {
+    /// Requests being served.
+    pub max_in_flight: u32,
+    /// Connections to servers being opened, each with a request waiting for it.
+    pub max_pending: u32,
 }
 
 /// When a failed attempt is repeated on the next server.
@@ -301,7 +318,7 @@ pub enum ProxyVersion {
 }
 
 /// A member of an upstream.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Where it is.
     pub address: ServerAddress,
@@ -326,6 +343,15 @@ pub enum ServerAddress {
     Socket(SocketAddr),
     /// A name and port; every address it resolves to is a member, refreshed in the background.
     Name(String, u16),
+}
+
+impl std::fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
 }
 
 /// Format of the access log.

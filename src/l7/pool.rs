@@ -210,7 +210,7 @@ impl Pool {
     }
 
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
-    /// members that are still there move over, the others are closed.
+    /// members that are still there and take requests move over, the others are closed.
     pub fn replace(&self, set: Arc<MemberSet>) {
         let mut new = Local::new(&self.upstream, set, self.seed);
         let old = self.local.borrow();
@@ -219,7 +219,8 @@ impl Pool {
             .collect();
         for (index, member) in new.set.members.iter().enumerate() {
             let known = places.get(&Arc::as_ptr(&member.endpoint)).copied();
-            if let Some(known) = known {
+            // Who takes nothing new needs no idle connections.
+            if let Some(known) = known.filter(|_| new.set.weight(index) > 0) {
                 new.idle[index].replace(old.idle[known].take());
                 new.http2[index] = Rc::clone(&old.http2[known]);
             }
@@ -330,6 +331,7 @@ impl Pool {
             let member = &lease.local.set.members[lease.index];
             current.set.members.iter().position(|known| known.is_same_endpoint(member))
         };
+        let index = index.filter(|index| current.set.weight(*index) > 0);
         let usable = connection.input.is_empty() && connection.stream.is_quiet();
         let Some(index) = index.filter(|_| usable && !worn && self.idle_max > 0) else { return };
         connection.stream.end_bulk();

@@ -45,7 +45,7 @@ pub enum Tune {
     },
     /// Keep what `apply --try` has changed
     Confirm {
-        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        /// The configuration file of the `apply`, whose `[tuning]` says where the journal is
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
         #[command(flatten)]
@@ -60,7 +60,7 @@ pub enum Tune {
     },
     /// Restore every value as it was before the first change
     Rollback {
-        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        /// The configuration file of the `apply`, whose `[tuning]` says where the journal is
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
         #[command(flatten)]
@@ -71,7 +71,7 @@ pub enum Tune {
         /// A setting, like net.core.somaxconn
         #[arg(value_name = "KEY")]
         key: Option<String>,
-        /// The configuration file of the `apply`, whose [tuning] says where the journal is
+        /// The configuration file of the `apply`, whose `[tuning]` says where the journal is
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         #[command(flatten)]

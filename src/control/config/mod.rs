@@ -4,6 +4,7 @@
 //! parses the text into a tree with places, `raw` knows the keys, `validate` judges the values. All
 //! problems that can be found independently of each other are reported at once ([`ConfigErrors`]).
 
+pub mod checks;
 mod error;
 mod place;
 mod raw;
@@ -21,6 +22,7 @@ pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
+use crate::l4::config::L4;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -41,23 +43,42 @@ pub struct Config {
     /// Where metrics and status are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// The unix socket for `ringgate ctl`; `None`: there is none.
-    pub admin_socket: Option<PathBuf>,
+    pub admin_socket: Option<AdminSocket>,
+    /// The file with the token that lets clients of the loopback listener give orders.
+    pub admin_token: Option<PathBuf>,
     /// The layer-7 proxy.
     pub service: Service,
+    /// The file it was read from; `None`: from memory.
+    pub file: Option<PathBuf>,
+    /// Active health checks, in the order of the upstreams.
+    pub checks: Vec<Option<checks::UpstreamCheck>>,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
-    /// The file it was read from; `None`: a text that is built in.
-    pub path: Option<PathBuf>,
     /// The file's text.
     pub text: String,
     /// Reload when the file changes (`ringgate run --watch`).
     pub watch: bool,
+    /// The layer-4 director.
+    pub l4: L4,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
+}
+
+/// The unix socket for `ringgate ctl`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where.
+    pub path: PathBuf,
+    /// Without it the process does not start; else it only says so.
+    pub required: bool,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its user and group, by name or number; `None`: as made.
+    pub owner: (Option<String>, Option<String>),
 }
 
 /// `[node]`
@@ -129,6 +150,22 @@ pub enum Level {
     Debug,
 }
 
+impl Level {
+    /// All of them, the fewest lines first.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// As in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+}
+
 /// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -191,13 +228,15 @@ fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
 /// Parses the text and reads the certificates it names.
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
-    config.path = Some(path.to_owned());
+    config.file = Some(path.to_owned());
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let source = Source { name, text };
     let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
         ConfigErrors::at(&source, problems.collect())
     })?;
+    certificates::load_checks(&config.service, &config.base, &mut config.checks)
+        .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })

@@ -7,7 +7,7 @@ use crate::protocol::vrrp::{Error, State as Role};
 /// A family of VRRP instances, its kind, its help, and its value.
 type OfInstance = (&'static str, &'static str, &'static str, fn(&InstanceStatus) -> u64);
 
-const OF_INSTANCES: [OfInstance; 11] = [
+const OF_INSTANCES: [OfInstance; 12] = [
     ("ringgate_vrrp_priority", "gauge", "Effective priority.", |one| one.priority.into()),
     ("ringgate_vrrp_healthy", "gauge", "1 while nothing keeps this node from serving.", |one| {
         one.healthy.into()
@@ -30,6 +30,12 @@ const OF_INSTANCES: [OfInstance; 11] = [
         "counter",
         "Gratuitous ARPs and neighbour advertisements sent.",
         |one| one.counts.announcements,
+    ),
+    (
+        "ringgate_vrrp_foreign_claims_total",
+        "counter",
+        "ARP messages and neighbour advertisements in which others claimed an address held here.",
+        |one| one.counts.claims,
     ),
     (
         "ringgate_vrrp_leases_total",

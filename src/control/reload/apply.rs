@@ -118,7 +118,7 @@ impl Reloader {
 
     async fn carry_out(&self, asked: &Asked) -> Answer {
         let old = Arc::clone(&self.config.borrow());
-        let Some(path) = old.path.clone() else {
+        let Some(path) = old.file.clone() else {
             return Answer::refused(
                 "this configuration is built in: run a file to be able to reload".to_owned(),
             );
@@ -132,6 +132,7 @@ impl Reloader {
             old,
             cpus: self.cpus.clone(),
             keeper: self.keeper.clone(),
+            drift: drift(&self.state),
         };
         let prepared = match self.prepare(job).await {
             Ok(prepared) => prepared,
@@ -204,7 +205,10 @@ impl Reloader {
         self.state.upstreams.replace(upstreams.into());
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
-        self.logger.set(config.log.level, config.log.format);
+        if config.log.level != old.log.level {
+            self.logger.set_level(config.log.level);
+        }
+        self.logger.set_format(config.log.format);
         self.state.drain_timeout.set(config.node.drain_timeout);
         self.state.log.replace(config.log.clone());
         self.resolver.set(resolve::names(&config.service.upstreams), config.node.resolve_interval);
@@ -408,6 +412,16 @@ struct Made {
     number: u64,
 }
 
+/// What the operator has changed at run time.
+fn drift(state: &State) -> Vec<(String, String, String)> {
+    let of = |upstream: &Rc<UpstreamState>| {
+        let name = upstream.shared.config.name.clone();
+        let drift = upstream.servers.borrow().drift();
+        drift.into_iter().map(move |one| (name.clone(), one.server, one.what)).collect::<Vec<_>>()
+    };
+    state.upstreams().iter().flat_map(of).collect()
+}
+
 /// Adds what is known of names that were there before.
 fn with_known(
     before: &[Rc<UpstreamState>],
@@ -415,9 +429,10 @@ fn with_known(
 ) -> HashMap<Name, Vec<SocketAddr>> {
     let mut seen: HashSet<Name> = HashSet::new();
     for upstream in before {
-        let resolved = upstream.resolved.borrow();
-        for (server, addresses) in upstream.shared.config.servers.iter().zip(resolved.iter()) {
-            let ServerAddress::Name(host, port) = &server.address else { continue };
+        let (servers, resolved) = (upstream.servers.borrow(), upstream.resolved.borrow());
+        for standing in servers.now() {
+            let ServerAddress::Name(host, port) = &standing.server.address else { continue };
+            let Some(addresses) = resolved.get(standing.id) else { continue };
             let name = Name { host: host.clone(), port: *port };
             if seen.insert(name.clone()) {
                 found.entry(name).or_insert_with(|| addresses.clone());

@@ -142,12 +142,12 @@ impl Control {
         let sockets = self.listen(cpus.len())?;
         self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
+        let token = self.token()?;
         let (upstreams, resolver) = self.upstreams(cpus.len())?;
         let listeners = listeners(&self.config, cpus.len());
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
-        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
-        let local = local.map_err(Failed)?;
+        let local = self.open_socket()?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -167,6 +167,9 @@ impl Control {
         let ha = self.start_ha(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
+            logger,
+            file: self.config.file.clone(),
+            lookups: self.lookups(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -183,13 +186,14 @@ impl Control {
         });
         if let Some(admin) = admin {
             let acceptor = Acceptor::new(&ring, admin);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
+            let access = Access::Network(token);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access);
             spawn(&ring, open);
         }
         // Removes its path at the end.
         let _local = local.map(|(guard, listener)| {
             let acceptor = Acceptor::new(&ring, listener);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
+            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Local);
             spawn(&ring, open);
             guard
         });

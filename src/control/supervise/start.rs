@@ -9,17 +9,20 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::watch::open_log;
 use super::{Control, Desk, Failed, News};
+use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
-use crate::control::state::{ListenerState, TuningState, UpstreamState};
+use crate::control::state::{ListenerState, Lookups, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
+use crate::control::vrrp::LocalSocket;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7;
@@ -34,6 +37,9 @@ use crate::sys::{cpu, socket};
 
 /// How long the start waits for the first answers of name servers.
 const RESOLVE_FIRST: Duration = Duration::from_secs(2);
+/// Length of the admin token.
+const TOKEN_MIN: usize = 16;
+const TOKEN_MAX: usize = 512;
 /// Descriptors that are not client or upstream connections.
 const DESCRIPTORS_RESERVED: u64 = 64;
 
@@ -59,7 +65,7 @@ impl Control {
 
     /// Has the file watched, if that was asked for.
     pub(super) fn watch_file(&self) -> Result<(), Failed> {
-        let Some(path) = self.config.path.clone().filter(|_| self.config.watch) else {
+        let Some(path) = self.config.file.clone().filter(|_| self.config.watch) else {
             return Ok(());
         };
         let desk = self.desk.clone();
@@ -147,6 +153,7 @@ impl Control {
             profiles: tuned.config.profiles.clone(),
             changed: tuned.changed,
             standing: RefCell::new(tuned.standing.clone()),
+            config: tuned.config.clone(),
         })
     }
 
@@ -171,6 +178,55 @@ impl Control {
             Rc::new(UpstreamState::new(shared, resolve::addresses(config, &found), None))
         };
         Ok((configs.iter().map(state).collect(), resolver))
+    }
+
+    /// The token of the loopback listener, if there is one.
+    pub(super) fn token(&self) -> Result<Option<Token>, Failed> {
+        let Some(path) = &self.config.admin_token else { return Ok(None) };
+        let path = self.config.base.join(path);
+        let failed = |why: &str| {
+            Failed(format!(
+                "cannot use admin.token_file {}: {why}: `openssl rand -hex 32` makes one",
+                path.display()
+            ))
+        };
+        let text = std::fs::read_to_string(&path).map_err(|error| failed(&error.to_string()))?;
+        let secret = text.trim();
+        if !(TOKEN_MIN..=TOKEN_MAX).contains(&secret.len())
+            || !secret.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            return Err(failed("it has no line of 16 to 512 visible characters"));
+        }
+        Ok(Some(Token::new(secret.as_bytes())))
+    }
+
+    /// The unix socket. Nobody asked for one in the default place: then it may fail.
+    pub(super) fn open_socket(&self) -> Result<Option<(LocalSocket, OwnedFd)>, Failed> {
+        let Some(wanted) = &self.config.admin_socket else { return Ok(None) };
+        match LocalSocket::open(wanted) {
+            Ok(open) => Ok(Some(open)),
+            Err(why) if wanted.required => Err(Failed(why)),
+            Err(why) => {
+                self.logger.info("no admin socket", &[("why", &why)]);
+                Ok(None)
+            }
+        }
+    }
+
+    /// What looks up the names of servers that are added at run time.
+    pub(super) fn lookups(&self) -> Lookups {
+        let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
+        Lookups(Box::new(move |name, over| {
+            let desk = desk.clone();
+            let tell = move |name: &resolve::Name, result| {
+                let wanted = !over.load(Ordering::Relaxed);
+                if wanted {
+                    desk.tell(News::Resolved { name: name.clone(), result });
+                }
+                wanted
+            };
+            resolve::start(name, interval, tell)
+        }))
     }
 
     /// Starts VRRP, if there is any: what it claims can be served from now on.

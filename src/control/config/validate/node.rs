@@ -9,7 +9,7 @@ use crate::control::config::place::{BYTES_MAX, Place, Reported};
 use crate::control::config::raw::{self, Content, Scalar};
 use crate::control::config::units::{self, CPUS_MAX};
 use crate::control::config::{
-    ADMIN_SOCKET, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
+    ADMIN_SOCKET, AdminSocket, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
 };
 use crate::l7::config::AccessLogFormat;
 
@@ -142,26 +142,81 @@ pub(super) fn admin(root: &Place<'_>, file: &raw::File) -> Result<Option<SocketA
     }
 }
 
-/// The unix socket; without the key there is one when there is something to control.
+/// The unix socket. By default there is one, but only VRRP and a path of its own insist on it.
 pub(super) fn admin_socket(
     root: &Place<'_>,
     file: &raw::File,
-) -> Result<Option<PathBuf>, Reported> {
+) -> Result<Option<AdminSocket>, Reported> {
     const WRITE: &str = r#"write a path like "/run/ringgate/admin.sock", or "off""#;
-    let default = file.vrrp.is_some().then(|| PathBuf::from(ADMIN_SOCKET));
+    let mut socket = AdminSocket {
+        path: PathBuf::from(ADMIN_SOCKET),
+        required: file.vrrp.is_some(),
+        mode: 0o600,
+        owner: (None, None),
+    };
     let Some(Content::Wanted(raw)) = file.admin.as_ref().map(raw::Node::get_ref) else {
-        return Ok(default);
+        return Ok(Some(socket));
     };
     let place = root.child("admin", 0..0);
-    match place.text("socket", &raw.socket, WRITE) {
-        None => Ok(default),
-        Some(read) => match read? {
-            (_, "off") => Ok(None),
-            (_, path) if path.starts_with('/') && !path.contains('\0') && path.len() < 108 => {
-                Ok(Some(PathBuf::from(path)))
-            }
-            (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
-        },
+    let mode =
+        place.text("socket_mode", &raw.socket_mode, WRITE_MODE).map(|read| read.and_then(mode));
+    let owner = place.text("socket_owner", &raw.socket_owner, WRITE_OWNER);
+    let owner = owner.map(|read| read.and_then(owner_of));
+    let path = place.text("socket", &raw.socket, WRITE).map(|read| match read? {
+        (_, "off") => Ok(None),
+        (_, path) if path.starts_with('/') && !path.contains('\0') && path.len() < 108 => {
+            Ok(Some(PathBuf::from(path)))
+        }
+        (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
+    });
+    socket.mode = mode.transpose()?.unwrap_or(socket.mode);
+    socket.owner = owner.transpose()?.unwrap_or(socket.owner);
+    match path.transpose()? {
+        Some(None) => return Ok(None),
+        Some(Some(path)) => (socket.path, socket.required) = (path, true),
+        None => {}
+    }
+    Ok(Some(socket))
+}
+
+const WRITE_MODE: &str = r#"write octal permissions like "0660""#;
+const WRITE_OWNER: &str = r#"write a user, a group or both, like "root:adm" or ":adm""#;
+
+fn mode((place, text): (Place<'_>, &str)) -> Result<u32, Reported> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && mode & 0o600 == 0o600 && text.len() <= 4 => Ok(mode),
+        Ok(mode) if mode <= 0o777 => {
+            Err(place.problem("keeps the owner out: write \"0600\" or more"))
+        }
+        _ => Err(place.wrong(&Scalar::Text(text.to_owned()), WRITE_MODE)),
+    }
+}
+
+type Owner = (Option<String>, Option<String>);
+
+fn owner_of((place, text): (Place<'_>, &str)) -> Result<Owner, Reported> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if user.is_empty() && group.is_empty() || !plain(user) || !plain(group) {
+        return Err(place.wrong(&Scalar::Text(text.to_owned()), WRITE_OWNER));
+    }
+    let name = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    Ok((name(user), name(group)))
+}
+
+/// The file with the token for the loopback listener.
+pub(super) fn admin_token(root: &Place<'_>, file: &raw::File) -> Result<Option<PathBuf>, Reported> {
+    const WRITE: &str = r#"write a path like "/etc/ringgate/admin.token""#;
+    let Some(Content::Wanted(raw)) = file.admin.as_ref().map(raw::Node::get_ref) else {
+        return Ok(None);
+    };
+    let place = root.child("admin", 0..0);
+    match place.text("token_file", &raw.token_file, WRITE).transpose()? {
+        None => Ok(None),
+        Some((_, path)) if !path.is_empty() && !path.contains('\0') => {
+            Ok(Some(PathBuf::from(path)))
+        }
+        Some((place, path)) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
     }
 }
 
