@@ -1,9 +1,10 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use crate::control::reload;
 use crate::control::resolve::Name;
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l4::engine::Engine;
 use crate::l7::config::ServerAddress;
 use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -67,6 +70,10 @@ pub struct State {
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.
     pub ha: OnceCell<Ha>,
+    /// The layer-4 director and real server, if either is configured.
+    pub l4: Option<Engine>,
+    /// Virtual addresses that the director was told about, and whether it is the active one.
+    pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The configuration in force.
@@ -77,6 +84,8 @@ pub struct State {
     pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.

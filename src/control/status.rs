@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use crate::control::director;
 use crate::control::metrics::connections as connections_of;
 use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
@@ -32,7 +33,9 @@ pub fn render(state: &State) -> Value {
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
+        "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
+        "upgrade": state.upgrade.status(),
     })
 }
 

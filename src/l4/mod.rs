@@ -10,12 +10,12 @@
 
 pub mod config;
 mod director;
-#[allow(dead_code)]
-mod flow;
 pub mod engine;
 pub mod figures;
+mod flow;
 pub mod hash;
 pub mod offload;
+pub mod persistence;
 pub mod registry;
 mod schedule;
 pub mod steer;

@@ -178,6 +178,11 @@ impl Client {
         self.generation = self.worker.parked();
     }
 
+    /// Whether it is to end now if it is idle.
+    fn closes_idle(&self) -> bool {
+        self.listening.is_removed() || self.worker.closes_idle()
+    }
+
     /// Whether the connection is to end: for good, for a hand-over, or with its listener.
     pub(super) fn is_leaving(&self) -> bool {
         self.listening.is_removed() || self.worker.draining().is_some()
@@ -279,7 +284,7 @@ impl Client {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
-                if !self.is_leaving() {
+                if !self.closes_idle() {
                     if let Some(key) = self.key {
                         self.worker.wake_on_drain(key, cx);
                     }
@@ -352,12 +357,12 @@ impl Client {
         self.timer.set(millis(idle));
         self.park();
         let (worker, listening) = (&self.worker, &self.listening);
-        let is_leaving = || listening.is_removed() || worker.draining().is_some();
+        let closes_idle = || listening.is_removed() || worker.closes_idle();
         let came = poll_fn(|cx| {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if is_leaving() {
+            if closes_idle() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
@@ -376,7 +381,7 @@ impl Client {
     /// While draining, nobody waits for the client to close an idle connection as well: it took its
     /// last response long ago.
     fn end_of_idleness(&self) -> After {
-        if self.is_leaving() { After::CloseIdle } else { After::Close }
+        if self.closes_idle() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {

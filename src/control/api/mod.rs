@@ -6,6 +6,7 @@
 mod pages;
 mod process;
 mod tuning;
+mod upgrade;
 mod upstreams;
 mod vrrp;
 
@@ -238,6 +239,7 @@ pub const VERBS: &[Verb] = &[
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),
     order("/vrrp/prefer", "take addresses over", |call| Box::pin(vrrp::order("prefer", call))),
     order("/vrrp/resume", "end release or prefer", |call| Box::pin(vrrp::order("resume", call))),
+    order("/upgrade", "start the new binary and drain", |call| Box::pin(upgrade::upgrade(call))),
     order("/tune/verify", "look at the machine's settings now", |call| {
         Box::pin(tuning::verify(call))
     }),

@@ -23,6 +23,7 @@ use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
 use crate::l4::config::L4;
+use crate::l4::engine::RealServer;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -64,6 +65,8 @@ pub struct Config {
     pub watch: bool,
     /// The layer-4 director.
     pub l4: L4,
+    /// The role of a real server, if this host has it.
+    pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -100,6 +103,12 @@ pub struct Node {
     pub buffer_memory: u64,
     /// How often server names are looked up again.
     pub resolve_interval: Duration,
+    /// How long a new binary may take until it could serve.
+    pub upgrade_timeout: Duration,
+    /// How long connections of the old process run on after an upgrade.
+    pub upgrade_drain_timeout: Duration,
+    /// Where the process's number is written.
+    pub pid_file: Option<PathBuf>,
 }
 
 /// How many shards run, and where.

@@ -73,6 +73,7 @@ tables! {
         upstream: Node<Named<Node<Upstream>>>,
         director: Node<Director>,
         virtual_server: Nodes<VirtualServer>,
+        real_server: Node<RealServerRole>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
@@ -85,6 +86,8 @@ tables! {
         seed: Leaf,
         flows_max: Leaf,
         new_flows_per_second: Leaf,
+        datapath: Leaf,
+        syns_per_source: Leaf,
         tcp_timeout: Leaf,
         tcp_fin_timeout: Leaf,
         tcp_syn_timeout: Leaf,
@@ -116,6 +119,11 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+    }
+    /// `[real_server]`
+    RealServerRole {
+        addresses: Leaf,
+        lease: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -174,6 +182,9 @@ tables! {
         receive_buffers: Leaf,
         buffer_memory: Leaf,
         resolve_interval: Leaf,
+        upgrade_timeout: Leaf,
+        upgrade_drain_timeout: Leaf,
+        pid_file: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -425,6 +436,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("[real_server]", RealServerRole::KEYS),
     ("check", Check::KEYS),
     ("[upstream.NAME.outlier]", Outlier::KEYS),
     ("breaker", Breaker::KEYS),
@@ -523,7 +535,7 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
-wanted!(Director VirtualServer RealServer);
+wanted!(Director VirtualServer RealServer RealServerRole);
 wanted!(Check Outlier Breaker);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

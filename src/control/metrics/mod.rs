@@ -1,6 +1,9 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod datapath;
+mod director;
 mod tls;
+mod upgrade;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -96,7 +99,12 @@ pub fn render(state: &State, format: Format) -> String {
     if let Some(ha) = state.ha.get() {
         vrrp::write(&mut page, &ha.board.read());
     }
+    if let Some(l4) = &state.l4 {
+        director::write(&mut page, &l4.board);
+        datapath::write(&mut page, &l4.board.network());
+    }
     tuning(&mut page, state);
+    upgrade::write(&mut page, state);
     if format == Format::OpenMetrics {
         page.text.push_str("# EOF\n");
     }

@@ -14,6 +14,7 @@ use super::prepare::{self, Job, Parts, Prepared};
 use super::{Answer, Asked, Outcome, describe, hash};
 use crate::control::certificates::{self, Next};
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
@@ -64,6 +65,8 @@ pub struct Reloader {
     pub cpus: Vec<Option<usize>>,
     /// Where VRRP tells events, should it be started.
     pub(in crate::control) desk: Desk,
+    /// The directors' heartbeats, for VRRP.
+    pub directors: Vec<director::Watched>,
     /// The shards' tables in force.
     pub tables: RefCell<Vec<Arc<Tables>>>,
 }
@@ -125,6 +128,9 @@ impl Reloader {
         };
         if self.state.phase.get() != Phase::Serving {
             return Answer::refused("the process is draining".to_owned());
+        }
+        if self.state.upgrade.is_under_way() {
+            return Answer::refused("an upgrade is under way: try again".to_owned());
         }
         let job = Job {
             path,
@@ -199,6 +205,7 @@ impl Reloader {
         let listeners = self.listeners(&config);
         let number = self.state.reload.generation.get() + 1;
         let made = Made { listeners, upstreams, current, number };
+        self.renew_office(&old, &config, &sockets);
         let changes = self.changes(&old, &config, &made, tables.clone(), sockets, logs);
         let Made { listeners, upstreams, .. } = made;
         self.state.listeners.replace(listeners.into());
@@ -277,7 +284,8 @@ impl Reloader {
         state.health.set_usable(usable);
         let Some(ha) = state.ha.get() else {
             if !new.ha.instances.is_empty() {
-                let ha = start_ha(new.ha.clone(), &state.shards, &state.health, &self.desk)?;
+                let beats = (&state.shards[..], self.directors.clone());
+                let ha = start_ha(new.ha.clone(), beats, &state.health, &self.desk, None)?;
                 let _ = state.ha.set(ha);
                 spawn(&self.ring, vrrp::watch_upstreams(Rc::clone(&self.ring), Rc::clone(state)));
             }
@@ -298,6 +306,24 @@ impl Reloader {
                     timer.set(LOOK_MS);
                     timer.fired().await;
                 }
+            }
+        }
+    }
+
+    /// A successor is passed the sockets that are in use.
+    fn renew_office(
+        &self,
+        old: &Config,
+        new: &Config,
+        sockets: &HashMap<SocketAddr, Vec<OwnedFd>>,
+    ) {
+        let office = &self.state.upgrade;
+        let kept = |bind: SocketAddr| new.service.listeners.iter().any(|next| next.bind == bind);
+        let gone = old.service.listeners.iter().filter(|known| !kept(known.bind));
+        gone.for_each(|listener| office.forget_listener(listener.bind));
+        for (bind, opened) in sockets {
+            for (shard, socket) in opened.iter().enumerate() {
+                office.keep_listener(*bind, shard, socket);
             }
         }
     }
@@ -333,7 +359,7 @@ impl Reloader {
                 NextListener {
                     bind: state.bind,
                     figures: Arc::clone(&state.figures),
-                    socket: sockets.get_mut(&state.bind).and_then(Vec::pop),
+                    sockets: sockets.get_mut(&state.bind).and_then(Vec::pop).into_iter().collect(),
                     backlog: backlog.map(|_| listener.backlog),
                 }
             };
