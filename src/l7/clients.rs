@@ -98,6 +98,13 @@ pub enum Verdict<T> {
     Untracked(T),
 }
 
+/// The same limits; what is known of clients is no part of the configuration.
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
 impl Clients {
     /// An empty table; `None` when nothing is limited.
     #[must_use]
