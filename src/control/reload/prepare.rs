@@ -67,7 +67,11 @@ pub(super) struct Parts {
 /// Does it; text for people if the file cannot be put in force.
 pub(super) fn prepare(job: &Job) -> Result<Prepared, String> {
     let _ = cpu::be_nicer(NICENESS);
-    let config = config::load(&job.path).map_err(|errors| errors.to_string())?;
+    let mut config = config::load(&job.path).map_err(|errors| errors.to_string())?;
+    if config.service.clients == job.old.service.clients {
+        // What is known of client addresses stays.
+        config.service.clients.clone_from(&job.old.service.clients);
+    }
     let diff = compare(job, &config)?;
     let parts = if diff.is_empty() || diff.is_refused() {
         None
