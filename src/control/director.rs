@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -48,6 +49,7 @@ pub fn start(
         // VRRP will say which of them are here.
         inactive: governed(config).into_keys().collect(),
         real_server: config.real_server.clone(),
+        outlive: outlive(config),
         pulses: beats.iter().map(pulse).collect(),
         reporter: Reporter(Box::new(tell)),
     })?;
@@ -66,6 +68,15 @@ fn governed(config: &Config) -> HashMap<IpAddr, String> {
         }
     }
     all
+}
+
+/// How long the kernel keeps virtual addresses that nobody renews.
+fn outlive(config: &Config) -> Duration {
+    let governed = governed(config);
+    let holders =
+        config.ha.instances.iter().filter(|one| governed.values().any(|n| *n == one.name));
+    let longest = holders.filter_map(|one| one.lease).max();
+    longest.map_or(Duration::ZERO, |lease| lease + Duration::from_secs(1))
 }
 
 fn is_virtual(config: &L4, address: IpAddr) -> bool {
@@ -139,7 +150,9 @@ pub fn status(board: &Board) -> Value {
             "verdicts": verdicts.collect::<serde_json::Map<_, _>>(),
         })
     };
+    let path = |one: &crate::l4::offload::Path| json!({ "interface": one.interface, "datapath": one.as_str(), "why": one.why });
     json!({
+        "datapaths": network.datapaths.iter().map(path).collect::<Vec<_>>(),
         "directors": board.directors.iter().enumerate().map(director).collect::<Vec<_>>(),
         "interfaces": network.interfaces,
         "neighbours": network.neighbours.iter().map(neighbour).collect::<Vec<_>>(),
@@ -157,6 +170,14 @@ pub fn log(logger: Logger, event: &Event) {
         Event::Lost(address) => {
             let address = address.to_string();
             logger.warn("neighbour does not answer ARP or ND", &[("address", &address)]);
+        }
+        Event::Datapath(path) => {
+            let fields = [
+                ("interface", path.interface.as_str()),
+                ("datapath", path.as_str()),
+                ("why", path.why.as_str()),
+            ];
+            logger.info("datapath chosen", &fields);
         }
         Event::Trouble(what) => logger.warn("layer 4 trouble", &[("what", what)]),
     }

@@ -1,17 +1,18 @@
 """A director's network: a client, directors and real servers on one switch."""
 
+import errno
 import itertools
 import json
+import signal
+import socket
 import subprocess
-import sys
-import urllib.request
+import time
 from collections import Counter
 from pathlib import Path
 
 from harness.client import tool
-from harness.lan import Ringgate
+from harness.lan import Host, Ringgate, in_namespace
 from harness.process import Process
-from harness.proxy import binary, check_log
 from harness.tools import eventually
 
 VIP, VIP6 = "10.77.0.100", "fd77::100"
@@ -41,13 +42,14 @@ def prepare(host):
 class Server:
     """A real server: the virtual addresses on lo, the sink on port 8080, nginx on port 80."""
 
-    def __init__(self, host, directory, name, web=True):
+    def __init__(self, host, directory, name, web=True, addresses=True):
         self.host, self.name, self.processes = prepare(host), name, []
-        host.ip("addr", "add", f"{VIP}/32", "dev", "lo")
-        host.ip("addr", "add", f"{VIP6}/128", "dev", "lo", "nodad")
+        if addresses:
+            host.ip("addr", "add", f"{VIP}/32", "dev", "lo")
+            host.ip("addr", "add", f"{VIP6}/128", "dev", "lo", "nodad")
         self.directory = directory / f"{name}{next(_numbers)}"
         self.directory.mkdir()
-        self.start([sys.executable if sys.executable.startswith("/usr") else "/usr/bin/python3", SINK, name, 8080])
+        self.start(["/usr/bin/python3", SINK, name, 8080])
         if web:
             self.start([tool("nginx"), "-p", self.directory, "-c", self.nginx(), "-e", "stderr"])
         self.await_port(8080)
@@ -109,16 +111,78 @@ def curl(host, *args, timeout=10):
     return host.run(tool("curl"), "-s", "--max-time", timeout, *args, timeout=timeout + 5, check=False)
 
 
-def spread(client, url, count, expect=None):
+class Switch:
+    """The namespace of the switch, to look at its ports."""
+
+    def __init__(self, lan):
+        self.lan = lan
+
+    def argv(self, *args):
+        return Host.argv(self.lan, *args)
+
+
+class Capture:
+    """`with Capture(host, "eth0") as frames:`; afterwards `frames.fields("ip.src", ...)` has a row for each frame."""
+
+    def __init__(self, host, device, path, only="ip or ip6"):
+        self.host, self.path = host, path
+        self.argv = host.argv(tool("tshark"), "-n", "-q", "-B", 64, "-i", device, "-f", only, "-w", path)
+
+    def __enter__(self):
+        self.process = Process(self.argv, f"{self.path}.log")
+        self.process.await_ready(lambda: "Capturing on" in self.process.log())
+        # What it says is before it looks.
+        time.sleep(0.5)
+        return self
+
+    def _size(self):
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def __exit__(self, *_):
+        last = -1
+        # Written is what has come when no more comes.
+        while last != self._size():
+            last = self._size()
+            time.sleep(0.3)
+        self.process.terminate(10, signal.SIGINT)
+
+    def fields(self, *names, only=""):
+        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE"]
+        argv += ["-E", "occurrence=f", *(["-Y", only] if only else []), *(arg for name in names for arg in ("-e", name))]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def mac(host, device="eth0"):
+    return json.loads(host.ip("-json", "link", "show", device))[0]["address"]
+
+
+def send_frames(host, frames, device="eth0"):
+    """Puts raw frames on the wire."""
+
+    def work():
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+            raw.bind((device, 0))
+            for frame in frames:
+                try:
+                    raw.send(frame)
+                except OSError as error:
+                    if error.errno not in (errno.ENOBUFS, errno.EMSGSIZE, errno.EINVAL):
+                        failures.append(error)
+
+    failures = []
+    thread = in_namespace(host.name, work)
+    thread.join(60)
+    assert not failures, failures
+
+
+def spread(client, url, count):
     """Who answers `count` requests, each on a connection of its own."""
     names = Counter()
     for _ in range(count):
         done = curl(client, url, timeout=5)
         names[done.stdout if done.returncode == 0 else f"curl {done.returncode}"] += 1
     return names
-
-
-__all__ = [
-    "SINK", "VIP", "VIP6", "Node", "Server", "binary", "check_log", "curl", "prepare", "spread", "subprocess",
-    "urllib", "virtual_server",
-]  # fmt: skip

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{Call, Reply};
+use crate::control::l4_checks::Checks;
 use crate::control::virtual_servers;
 
 /// `GET /l4`
@@ -14,5 +15,6 @@ pub(super) fn list(call: &Call) -> Reply {
     Reply::json(&json!({
         "virtual_servers": virtual_servers::status(&tables),
         "directors": virtual_servers::directors(&tables),
+        "checks": call.state.l4_checks.as_ref().map(Checks::status),
     }))
 }

@@ -86,6 +86,8 @@ tables! {
         seed: Leaf,
         flows_max: Leaf,
         new_flows_per_second: Leaf,
+        datapath: Leaf,
+        syns_per_source: Leaf,
         tcp_timeout: Leaf,
         tcp_fin_timeout: Leaf,
         tcp_syn_timeout: Leaf,
@@ -108,6 +110,7 @@ tables! {
         quorum: Leaf,
         hysteresis: Leaf,
         sorry_server: Leaf,
+        check: Node<Check>,
         servers: Nodes<RealServer>,
     }
     /// An element of a virtual server's `servers`
@@ -117,6 +120,8 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
     /// `[real_server]`
     RealServerRole {

@@ -1,5 +1,6 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod datapath;
 mod director;
 mod tls;
 mod upgrade;
@@ -96,6 +97,7 @@ pub fn render(state: &State, format: Format) -> String {
     }
     if let Some(l4) = &state.l4 {
         director::write(&mut page, &l4.board);
+        datapath::write(&mut page, &l4.board.network());
         virtual_servers::write(&mut page, &l4.board.tables());
     }
     tuning(&mut page, state);
