@@ -201,6 +201,10 @@ impl Watch {
                 "no TLS with a server",
                 &[("upstream", upstream), ("server", server), ("error", error)],
             ),
+            Report::ClientLimited { address, what } => self.logger.warn(
+                "a client address is limited; further ones are counted in /metrics",
+                &[("client", &address.to_string()), ("why", what)],
+            ),
             Report::NoDescriptors { listener } => self.logger.error(
                 "out of file descriptors: accepting rests (raise LimitNOFILE)",
                 &[("listener", listener)],

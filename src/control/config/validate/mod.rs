@@ -7,6 +7,7 @@ mod director;
 mod headers;
 mod host;
 mod http;
+mod limits;
 mod listeners;
 mod node;
 mod real_server;
@@ -29,6 +30,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
+    let clients = limits::limits(&root, file);
     let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
     let listeners = listeners::listeners(&root, file, admin_address, policy);
@@ -50,7 +52,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
-    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
     let (base, loaded) = Default::default();
     Ok(Config {
         node: node?,
