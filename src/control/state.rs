@@ -1,21 +1,21 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
-use std::cell::{Cell, RefCell};
-use std::fmt;
-use std::io;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::control::certificates::Board;
 use crate::control::logger::Logger;
-use crate::control::resolve::Name;
+use crate::control::resolve::{self, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l7::config::{Server, ServerAddress};
+use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -28,15 +28,6 @@ pub enum Phase {
     Draining,
 }
 
-/// Looks a name up again and again, from now until the flag is true.
-pub struct Lookups(pub Box<dyn Fn(Name, Arc<AtomicBool>) -> io::Result<()>>);
-
-impl fmt::Debug for Lookups {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookups")
-    }
-}
-
 /// The state of the process.
 #[derive(Debug)]
 pub struct State {
@@ -44,8 +35,8 @@ pub struct State {
     pub logger: Logger,
     /// The configuration file; `None` for the demo.
     pub file: Option<PathBuf>,
-    /// Looks up the names of servers that are added.
-    pub lookups: Lookups,
+    /// Looks up the names of servers.
+    pub resolver: Resolver,
     /// When it was started.
     pub started: Instant,
     /// The clock that all rings share began then.
@@ -54,14 +45,14 @@ pub struct State {
     pub phase: Cell<Phase>,
     /// The shards, by number.
     pub shards: Vec<Shard>,
-    /// Listener names and addresses, in the order of the configuration.
-    pub listeners: Vec<(String, SocketAddr)>,
-    /// Upstreams, in the order of the configuration.
-    pub upstreams: Vec<UpstreamState>,
+    /// See [`State::listeners`].
+    pub(super) listeners: RefCell<Rc<[ListenerState]>>,
+    /// See [`State::upstreams`].
+    pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
     /// Certificates.
     pub tls: Arc<Board>,
-    /// VRRP, if it is configured.
-    pub ha: Option<Ha>,
+    /// VRRP, if it is or was configured.
+    pub ha: OnceCell<Ha>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
@@ -83,6 +74,17 @@ pub struct TuningState {
     pub config: crate::tune::Config,
 }
 
+/// A listener.
+#[derive(Debug, Clone)]
+pub struct ListenerState {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub bind: SocketAddr,
+    /// Its figures, which stay with the address whatever it is called.
+    pub figures: ByShard<ListenerMetrics>,
+}
+
 /// An upstream and its members now.
 #[derive(Debug)]
 pub struct UpstreamState {
@@ -97,34 +99,86 @@ pub struct UpstreamState {
 }
 
 impl State {
+    /// Listeners, in the order of the configuration in force.
+    #[must_use]
+    pub fn listeners(&self) -> Rc<[ListenerState]> {
+        Rc::clone(&self.listeners.borrow())
+    }
+
+    /// Upstreams, in the order of the configuration in force. One that a reload does not change stays the
+    /// same object.
+    #[must_use]
+    pub fn upstreams(&self) -> Rc<[Rc<UpstreamState>]> {
+        Rc::clone(&self.upstreams.borrow())
+    }
+
+    /// Has the names of all servers looked up, those that were added at run time among them.
+    pub fn look_up_names(&self) {
+        let upstreams = self.upstreams();
+        let servers: Vec<Server> = upstreams
+            .iter()
+            .flat_map(|upstream| {
+                let servers = upstream.servers.borrow();
+                servers.now().iter().map(|standing| standing.server.clone()).collect::<Vec<_>>()
+            })
+            .collect();
+        self.resolver.look_up(resolve::names_of(&servers));
+    }
+
     /// Milliseconds on the clock the shards use.
     #[must_use]
     pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes over the addresses a server's name resolved to; true when that changed the members.
+    /// Takes over the addresses a name and port resolved to; the upstreams whose members that changed.
     pub fn resolved(
         &self,
-        upstream: usize,
-        server: usize,
         host: &str,
-        addresses: Vec<SocketAddr>,
-    ) -> bool {
-        let Some(upstream) = self.upstreams.get(upstream) else { return false };
+        port: u16,
+        addresses: &[SocketAddr],
+    ) -> Vec<Rc<UpstreamState>> {
+        let takes = |upstream: &&Rc<UpstreamState>| upstream.take_resolved(host, port, addresses);
+        self.upstreams().iter().filter(takes).cloned().collect()
+    }
+}
+
+impl UpstreamState {
+    /// With these addresses of each server; members that `previous` has keep their state.
+    #[must_use]
+    pub fn new(
+        shared: Arc<SharedUpstream>,
+        resolved: Vec<Vec<SocketAddr>>,
+        previous: Option<&MemberSet>,
+    ) -> Self {
+        let set = Arc::new(shared.members(&resolved, previous));
+        Self {
+            servers: RefCell::new(Servers::new(&shared.config.servers)),
+            shared,
+            set: RefCell::new(set),
+            resolved: RefCell::new(resolved),
+        }
+    }
+
+    /// True when that changed the members.
+    fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
+        let mut changed = false;
         {
-            if !upstream.servers.borrow().has_name(server, host) {
-                // It was removed meanwhile.
-                return false;
-            }
-            let mut resolved = upstream.resolved.borrow_mut();
-            match resolved.get_mut(server) {
-                Some(known) if *known != addresses => *known = addresses,
-                _ => return false,
+            let mut resolved = self.resolved.borrow_mut();
+            for standing in self.servers.borrow().now() {
+                let is_it = matches!(&standing.server.address, ServerAddress::Name(name, number)
+                    if name == host && *number == port);
+                let Some(known) = resolved.get_mut(standing.id) else { continue };
+                if is_it && known != addresses {
+                    addresses.clone_into(known);
+                    changed = true;
+                }
             }
         }
-        upstream.rebuild();
-        true
+        if changed {
+            self.rebuild();
+        }
+        changed
     }
 }
 

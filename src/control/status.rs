@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use crate::control::metrics::connections as connections_of;
-use crate::control::state::{Phase, State, UpstreamState};
+use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::l7::metrics::ListenerMetrics;
 use crate::l7::upstream::{Member, Standing};
 
 /// The document.
@@ -24,7 +25,7 @@ pub fn render(state: &State) -> Value {
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
-        "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
     })
 }
@@ -47,17 +48,17 @@ pub(crate) fn tuning(tuning: &crate::control::state::TuningState) -> Value {
 }
 
 pub(crate) fn shards(state: &State) -> Vec<Value> {
+    let listeners = state.listeners();
+    let requests = |index: usize| {
+        let figures = listeners.iter().filter_map(|listener| listener.figures.get(index));
+        figures.flat_map(|shard| shard.requests.values()).sum::<u64>()
+    };
     let shard = |(index, shard): (usize, &crate::shard::Shard)| {
         json!({
             "shard": index,
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
-            "requests": shard
-                .metrics
-                .listeners
-                .iter()
-                .flat_map(|listener| listener.requests.values())
-                .sum::<u64>(),
+            "requests": requests(index),
             "receive_buffers": shard.ring.buffers_allocated.value(),
         })
     };
@@ -65,18 +66,18 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
 }
 
 fn listeners(state: &State) -> Vec<Value> {
-    let sum = |pick: &dyn Fn(&crate::l7::metrics::Metrics) -> u64| {
-        state.shards.iter().map(|shard| pick(&shard.metrics)).sum::<u64>()
-    };
-    let listener = |(index, (name, address)): (usize, &(String, std::net::SocketAddr))| {
+    let listener = |listener: &ListenerState| {
+        let sum = |pick: fn(&ListenerMetrics) -> u64| {
+            listener.figures.iter().map(|shard| pick(shard)).sum::<u64>()
+        };
         json!({
-            "name": name,
-            "address": address.to_string(),
-            "accepted": sum(&|metrics| metrics.listeners[index].accepted.value()),
-            "requests": sum(&|metrics| metrics.listeners[index].requests.values().iter().sum()),
+            "name": listener.name,
+            "address": listener.bind.to_string(),
+            "accepted": sum(|figures| figures.accepted.value()),
+            "requests": sum(|figures| figures.requests.values().iter().sum()),
         })
     };
-    state.listeners.iter().enumerate().map(listener).collect()
+    state.listeners().iter().map(listener).collect()
 }
 
 fn certificates(state: &State) -> Vec<Value> {
@@ -95,17 +96,21 @@ fn certificates(state: &State) -> Vec<Value> {
 pub(crate) fn connections(state: &State) -> Value {
     let shards: Vec<u64> =
         state.shards.iter().map(|shard| connections_of(&shard.metrics)).collect();
-    let open = |index: usize| {
-        let of_shard = |shard: &crate::shard::Shard| {
-            let listener = &shard.metrics.listeners[index];
-            listener.accepted.value().saturating_sub(listener.closed.value())
-        };
-        state.shards.iter().map(of_shard).sum::<u64>()
+    let open = |listener: &ListenerState| {
+        let open =
+            |shard: &ListenerMetrics| shard.accepted.value().saturating_sub(shard.closed.value());
+        listener.figures.iter().map(|shard| open(shard)).sum::<u64>()
     };
-    let listeners = state.listeners.iter().enumerate().map(|(index, (name, address))| {
-        json!({ "name": name, "address": address.to_string(), "open": open(index) })
+    let listeners = state.listeners();
+    let listeners = listeners.iter().map(|listener| {
+        json!({
+            "name": listener.name,
+            "address": listener.bind.to_string(),
+            "open": open(listener),
+        })
     });
-    let upstreams = state.upstreams.iter().map(|upstream| {
+    let upstreams = state.upstreams();
+    let upstreams = upstreams.iter().map(|upstream| {
         let set = upstream.set.borrow();
         let idle = set.members.iter().flat_map(|m| &m.metrics).map(|m| m.idle.value());
         json!({
@@ -124,7 +129,7 @@ pub(crate) fn connections(state: &State) -> Value {
 
 /// Upstreams with their servers.
 pub(crate) fn upstreams(state: &State) -> Vec<Value> {
-    state.upstreams.iter().map(upstream).collect()
+    state.upstreams().iter().map(|one| upstream(one)).collect()
 }
 
 /// One of them.

@@ -19,7 +19,7 @@ use super::notify::{Job, Notifier};
 use super::sockets::Sockets;
 use super::status::{Board, REASONS, ScriptStatus, Snapshot};
 use super::tracking::Sources;
-use super::{Command, Event, Order, Reporter};
+use super::{Command, Event, Order, Reporter, What};
 use crate::packet::frames::FrameSender;
 use crate::packet::vrrp_socket::Buffers;
 use crate::protocol::vrrp::{
@@ -152,7 +152,7 @@ impl Engine {
     }
 
     /// Links or addresses have changed.
-    fn look(&mut self, now: Moment) {
+    pub(super) fn look(&mut self, now: Moment) {
         let mut out = Vec::new();
         let virtual_addresses: Vec<IpAddr> =
             self.instances.iter().flat_map(Instance::virtual_addresses).collect();
@@ -253,7 +253,7 @@ impl Engine {
         }
     }
 
-    fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
+    pub(super) fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
         for action in actions.drain(..) {
             let Some(instance) = self.instances.get_mut(place) else { continue };
             let mut world = World {
@@ -294,7 +294,7 @@ impl Engine {
     }
 
     /// Applies tracking.
-    fn stand(&mut self, now: Moment) {
+    pub(super) fn stand(&mut self, now: Moment) {
         let mut out = Vec::new();
         for place in 0..self.instances.len() {
             let standing =
@@ -308,8 +308,11 @@ impl Engine {
 
     fn obey(&mut self) {
         for _ in 0..COMMANDS_MAX {
-            let Ok(Command { order, instance, reply }) = self.commands.try_recv() else { return };
-            let result = self.carry_order(order, instance.as_deref());
+            let Ok(Command { what, reply }) = self.commands.try_recv() else { return };
+            let result = match what {
+                What::Order(order, instance) => self.carry_order(order, instance.as_deref()),
+                What::Reload(config) => self.reload(*config),
+            };
             self.state.dirty = true;
             // Whoever asked may have given up.
             let _ = reply.try_send(result);
@@ -423,8 +426,8 @@ impl Engine {
     fn publish(&mut self, now: Moment) {
         self.state.published_at = now;
         self.state.dirty = false;
-        let scripts = self.sources.scripts.iter().map(|(name, state)| ScriptStatus {
-            name: name.clone(),
+        let scripts = self.sources.scripts.iter().map(|(script, state)| ScriptStatus {
+            name: script.name.clone(),
             good: state.verdict.is_good(),
             successes: state.successes.load(Ordering::Relaxed),
             failures: state.failures.load(Ordering::Relaxed),

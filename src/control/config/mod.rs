@@ -54,6 +54,10 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The file it was read from; `None`: a text that is built in.
+    pub path: Option<PathBuf>,
+    /// The file's text.
+    pub text: String,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -218,7 +222,7 @@ fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
 /// Parses the text and reads the certificates it names.
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
-    config.file = Some(path.to_owned());
+    config.path = Some(path.to_owned());
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let source = Source { name, text };
     let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {
@@ -257,7 +261,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
             warnings.sort_by_key(|(span, _)| span.start);
             let show = |(span, message)| ConfigErrors::warning(&source, &span, message);
             let warnings = warnings.into_iter().map(show).collect();
-            Ok(Config { warnings, ..config })
+            Ok(Config { warnings, text: text.to_owned(), ..config })
         }
         _ => Err(ConfigErrors::at(&source, problems)),
     }

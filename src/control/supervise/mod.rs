@@ -17,20 +17,24 @@ use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
 use crate::control::logger::Logger;
-use crate::control::state::{Phase, State};
+use crate::control::resolve;
+use crate::control::state::{ListenerState, Phase, State};
 use crate::control::tuning::{self, Tuned};
 use crate::control::vrrp;
 use crate::ha;
 use crate::ha::health::Health;
+use crate::l7::config::Listener;
+use crate::l7::metrics::by_shard;
 use crate::l7::worker::{Report, unix_ms};
 use crate::ring::accept::Acceptor;
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, probe};
+use crate::shard::accept::ConnectionLimit;
 use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
-use start::{listen_once, placement};
+use start::{connections_max, listen_once, placement};
 use watch::Watch;
 
 /// News that may wait for the control thread; more are dropped and counted.
@@ -56,7 +60,7 @@ enum News {
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
-    Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
+    Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
 }
 
@@ -134,25 +138,29 @@ impl Control {
         self.steer(&cpus, &sockets)?;
         let admin = self.config.admin.map(listen_once).transpose()?;
         let token = self.token()?;
-        let upstreams = self.upstreams(cpus.len())?;
+        let (upstreams, resolver) = self.upstreams(cpus.len())?;
+        let listeners = listeners(&self.config, cpus.len());
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.open_socket()?;
-        let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
+        let node = &self.config.node;
+        let max = connections_max(node.max_connections, self.descriptors);
+        let limit = ConnectionLimit::new(max);
+        let shards = self.start_shards(&cpus, sockets, &listeners, &upstreams, &current, &limit)?;
         self.watch_certificates(keeper)?;
-        let health = Arc::new(Health::new(upstreams.len()));
+        let health = Arc::new(Health::new(vrrp::count_usable(&upstreams)));
         let ha = self.start_ha(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
-            file: self.config.file.clone(),
-            lookups: self.lookups(),
+            file: self.config.path.clone(),
+            resolver,
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
             shards,
-            listeners: named_listeners(&self.config),
-            upstreams,
+            listeners: RefCell::new(listeners.into()),
+            upstreams: RefCell::new(upstreams.into()),
             tls,
             ha,
             health,
@@ -172,7 +180,7 @@ impl Control {
             guard
         });
         state.health.listeners.set(true);
-        if state.ha.is_some() {
+        if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
         announce(&logger, &self.config, &state);
@@ -193,12 +201,17 @@ impl Control {
     }
 }
 
-fn named_listeners(config: &Config) -> Vec<(String, SocketAddr)> {
-    config.service.listeners.iter().map(|l| (l.name.clone(), l.bind)).collect()
+fn listeners(config: &Config, shards: usize) -> Vec<ListenerState> {
+    let listener = |listener: &Listener| ListenerState {
+        name: listener.name.clone(),
+        bind: listener.bind,
+        figures: by_shard(shards),
+    };
+    config.service.listeners.iter().map(listener).collect()
 }
 
 fn announce(logger: &Logger, config: &Config, state: &State) {
-    for (name, bind) in &state.listeners {
+    for ListenerState { name, bind, .. } in &*state.listeners() {
         logger.info("listening", &[("listener", name), ("address", &bind.to_string())]);
     }
     let admin = config.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());

@@ -16,7 +16,7 @@ use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
-use crate::control::{tuning, vrrp};
+use crate::control::{resolve, tuning, vrrp};
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -78,7 +78,7 @@ impl Watch {
 
     fn drain(self: &Rc<Self>, ring: &Rc<Ring>, timeout: Duration) {
         self.state.phase.set(Phase::Draining);
-        if self.state.ha.is_some() {
+        if self.state.ha.get().is_some() {
             self.logger.info("resigning", &[]);
             let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
             // The addresses go to a peer first; what is under way on them is served meanwhile.
@@ -132,9 +132,7 @@ impl Watch {
                     News::Report(report) => self.log_report(&report),
                     News::Certificates(change) => self.log_change(&change),
                     News::Ha(event) => vrrp::log(self.logger, &event),
-                    News::Resolved { upstream, server, host, result } => {
-                        self.apply_resolved(upstream, server, &host, result);
-                    }
+                    News::Resolved { name, result } => self.apply_resolved(&name, result),
                     News::Tuning(standing) => self.log_drift(standing),
                     News::ShardEnded(index, result) => {
                         running -= 1;
@@ -207,13 +205,8 @@ impl Watch {
         }
     }
 
-    fn apply_resolved(
-        &self,
-        upstream: usize,
-        server: usize,
-        host: &str,
-        result: io::Result<Vec<SocketAddr>>,
-    ) {
+    fn apply_resolved(&self, name: &resolve::Name, result: io::Result<Vec<SocketAddr>>) {
+        let host = name.host.as_str();
         let addresses = match result {
             Ok(addresses) => addresses,
             Err(error) => {
@@ -222,16 +215,16 @@ impl Watch {
             }
         };
         let text = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if !self.state.resolved(upstream, server, host, addresses) {
-            return;
-        }
-        let state = &self.state.upstreams[upstream];
-        let name = state.shared.config.name.as_str();
-        self.logger
-            .info("name resolved", &[("upstream", name), ("name", host), ("addresses", &text)]);
-        for shard in &self.state.shards {
-            if !shard.send(Message::Members(upstream, Arc::clone(&state.set.borrow()))) {
-                self.logger.warn("shard did not take new addresses", &[("upstream", name)]);
+        for upstream in self.state.resolved(host, name.port, &addresses) {
+            let shared = &upstream.shared;
+            let fields =
+                [("upstream", shared.config.name.as_str()), ("name", host), ("addresses", &text)];
+            self.logger.info("name resolved", &fields);
+            let set = upstream.set.borrow();
+            for shard in &self.state.shards {
+                if !shard.send(Message::Members(Arc::clone(shared), Arc::clone(&set))) {
+                    self.logger.warn("shard did not take new addresses", &fields[..1]);
+                }
             }
         }
     }

@@ -39,6 +39,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
+    let (path, text) = (None, String::new());
     Ok(Config {
         node: node?,
         log: log?,
@@ -51,6 +52,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         file: None,
         base,
         loaded,
+        path,
+        text,
         warnings: Vec::new(),
     })
 }
