@@ -5,6 +5,8 @@ pub mod cli;
 pub mod control;
 pub mod counter;
 pub mod ha;
+pub mod l4;
+pub mod health;
 pub mod l7;
 pub mod packet;
 pub mod protocol;

@@ -6,18 +6,26 @@
 //! (another shard was faster), the member is added to [`Tried`] and the pick repeated.
 
 mod budget;
+mod gate;
 mod group;
 pub mod hash;
 mod in_flight;
 mod maglev;
+pub mod outlier;
 mod passive;
+mod quorum;
+mod rise_fall;
 mod scheduler;
+pub mod siphash;
 mod tried;
 
 pub use budget::RetryBudget;
+pub use gate::Gate;
 pub use in_flight::InFlight;
-pub use maglev::MaglevTable;
+pub use maglev::{MaglevTable, places as maglev_places};
 pub use passive::Passive;
+pub use quorum::Quorum;
+pub use rise_fall::RiseFall;
 pub use scheduler::Scheduler;
 pub use tried::Tried;
 

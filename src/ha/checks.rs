@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::config::Script;
 use super::health::Verdict;
+use crate::balance::RiseFall;
 use crate::sys::notify::EventFd;
 use crate::sys::process::{self, Waited};
 
@@ -34,48 +35,19 @@ pub(super) struct ScriptState {
     pub(super) over: AtomicBool,
 }
 
-/// Counts runs in a row. Pure.
-#[derive(Debug, Default)]
-struct Counting {
-    good: Option<bool>,
-    row: u32,
-}
-
-impl Counting {
-    /// Takes in a run; the verdict that holds now. The first run decides at once.
-    fn note(&mut self, success: bool, script: &Script) -> bool {
-        let Some(good) = self.good else {
-            self.good = Some(success);
-            return success;
-        };
-        if success == good {
-            self.row = 0;
-            return good;
-        }
-        self.row += 1;
-        let needed = if success { script.rise } else { script.fall };
-        if self.row >= needed {
-            self.good = Some(success);
-            self.row = 0;
-        }
-        self.good.unwrap_or(success)
-    }
-}
-
 /// Runs `script` at its interval for as long as the process lives; `wake` is told of each new verdict.
 pub(super) fn run_script(script: Script, wake: Arc<EventFd>) -> io::Result<Arc<ScriptState>> {
     let state = Arc::new(ScriptState::default());
     let shared = Arc::clone(&state);
     let name = format!("check-{}", script.name);
     thread::Builder::new().name(name).spawn(move || {
-        let (mut counting, mut stuck) = (Counting::default(), None);
+        let (mut counting, mut stuck) = (RiseFall::default(), None);
         while !shared.over.load(Ordering::Relaxed) {
             let began = Instant::now();
             let success = run_once(&script, &shared, &mut stuck);
             let counter = if success { &shared.successes } else { &shared.failures };
             counter.fetch_add(1, Ordering::Relaxed);
-            let good = counting.note(success, &script);
-            if shared.verdict.is_good() != Some(good) {
+            if let Some(good) = counting.note(success, script.rise, script.fall) {
                 shared.verdict.set(good);
                 wake.notify();
             }
@@ -159,7 +131,7 @@ mod tests {
     #[test]
     fn rise_and_fall_count_runs_in_a_row() {
         let script = script("");
-        let mut counting = Counting::default();
+        let mut counting = RiseFall::default();
         let runs = [
             (true, true),
             (false, true),
@@ -174,9 +146,9 @@ mod tests {
             (true, true),
         ];
         for (step, (success, good)) in runs.into_iter().enumerate() {
-            assert_eq!(counting.note(success, &script), good, "step {step}");
+            counting.note(success, script.rise, script.fall);
+            assert_eq!(counting.good(), Some(good), "step {step}");
         }
-        assert!(!Counting::default().note(false, &script), "the first run decides");
     }
 
     #[test]

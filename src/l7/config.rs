@@ -10,7 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use regex_automata::meta::{BuildError, Regex};
 
-use crate::balance::Policy;
+use crate::balance::{Policy, outlier};
 use crate::l7::template::Template;
 use crate::l7::tls;
 
@@ -272,6 +272,23 @@ pub struct Upstream {
     pub tls: Option<tls::config::Upstream>,
     /// Members in file order, at least one.
     pub servers: Vec<Server>,
+    /// How long a server that comes back takes to get its full share; zero: it gets it at once.
+    pub slow_start: Duration,
+    /// With fewer usable members than this share, in percent, health checks and ejections are ignored; 0: never.
+    pub panic_threshold: u32,
+    /// Ejection of members that do worse than the others.
+    pub outlier: Option<outlier::Settings>,
+    /// Bounds beyond which requests are refused at once.
+    pub breaker: Breaker,
+}
+
+/// Bounds of an upstream over all shards; 0: none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Breaker {
+    /// Requests being served.
+    pub max_in_flight: u32,
+    /// Connections to servers being opened, each with a request waiting for it.
+    pub max_pending: u32,
 }
 
 /// When a failed attempt is repeated on the next server.

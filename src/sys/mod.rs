@@ -2,7 +2,9 @@
 //!
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
+pub mod bpf;
 pub mod cpu;
+pub mod epoll;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;

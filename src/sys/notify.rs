@@ -1,7 +1,7 @@
 //! eventfd(2): one thread wakes another that sleeps in its ring.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use super::check;
 
@@ -36,6 +36,12 @@ impl EventFd {
         unsafe {
             libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>());
         }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

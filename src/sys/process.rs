@@ -52,9 +52,22 @@ pub fn user(name: &str) -> Option<User> {
 /// # Errors
 /// What fork(2) and execve(2) say.
 pub fn start(command: &[String], user: Option<&User>) -> io::Result<Child> {
+    start_with(command, user, &[])
+}
+
+/// As [`start`], with variables added to the environment.
+///
+/// # Errors
+/// What fork(2) and execve(2) say.
+pub fn start_with(
+    command: &[String],
+    user: Option<&User>,
+    variables: &[(&str, String)],
+) -> io::Result<Child> {
     let (program, arguments) =
         command.split_first().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
     let mut process = Command::new(program);
+    process.envs(variables.iter().map(|(name, value)| (name, value)));
     process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     process.process_group(0);
     if let Some(user) = user {
@@ -103,15 +116,30 @@ pub fn wait(child: Child, timeout: Duration) -> Waited {
     finish(child, ended)
 }
 
-/// True when it has ended; false after the timeout.
-fn await_end(child: &Child, timeout: Duration) -> io::Result<bool> {
-    let began = Instant::now();
+/// A file that has input once the child has ended (pidfd_open(2)).
+///
+/// # Errors
+/// What pidfd_open(2) says, EMFILE for one.
+pub fn watch(child: &Child) -> io::Result<OwnedFd> {
     let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
     // SAFETY: no pointers are passed.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = check(libc::c_int::try_from(fd).unwrap_or(-1))?;
     // SAFETY: the call above returned this descriptor, and nobody else owns it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Kills the child's whole group. The child must not have been waited for: its number could be another's.
+pub fn kill_group(child: &Child) {
+    let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
+    // SAFETY: no pointers are passed. The child has not been waited for, so the number is still its group's.
+    unsafe { libc::kill(-pid, libc::SIGKILL) };
+}
+
+/// True when it has ended; false after the timeout.
+fn await_end(child: &Child, timeout: Duration) -> io::Result<bool> {
+    let began = Instant::now();
+    let fd = watch(child)?;
     let mut ready = Vec::new();
     loop {
         let left = timeout.saturating_sub(began.elapsed());
@@ -128,9 +156,7 @@ fn finish(mut child: Child, ended: io::Result<bool>) -> Waited {
     if let Ok(Some(status)) = child.try_wait() {
         return Waited::Ended(status);
     }
-    let pid = libc::pid_t::try_from(child.id()).unwrap_or(libc::pid_t::MAX);
-    // SAFETY: no pointers are passed. The child has not been waited for, so the number is still its group's.
-    unsafe { libc::kill(-pid, libc::SIGKILL) };
+    kill_group(&child);
     let until = Instant::now() + KILL_GRACE;
     loop {
         match (child.try_wait(), &ended) {

@@ -140,6 +140,21 @@ pub fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Begins to connect a socket of [`stream`]; true when it is connected already, else it is once it can be
+/// written to and has no error.
+///
+/// # Errors
+/// What connect(2) says.
+pub fn connect(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<bool> {
+    let raw = RawAddr::from(address);
+    // SAFETY: the address and its length are those of `raw`, which lives across the call.
+    match check(unsafe { libc::connect(fd.as_raw_fd(), raw.as_ptr(), raw.len()) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// A listening TCP socket that shares its address with the other shards' (`SO_REUSEPORT`); accepted
 /// sockets inherit `TCP_NODELAY`.
 ///

@@ -15,6 +15,7 @@ use std::{io, thread};
 
 use self::read::{Entry, Reader, files_of, files_of_upstream};
 pub use self::read::{Loaded, Problem};
+use crate::control::config::checks::UpstreamCheck;
 use crate::l7::config::{HostMatch, Listener, Service};
 use crate::l7::tls::config::File;
 use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
@@ -60,6 +61,25 @@ pub enum Change {
     Replaced(Vec<String>),
     /// This was refused; what was there before stays.
     Refused(String),
+}
+
+/// Reads what the handshakes of health checks are made with.
+///
+/// # Errors
+/// The first file that cannot be used.
+pub fn load_checks(
+    service: &Service,
+    base: &Path,
+    checks: &mut [Option<UpstreamCheck>],
+) -> Result<(), Problem> {
+    let reader = Reader { service, base, changed: None };
+    for check in checks.iter_mut().flatten() {
+        check.base.client = match &check.base.tls {
+            Some(tls) => Some(reader.upstream(tls, false)?),
+            None => None,
+        };
+    }
+    Ok(())
 }
 
 /// Reads everything for the first time.

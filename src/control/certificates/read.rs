@@ -254,7 +254,11 @@ impl Reader<'_> {
         Ok(roots)
     }
 
-    fn upstream(&self, tls: &config::Upstream, http2: bool) -> Result<Arc<ClientConfig>, Problem> {
+    pub(super) fn upstream(
+        &self,
+        tls: &config::Upstream,
+        http2: bool,
+    ) -> Result<Arc<ClientConfig>, Problem> {
         let key = &tls.key;
         let roots = match (&tls.ca, tls.verify) {
             (_, false) => None,

@@ -4,6 +4,7 @@
 //! parses the text into a tree with places, `raw` knows the keys, `validate` judges the values. All
 //! problems that can be found independently of each other are reported at once ([`ConfigErrors`]).
 
+pub mod checks;
 mod error;
 mod place;
 mod raw;
@@ -21,6 +22,7 @@ pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
+use crate::l4::config::L4;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -48,6 +50,8 @@ pub struct Config {
     pub service: Service,
     /// The file it was read from; `None`: from memory.
     pub file: Option<PathBuf>,
+    /// Active health checks, in the order of the upstreams.
+    pub checks: Vec<Option<checks::UpstreamCheck>>,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
@@ -58,6 +62,8 @@ pub struct Config {
     pub path: Option<PathBuf>,
     /// The file's text.
     pub text: String,
+    /// The layer-4 director.
+    pub l4: L4,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -229,6 +235,8 @@ fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigError
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
         ConfigErrors::at(&source, problems.collect())
     })?;
+    certificates::load_checks(&config.service, &config.base, &mut config.checks)
+        .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })

@@ -71,9 +71,51 @@ tables! {
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
+        director: Node<Director>,
+        virtual_server: Nodes<VirtualServer>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
+    }
+    /// `[director]`
+    Director {
+        cpus: Leaf,
+        interfaces: Leaf,
+        peers: Leaf,
+        seed: Leaf,
+        flows_max: Leaf,
+        new_flows_per_second: Leaf,
+        tcp_timeout: Leaf,
+        tcp_fin_timeout: Leaf,
+        tcp_syn_timeout: Leaf,
+        closed_timeout: Leaf,
+        udp_timeout: Leaf,
+        sctp_timeout: Leaf,
+    }
+    /// `[[virtual_server]]`
+    VirtualServer {
+        address: Leaf,
+        protocol: Leaf,
+        scheduler: Leaf,
+        forward: Leaf,
+        tunnel_type: Leaf,
+        tunnel_port: Leaf,
+        one_packet: Leaf,
+        persistence_timeout: Leaf,
+        persistence_granularity: Leaf,
+        on_server_down: Leaf,
+        quorum: Leaf,
+        hysteresis: Leaf,
+        sorry_server: Leaf,
+        servers: Nodes<RealServer>,
+    }
+    /// An element of a virtual server's `servers`
+    RealServer {
+        address: Leaf,
+        weight: Leaf,
+        uthreshold: Leaf,
+        lthreshold: Leaf,
+        inhibit_on_failure: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -271,6 +313,60 @@ tables! {
         tls: Node<UpstreamTls>,
         retry: Node<Retry>,
         servers: Nodes<Server>,
+        check: Node<Check>,
+        slow_start: Leaf,
+        panic_threshold: Leaf,
+        outlier: Node<Outlier>,
+        breaker: Node<Breaker>,
+    }
+    /// `[upstream.NAME.check]`, and `check = { … }` of others
+    Check {
+        tcp: Leaf,
+        http: Leaf,
+        https: Leaf,
+        tls: Leaf,
+        udp: Leaf,
+        udp_hex: Leaf,
+        exec: Leaf,
+        method: Leaf,
+        host: Leaf,
+        headers: Node<Named<Leaf>>,
+        status: Leaf,
+        body: Leaf,
+        max_body: Leaf,
+        require_reply: Leaf,
+        reply: Leaf,
+        user: Leaf,
+        server_name: Leaf,
+        verify: Leaf,
+        ca: Leaf,
+        interval: Leaf,
+        delay_loop: Leaf,
+        jitter: Leaf,
+        timeout: Leaf,
+        connect_timeout: Leaf,
+        rise: Leaf,
+        fall: Leaf,
+        retry: Leaf,
+        delay_before_retry: Leaf,
+        warmup: Leaf,
+        alpha: Leaf,
+        port: Leaf,
+        address: Leaf,
+    }
+    /// `[upstream.NAME.outlier]`
+    Outlier {
+        interval: Leaf,
+        error_percent: Leaf,
+        latency_factor: Leaf,
+        min_requests: Leaf,
+        ejection_time: Leaf,
+        max_ejected: Leaf,
+    }
+    /// `breaker = { … }`
+    Breaker {
+        max_in_flight: Leaf,
+        max_pending: Leaf,
     }
     /// `retry = { … }`
     Retry {
@@ -299,6 +395,8 @@ tables! {
         backup: Leaf,
         max_conns: Leaf,
         down: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
 }
 
@@ -324,6 +422,12 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[upstream.NAME.tls]", UpstreamTls::KEYS),
     ("retry", Retry::KEYS),
     ("servers", Server::KEYS),
+    ("[director]", Director::KEYS),
+    ("[[virtual_server]]", VirtualServer::KEYS),
+    ("servers of a virtual server", RealServer::KEYS),
+    ("check", Check::KEYS),
+    ("[upstream.NAME.outlier]", Outlier::KEYS),
+    ("breaker", Breaker::KEYS),
     ("[vrrp.NAME]", Vrrp::KEYS),
     ("[vrrp_script.NAME]", VrrpScript::KEYS),
     ("[vrrp_sync_group.NAME]", VrrpSyncGroup::KEYS),
@@ -419,6 +523,8 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
+wanted!(Director VirtualServer RealServer);
+wanted!(Check Outlier Breaker);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -65,7 +65,9 @@ pub(super) fn routes(keys: &str) -> Vec<crate::l7::config::Route> {
 const REFERENCE: &str = include_str!("../../../deploy/ringgate.toml");
 
 /// Keys of the reference that are required or marked as examples; all others show their default.
-const EXAMPLES: [&str; 22] = [
+const EXAMPLES: [&str; 26] = [
+    "virtual_server.address",
+    "virtual_server.servers.address",
     "listener.name",
     "listener.bind",
     "route.host",
@@ -86,6 +88,8 @@ const EXAMPLES: [&str; 22] = [
     "vrrp.VI_6.addresses",
     "vrrp_script.backend.script",
     "vrrp_sync_group.VG_1.group",
+    "upstream.api.check.http",
+    "upstream.api.outlier.error_percent",
     "upstream.api.servers.address",
     // The second server's; the first one's is a default and stays too.
     "upstream.api.servers.backup",

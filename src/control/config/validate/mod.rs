@@ -1,7 +1,9 @@
 //! Raw values into validated ones, a file of this directory for each subject.
 
 mod address;
+mod check;
 mod conditions;
+mod director;
 mod headers;
 mod host;
 mod http;
@@ -11,10 +13,12 @@ mod routes;
 mod tls;
 mod tuning;
 mod upstreams;
+mod virtual_servers;
 mod vrrp;
 
 use super::place::{Place, Report, Reported};
 use super::{Config, raw};
+use crate::l4::config::L4;
 use crate::l7::config::Service;
 
 /// Builds the configuration; `Err` says that `report` holds at least one problem.
@@ -29,12 +33,17 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let listeners = listeners::listeners(&root, file, admin_address, policy);
     let tuning = tuning::tuning(&root, file, node.as_ref().ok(), &listeners, admin_address);
     let upstreams = upstreams::upstreams(&root, file);
+    let known = upstreams.as_deref().unwrap_or_default();
+    let checks = upstreams::checks(&root, file, known);
     let names = routes::Names {
         listeners: listeners.iter().map(|listener| listener.name.as_str()).collect(),
         upstreams: upstreams::names(file),
     };
     let routes = routes::routes(&root, file, &names);
     let ha = vrrp::ha(&root, file, &names.upstreams);
+    let director = director::director(&root, file);
+    let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
+    let services = virtual_servers::virtual_servers(&root, file, &others);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
@@ -48,8 +57,10 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         admin_socket: admin_socket?,
         admin_token: admin_token?,
         service,
+        checks,
         ha: ha?,
         file: None,
+        l4: L4 { director: director?, services: services? },
         base,
         loaded,
         path,

@@ -96,7 +96,7 @@ fn required(place: &Place<'_>, key: &str, leaf: &Option<Leaf>, write: &str) -> O
 }
 
 /// A path under `key`; what is no path is noted.
-fn path(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<File> {
+pub(super) fn path(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<File> {
     let (place, text) = place.text(key, leaf, "write a path")?.ok()?;
     if text.is_empty() || text.contains('\0') {
         place.wrong(&Scalar::Text(text.to_owned()), "write a path");
@@ -178,7 +178,7 @@ pub(super) fn upstream(place: &Place<'_>, raw: &raw::Upstream) -> Option<Upstrea
     };
     Some(Upstream {
         key: File { path: ".".into(), key: place.path().to_owned(), span: place.span() },
-        server_name: server_name(&place, raw),
+        server_name: name(&place, &raw.server_name),
         ca: path(&place, "ca", &raw.ca),
         certificate,
         verify,
@@ -186,9 +186,10 @@ pub(super) fn upstream(place: &Place<'_>, raw: &raw::Upstream) -> Option<Upstrea
     })
 }
 
-fn server_name(place: &Place<'_>, raw: &raw::UpstreamTls) -> Option<String> {
+/// `server_name`
+pub(super) fn name(place: &Place<'_>, leaf: &Option<Leaf>) -> Option<String> {
     let write = r#"write a host name like "app.internal""#;
-    let (key, text) = place.text("server_name", &raw.server_name, write)?.ok()?;
+    let (key, text) = place.text("server_name", leaf, write)?.ok()?;
     let name = text.to_ascii_lowercase();
     if rustls::pki_types::ServerName::try_from(name.as_str()).is_err() {
         key.wrong(&Scalar::Text(text.to_owned()), write);

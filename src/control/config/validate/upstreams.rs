@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{address, headers, listeners, tls};
-use crate::balance::Policy;
+use super::check::Style;
+use super::{address, check, headers, listeners, tls};
+use crate::balance::{Policy, outlier};
+use crate::control::config::checks::UpstreamCheck;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Content, Node};
-use crate::l7::config::{ProxyVersion, Retry, Server, ServerAddress, Upstream};
+use crate::l7::config::{Breaker, ProxyVersion, Retry, Server, ServerAddress, Upstream};
 use crate::l7::template::Template;
 
 const WRITE_UPSTREAM: &str = "write it as `[upstream.NAME]`";
@@ -79,9 +82,95 @@ fn upstream(place: &Place<'_>, name: &str, raw: &raw::Upstream) -> Result<Upstre
         http2,
         proxy_protocol: place.choice("proxy_protocol", &raw.proxy_protocol, &versions, None),
         tls: tls::upstream(place, raw),
+        slow_start: place.duration_or_zero("slow_start", &raw.slow_start, Duration::ZERO),
+        panic_threshold: place.integer("panic_threshold", &raw.panic_threshold, 0..=100, 0),
+        outlier: outlier(place, raw),
+        breaker: breaker(place, raw),
         hash_key: hash_key?,
         servers: servers?,
     })
+}
+
+fn outlier(place: &Place<'_>, raw: &raw::Upstream) -> Option<outlier::Settings> {
+    let write = "write a table like { error_percent = 50 }";
+    let (place, raw) = place.table("outlier", raw.outlier.as_ref(), write)?;
+    let seconds = |key, leaf, seconds| place.duration(key, leaf, Duration::from_secs(seconds));
+    let settings = outlier::Settings {
+        interval: seconds("interval", &raw.interval, 10),
+        error_percent: place.integer("error_percent", &raw.error_percent, 0..=100, 0),
+        latency_factor: place.integer("latency_factor", &raw.latency_factor, 0..=1000, 0),
+        min_requests: place.integer("min_requests", &raw.min_requests, 1..=1_000_000, 20),
+        ejection_time: seconds("ejection_time", &raw.ejection_time, 30),
+        max_ejected: place.integer("max_ejected", &raw.max_ejected, 1..=100, 50),
+    };
+    if settings.latency_factor == 1 {
+        let (key, scalar) = place.leaf("latency_factor", &raw.latency_factor)?;
+        key.wrong(scalar, "write 2 or more, or 0: every second server is slower than the median");
+    }
+    if raw.error_percent.is_none() && raw.latency_factor.is_none() {
+        place.problem("finds nothing: write `error_percent` or `latency_factor`, or remove it");
+    }
+    Some(settings)
+}
+
+fn breaker(place: &Place<'_>, raw: &raw::Upstream) -> Breaker {
+    let write = "write a table like { max_pending = 100 }";
+    let Some((place, raw)) = place.table("breaker", raw.breaker.as_ref(), write) else {
+        return Breaker::default();
+    };
+    Breaker {
+        max_in_flight: place.integer("max_in_flight", &raw.max_in_flight, 0..=u32::MAX, 0),
+        max_pending: place.integer("max_pending", &raw.max_pending, 0..=u32::MAX, 0),
+    }
+}
+
+/// The checks of `upstreams`, which were read from the same tables in the same order.
+pub(super) fn checks(
+    root: &Place<'_>,
+    file: &raw::File,
+    upstreams: &[Upstream],
+) -> Vec<Option<UpstreamCheck>> {
+    let Some(Content::Wanted(table)) = file.upstream.as_ref().map(Node::get_ref) else {
+        return Vec::new();
+    };
+    let root = root.child("upstream", 0..0);
+    let read = |((name, node), upstream): ((&toml::Spanned<String>, _), &Upstream)| {
+        let (place, raw) = root.wanted(name.get_ref(), node, WRITE_UPSTREAM).ok()?;
+        check(&place, raw, upstream)
+    };
+    table.iter().zip(upstreams).map(read).collect()
+}
+
+fn check(place: &Place<'_>, raw: &raw::Upstream, upstream: &Upstream) -> Option<UpstreamCheck> {
+    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
+    let Some(node) = &raw.check else {
+        for (place, raw) in servers {
+            for (key, leaf) in
+                [("check_port", &raw.check_port), ("check_address", &raw.check_address)]
+            {
+                if let Some((key, _)) = place.leaf(key, leaf) {
+                    key.problem("needs a `check` of the upstream: write one, or remove the key");
+                }
+            }
+        }
+        return None;
+    };
+    let write = r#"write a table like { http = "/healthz" }"#;
+    let (place, raw) = place.wanted("check", node, write).ok()?;
+    let base = check::check(&place, raw, Style::Upstream, upstream.tls.as_ref()).ok()?;
+    if upstream.tls.is_some() && raw.http.is_some() && raw.port.is_none() {
+        let key = place.child("http", raw.http.as_ref().map_or(0..0, toml::Spanned::span));
+        key.warning("asks in the clear where the servers speak TLS: write `https`, or a `port`");
+    }
+    let own = |(place, raw): (Place<'_>, &raw::Server)| {
+        let mut check = base.check.clone();
+        check.port = check::port(&place, "check_port", &raw.check_port).or(check.port);
+        check.address =
+            check::address(&place, "check_address", &raw.check_address).or(check.address);
+        Arc::new(check)
+    };
+    let servers = servers.into_iter().map(own).collect();
+    Some(UpstreamCheck { base, servers })
 }
 
 fn hash_key(place: &Place<'_>, raw: &raw::Upstream, balance: Policy) -> Result<Template, Reported> {

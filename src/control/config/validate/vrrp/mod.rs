@@ -5,9 +5,12 @@ mod instance;
 mod script;
 mod track;
 
+pub(super) use instance::interface_name;
+
 use std::ops::Range;
 use std::time::Duration;
 
+pub(super) use self::script::command;
 use super::listeners;
 use crate::control::config::place::{Place, Reported, Table};
 use crate::control::config::raw::{self, Content, Named, Node};

@@ -46,7 +46,7 @@ fn script(place: &Place<'_>, name: &str, raw: &raw::VrrpScript) -> Result<Script
 }
 
 /// Program and arguments: a list, or one text for a program without arguments.
-pub(super) fn command(
+pub(in crate::control::config::validate) fn command(
     place: &Place<'_>,
     key: &str,
     leaf: &Option<Leaf>,

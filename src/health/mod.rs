@@ -1,0 +1,165 @@
+//! Active health checks: one prober for all layers, on a thread of its own.
+//!
+//! The thread waits in epoll(7) and holds all probes at once, as sockets or child processes, so thousands of
+//! endpoints take neither threads nor anything of the shards. Whoever wants endpoints watched gives the whole list
+//! of them ([`Prober::set_targets`]); equal ones keep their state. A verdict goes to the target's [`Sink`] at
+//! once, to the operator as an [`Event`], and into the table that [`Prober::rows`] shows.
+//!
+//! What decides is pure ([`course`], [`http`], `balance::RiseFall`); what touches sockets is in `attempt`.
+
+mod attempt;
+pub mod check;
+pub mod course;
+mod engine;
+pub mod http;
+mod table;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+
+use rustls::ClientConfig;
+
+pub use self::check::Check;
+use self::engine::Engine;
+pub use self::table::{Counts, Row};
+use self::table::{Table, Totals};
+use crate::sys::notify::EventFd;
+
+/// Takes the verdicts on a target. Called from the prober's thread; must not block.
+pub trait Sink: Send + Sync {
+    /// The endpoint is up or down. `change`: it was the other before, and not merely unknown to this sink.
+    fn set(&self, up: bool, change: bool);
+}
+
+/// An endpoint to be watched.
+#[derive(Clone)]
+pub struct Target {
+    /// Who asks: the upstream or virtual server, as the operator knows it.
+    pub group: String,
+    /// The endpoint, as the operator knows it.
+    pub server: String,
+    /// Where it is; the check may have another port or address.
+    pub address: SocketAddr,
+    /// Its name, for TLS; `None`: it is known by its address.
+    pub name: Option<String>,
+    /// What is done.
+    pub check: Arc<Check>,
+    /// What handshakes are made with, for checks with TLS.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// Where verdicts go.
+    pub sink: Arc<dyn Sink>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("group", &self.group)
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// Where probes go.
+    #[must_use]
+    pub fn probed(&self) -> SocketAddr {
+        let ip = self.check.address.unwrap_or(self.address.ip());
+        SocketAddr::new(ip, self.check.port.unwrap_or(self.address.port()))
+    }
+}
+
+/// What the operator should hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An endpoint came up or went down.
+    Verdict {
+        /// Who asked.
+        group: String,
+        /// The endpoint.
+        server: String,
+        /// What it is now.
+        up: bool,
+        /// Why.
+        why: String,
+    },
+    /// Probes cannot be made for want of something here; verdicts stay as they are.
+    Starved(String),
+    /// Probes can be made again.
+    Fed,
+}
+
+/// Takes events; must not block. False when it was lost.
+pub type Tell = Box<dyn Fn(Event) -> bool + Send>;
+
+/// The prober's thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Prober {
+    orders: Sender<Vec<Target>>,
+    wake: Arc<EventFd>,
+    table: Arc<Table>,
+}
+
+impl Prober {
+    /// Starts the thread. It makes `concurrent` probes at a time; more wait for their turn.
+    ///
+    /// # Errors
+    /// When the thread or its files cannot be made.
+    pub fn start(concurrent: usize, tell: Tell) -> io::Result<Self> {
+        let (orders, inbox) = channel();
+        let wake = Arc::new(EventFd::new()?);
+        let table = Arc::new(Table::default());
+        let engine =
+            Engine::new(inbox, Arc::clone(&wake), Arc::clone(&table), concurrent.max(1), tell)?;
+        thread::Builder::new().name("health".into()).spawn(move || engine.run())?;
+        Ok(Self { orders, wake, table })
+    }
+
+    /// Watches these and no others from now on. Targets with the same check and endpoint as before keep their
+    /// state, and their sinks hear of it at once; new ones are probed at once, or within their warm-up.
+    pub fn set_targets(&self, targets: Vec<Target>) {
+        self.table.totals.unknown.fetch_add(1, Relaxed);
+        if self.orders.send(targets).is_err() {
+            // The thread is gone, and with it everybody who could wait for it.
+            self.table.totals.unknown.fetch_sub(1, Relaxed);
+        }
+        self.wake.notify();
+    }
+
+    /// True once every target without warm-up has a first verdict.
+    #[must_use]
+    pub fn is_first_round_over(&self) -> bool {
+        self.table.totals.unknown.load(Relaxed) == 0
+    }
+
+    /// Every target and how it stands, in the order they were given.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Row> {
+        self.table.rows()
+    }
+
+    /// What is not of one target.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let Totals { running, postponed, late, probes, unknown: _ } = &self.table.totals;
+        Counts {
+            probes: probes.load(Relaxed),
+            running: running.load(Relaxed),
+            postponed: postponed.load(Relaxed),
+            late: late.load(Relaxed),
+        }
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        // The end of the channel is what the thread looks for.
+        let (orders, _) = channel();
+        self.orders = orders;
+        self.wake.notify();
+    }
+}
