@@ -13,6 +13,7 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
+  SIGHUP            read FILE again and put it in force in place (as `ringgate ctl reload`)
   SIGUSR1           reopen the access log file
 
 Examples:
@@ -33,6 +34,8 @@ cannot be reached. 2: wrong usage.
 
 Examples:
   ringgate ctl status                        everything in a few lines
+  ringgate ctl reload                        put the changed file in force; connections stay
+  ringgate ctl reload --dry-run              say what that would change
   ringgate ctl upstream list                 servers, their state and why, drift from the file
   ringgate ctl upstream api drain 10.0.1.11:8080            no new requests, those on it finish
   ringgate ctl upstream api weight 5 10.0.1.11:8080 --persist   and write it into the file
@@ -73,7 +76,7 @@ pub struct Args {
 pub enum Command {
     /// Serve a configuration until told to stop
     #[command(after_help = RUN_EXAMPLES)]
-    #[command(override_usage = "ringgate run FILE\n       ringgate run --demo")]
+    #[command(override_usage = "ringgate run [--watch] FILE\n       ringgate run --demo")]
     Run {
         /// The configuration file
         #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]
@@ -81,6 +84,9 @@ pub enum Command {
         /// Serve a built-in configuration that answers on 127.0.0.1:8080
         #[arg(long)]
         demo: bool,
+        /// Reload whenever FILE changes
+        #[arg(long, conflicts_with = "demo")]
+        watch: bool,
     },
     /// Control a running process through its unix socket
     #[command(after_help = CTL_EXAMPLES)]
@@ -125,6 +131,12 @@ pub enum Command {
 pub enum About {
     /// Show the process: phase, requests, upstreams, VRRP, drift
     Status,
+    /// Put the changed configuration file in force; nothing else is touched
+    Reload {
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show or change the servers of upstreams
     #[command(override_usage = UPSTREAM_USAGE)]
     Upstream(UpstreamArgs),

@@ -1,7 +1,7 @@
 //! Log lines for the operator, on standard error: one event a line, with its fields.
 
 use std::io::Write as _;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::control::config::{Level, LogFormat};
 use crate::control::events::Events;
@@ -18,7 +18,7 @@ pub struct Logger {
 #[derive(Debug)]
 struct Shared {
     level: AtomicU8,
-    format: LogFormat,
+    json: AtomicBool,
     events: Events,
 }
 
@@ -27,8 +27,11 @@ impl Logger {
     #[must_use]
     pub fn new(level: Level, format: LogFormat) -> Self {
         // One a process, for as long as that runs.
-        let shared =
-            Shared { level: AtomicU8::new(level as u8), format, events: Events::default() };
+        let shared = Shared {
+            level: AtomicU8::new(level as u8),
+            json: AtomicBool::new(format == LogFormat::Json),
+            events: Events::default(),
+        };
         Self { shared: Box::leak(Box::new(shared)) }
     }
 
@@ -42,6 +45,12 @@ impl Logger {
     /// Writes from this level up, from now on.
     pub fn set_level(self, level: Level) {
         self.shared.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// In this format, from this level up, from now on.
+    pub fn set(self, level: Level, format: LogFormat) {
+        self.set_level(level);
+        self.shared.json.store(format == LogFormat::Json, Ordering::Relaxed);
     }
 
     /// The last events.
@@ -78,7 +87,9 @@ impl Logger {
         if level > self.level() {
             return;
         }
-        let line = render(self.shared.format, now, level, message, fields);
+        let json = self.shared.json.load(Ordering::Relaxed);
+        let format = if json { LogFormat::Json } else { LogFormat::Text };
+        let line = render(format, now, level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }

@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
+use crate::control::config::Log;
 use crate::control::logger::Logger;
-use crate::control::resolve::{self, Resolver};
+use crate::control::reload;
+use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
@@ -55,6 +57,12 @@ pub struct State {
     pub ha: OnceCell<Ha>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
+    /// The configuration in force.
+    pub reload: reload::Standing,
+    /// How long requests in flight get at shutdown.
+    pub drain_timeout: Cell<Duration>,
+    /// Where logs go.
+    pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
 }
@@ -112,8 +120,9 @@ impl State {
         Rc::clone(&self.upstreams.borrow())
     }
 
-    /// Has the names of all servers looked up, those that were added at run time among them.
-    pub fn look_up_names(&self) {
+    /// The names of all servers, those that were added at run time among them.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
         let upstreams = self.upstreams();
         let servers: Vec<Server> = upstreams
             .iter()
@@ -122,7 +131,7 @@ impl State {
                 servers.now().iter().map(|standing| standing.server.clone()).collect::<Vec<_>>()
             })
             .collect();
-        self.resolver.look_up(resolve::names_of(&servers));
+        resolve::names_of(&servers)
     }
 
     /// Milliseconds on the clock the shards use.

@@ -1,13 +1,16 @@
 //! The state of the process as JSON, for `/status`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use crate::control::metrics::connections as connections_of;
+use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
 use crate::l7::metrics::ListenerMetrics;
+use crate::l7::time::rfc3339_ms;
 use crate::l7::upstream::{Member, Standing};
 
 /// The document.
@@ -21,12 +24,29 @@ pub fn render(state: &State) -> Value {
             Phase::Serving => "serving",
             Phase::Draining => "draining",
         },
+        "configuration": configuration(state),
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "tuning": state.tuning.as_ref().map(tuning),
+    })
+}
+
+fn configuration(state: &State) -> Value {
+    let reload = &state.reload;
+    let refused = reload.refused.borrow();
+    let counts = COUNTED.iter().zip(&reload.counts);
+    json!({
+        "generation": reload.generation.get(),
+        "sha256": *reload.hash.borrow(),
+        "last_reload_successful": refused.is_none(),
+        "last_refusal": *refused,
+        "last_good_at": String::from_utf8_lossy(&rfc3339_ms(reload.good_ms.get())),
+        "reloads": counts
+            .map(|(outcome, count)| (outcome.name().to_owned(), json!(count.get())))
+            .collect::<serde_json::Map<_, _>>(),
     })
 }
 
@@ -59,6 +79,7 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
             "requests": requests(index),
+            "generation": shard.generation.load(Ordering::Acquire),
             "receive_buffers": shard.ring.buffers_allocated.value(),
         })
     };

@@ -10,10 +10,10 @@
 
 pub mod config;
 mod director;
-#[allow(dead_code)]
-mod flow;
 pub mod engine;
 pub mod figures;
+#[allow(dead_code)]
+mod flow;
 pub mod hash;
 pub mod offload;
 pub mod registry;

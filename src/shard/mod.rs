@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::task::Poll;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
@@ -158,6 +158,18 @@ impl Shard {
     #[must_use]
     pub fn waker(&self) -> Arc<EventFd> {
         Arc::clone(&self.wake)
+    }
+
+    /// Sends a message, or gives it back when the shard's inbox is full or it has ended.
+    ///
+    /// # Errors
+    /// The message.
+    pub fn offer(&self, message: Message) -> Result<(), Message> {
+        let sent = self.inbox.try_send(message).map_err(|refused| match refused {
+            TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
+        });
+        self.wake.notify();
+        sent
     }
 
     /// Sends a message; false when the shard's inbox is full or it has ended.

@@ -91,6 +91,9 @@ pub fn run(socket: &Socket<'_>, about: &About, out: &mut dyn Write, err: &mut dy
 fn question(about: &About) -> Result<Question, String> {
     Ok(match about {
         About::Status => Question::get("/status", show::status),
+        About::Reload { dry_run } => {
+            Question::post(if *dry_run { "/reload?dry-run" } else { "/reload" }, None)
+        }
         About::Upstream(args) => return upstream(args),
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),

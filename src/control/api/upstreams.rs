@@ -105,7 +105,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
     upstream.servers.borrow_mut().set(now);
     forget_addresses(upstream);
     upstream.rebuild();
-    state.look_up_names();
+    state.resolver.look_up(state.names());
     tell(&state, &call.argument, &order);
     match publish(&call, upstream).await {
         Ok(()) => Reply::json(&json!({

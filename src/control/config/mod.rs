@@ -64,6 +64,8 @@ pub struct Config {
     pub text: String,
     /// The layer-4 director.
     pub l4: L4,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }

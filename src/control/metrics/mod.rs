@@ -5,6 +5,7 @@ mod vrrp;
 
 use std::fmt::Write as _;
 
+use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State};
 use crate::counter::Counter;
 use crate::l7::metrics::{
@@ -85,6 +86,7 @@ impl Page {
 pub fn render(state: &State, format: Format) -> String {
     let mut page = Page { text: String::with_capacity(16 * 1024), format };
     process(&mut page, state);
+    configuration(&mut page, state);
     http2(&mut page, state);
     listeners(&mut page, state);
     shards(&mut page, state);
@@ -111,6 +113,27 @@ fn process(page: &mut Page, state: &State) {
     for (name, help, pick) in TOTALS {
         let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics).value()).sum();
         page.single(name, "counter", help, value);
+    }
+}
+
+/// Names as Prometheus has them for itself.
+#[allow(clippy::cast_precision_loss)] // milliseconds since 1970 are exact for long
+fn configuration(page: &mut Page, state: &State) {
+    let reload = &state.reload;
+    let successful = u8::from(reload.refused.borrow().is_none());
+    let help = "0 when the last reload was refused: what runs is not what the file says.";
+    page.single("ringgate_config_last_reload_successful", "gauge", help, successful);
+    let help = "When a file was last found good, since 1970.";
+    let name = "ringgate_config_last_reload_success_timestamp_seconds";
+    page.single(name, "gauge", help, reload.good_ms.get() as f64 / 1000.0);
+    let help = "Counts the configurations put in force; 1 is the start.";
+    page.single("ringgate_config_generation", "gauge", help, reload.generation.get());
+    page.family("ringgate_config_info", "gauge", "SHA-256 of the file in force; always 1.");
+    page.sample("ringgate_config_info", &[("sha256", &*reload.hash.borrow())], 1);
+    page.family("ringgate_config_reloads_total", "counter", "Reloads, by what came of them.");
+    for (outcome, count) in COUNTED.iter().zip(&reload.counts) {
+        let labels = [("outcome", outcome.name())];
+        page.sample("ringgate_config_reloads_total", &labels, count.get());
     }
 }
 

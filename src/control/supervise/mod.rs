@@ -17,6 +17,7 @@ use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
 use crate::control::logger::Logger;
+use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
 use crate::control::state::{ListenerState, Phase, State};
 use crate::control::tuning::{self, Tuned};
@@ -24,6 +25,7 @@ use crate::control::vrrp;
 use crate::ha;
 use crate::ha::health::Health;
 use crate::l7::config::Listener;
+use crate::l7::generation::Tables;
 use crate::l7::metrics::by_shard;
 use crate::l7::worker::{Report, unix_ms};
 use crate::ring::accept::Acceptor;
@@ -34,8 +36,10 @@ use crate::shard::accept::ConnectionLimit;
 use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
-use start::{connections_max, listen_once, placement};
+use start::{Begin, listen_once, placement};
+pub(in crate::control) use start::{cannot_listen, connections_max, start_ha};
 use watch::Watch;
+pub(in crate::control) use watch::open_log;
 
 /// News that may wait for the control thread; more are dropped and counted.
 const NEWS_MAX: usize = 1024;
@@ -55,18 +59,19 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// What the control thread is told by others.
-enum News {
+pub(super) enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
     Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
+    FileChanged,
 }
 
 /// The way to the control thread, for any thread.
 #[derive(Clone)]
-struct Desk {
+pub(super) struct Desk {
     news: SyncSender<News>,
     wake: Arc<EventFd>,
 }
@@ -146,15 +151,25 @@ impl Control {
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
-        let shards = self.start_shards(&cpus, sockets, &listeners, &upstreams, &current, &limit)?;
-        self.watch_certificates(keeper)?;
+        let tables = Tables::for_shards(&self.config.service, cpus.len());
+        let begin = Begin {
+            sockets,
+            listeners: &listeners,
+            upstreams: &upstreams,
+            tables: &tables,
+            tls: &current,
+            connections: &limit,
+        };
+        let shards = self.start_shards(&cpus, begin)?;
+        let keeper = self.watch_certificates(keeper)?;
+        self.watch_file()?;
         let health = Arc::new(Health::new(vrrp::count_usable(&upstreams)));
         let ha = self.start_ha(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
             file: self.config.path.clone(),
-            resolver,
+            resolver: resolver.clone(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -164,6 +179,9 @@ impl Control {
             tls,
             ha,
             health,
+            reload: reload::Standing::at_start(&self.config.text, unix_ms()),
+            drain_timeout: Cell::new(self.config.node.drain_timeout),
+            log: RefCell::new(self.config.log.clone()),
             tuning,
         });
         if let Some(admin) = admin {
@@ -188,11 +206,24 @@ impl Control {
         warn_of_expired(&logger, &state);
         serving();
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
-        let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
+        let reloader = Reloader {
+            ring: Rc::clone(&ring),
+            state: Rc::clone(&state),
+            logger,
+            config: RefCell::new(Arc::new(self.config)),
+            keeper,
+            resolver,
+            limit,
+            descriptors: self.descriptors,
+            cpus,
+            desk: self.desk.clone(),
+            tables: RefCell::new(tables),
+        };
+        spawn(&ring, reloader.run());
+        let watch = Watch { logger, state, end: Rc::clone(&end) };
         let (watch, other) = (Rc::new(watch), ring.clone());
-        let drain_timeout = self.config.node.drain_timeout;
         let signals_watch = Rc::clone(&watch);
-        spawn(&ring, async move { signals_watch.obey(other, self.signals, drain_timeout).await });
+        spawn(&ring, async move { signals_watch.obey(other, self.signals).await });
         let other = ring.clone();
         spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
         end.event.take().await;

@@ -17,6 +17,7 @@ use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::logger::Logger;
+use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
@@ -59,6 +60,21 @@ impl Control {
         keeper
             .watch(tell)
             .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
+    }
+
+    /// Has the file watched, if that was asked for.
+    pub(super) fn watch_file(&self) -> Result<(), Failed> {
+        let Some(path) = self.config.path.clone().filter(|_| self.config.watch) else {
+            return Ok(());
+        };
+        let desk = self.desk.clone();
+        // One that is lost is made up for by the next change; the control thread is that busy seldom.
+        let tell = move || {
+            desk.tell(News::FileChanged);
+            true
+        };
+        reload::watch::start(path, tell)
+            .map_err(|error| Failed(format!("cannot watch the file: {error}")))
     }
 
     /// Warns when `max_connections` is more than the file limit allows.
@@ -213,12 +229,9 @@ impl Control {
     pub(super) fn start_shards(
         &self,
         cpus: &[Option<usize>],
-        sockets: Vec<Vec<OwnedFd>>,
-        listeners: &[ListenerState],
-        upstreams: &[Rc<UpstreamState>],
-        tls: &Arc<Current>,
-        connections: &ConnectionLimit,
+        begin: Begin<'_>,
     ) -> Result<Vec<Shard>, Failed> {
+        let Begin { sockets, listeners, upstreams, tables, tls, connections } = begin;
         let node = &self.config.node;
         let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
         let ring = Settings {
@@ -229,7 +242,6 @@ impl Control {
             epoch: self.epoch,
         };
         let mut starting = Vec::new();
-        let tables = Tables::for_shards(&self.config.service, cpus.len());
         for (index, ((&cpu, sockets), tables)) in cpus.iter().zip(sockets).zip(tables).enumerate() {
             let log = match self.config.log.access {
                 Some(format) => {
@@ -240,7 +252,7 @@ impl Control {
             };
             let change = Change {
                 number: 1,
-                tables,
+                tables: Arc::clone(tables),
                 listeners: listeners
                     .iter()
                     .zip(sockets)
@@ -293,7 +305,7 @@ impl Control {
 }
 
 /// Starts VRRP.
-pub(super) fn start_ha(
+pub(in crate::control) fn start_ha(
     config: ha::config::Ha,
     shards: &[Shard],
     health: &Arc<Health>,
@@ -316,6 +328,18 @@ pub(super) fn start_ha(
 
 fn cannot_start(index: usize, error: &io::Error) -> Failed {
     Failed(format!("cannot start shard {index}: {}", probe::explain(error, 0)))
+}
+
+/// What shards begin with.
+pub(super) struct Begin<'a> {
+    /// By shard and listener.
+    pub(super) sockets: Vec<Vec<OwnedFd>>,
+    pub(super) listeners: &'a [ListenerState],
+    pub(super) upstreams: &'a [Rc<UpstreamState>],
+    /// By shard.
+    pub(super) tables: &'a [Arc<Tables>],
+    pub(super) tls: &'a Arc<Current>,
+    pub(super) connections: &'a ConnectionLimit,
 }
 
 /// The CPU of each shard; `None` when it is not known.
@@ -351,7 +375,7 @@ pub(super) fn placement(
 }
 
 /// Client connections there may be: each may need one to a server.
-pub(super) fn connections_max(configured: u32, descriptors: u64) -> u32 {
+pub(in crate::control) fn connections_max(configured: u32, descriptors: u64) -> u32 {
     if configured > 0 {
         return configured;
     }
@@ -365,7 +389,7 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
         .map_err(|error| cannot_listen(bind, &error))
 }
 
-pub(super) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+pub(in crate::control) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
     let hint = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())

@@ -15,6 +15,7 @@ use super::{End, Failed, News, warn_of_expired};
 use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
 use crate::control::logger::Logger;
+use crate::control::reload::Cause;
 use crate::control::state::{Phase, State};
 use crate::control::{resolve, tuning, vrrp};
 use crate::l7::worker::Report;
@@ -33,7 +34,6 @@ pub(super) struct Watch {
     pub(super) logger: Logger,
     pub(super) state: Rc<State>,
     pub(super) end: Rc<End>,
-    pub(super) log: crate::control::config::Log,
 }
 
 /// A descriptor in a form the ring can keep.
@@ -47,12 +47,7 @@ impl<T: AsRawFd> AsRawFd for Keep<Arc<T>> {
 
 impl Watch {
     /// Obeys signals: the first TERM or INT drains, the second ends at once.
-    pub(super) async fn obey(
-        self: &Rc<Self>,
-        ring: Rc<Ring>,
-        signals: SignalFd,
-        drain_timeout: Duration,
-    ) {
+    pub(super) async fn obey(self: &Rc<Self>, ring: Rc<Ring>, signals: SignalFd) {
         let signals: Rc<dyn AsRawFd> = Rc::new(signals);
         let mut record = Vec::with_capacity(signal::RECORD_LEN);
         loop {
@@ -63,14 +58,12 @@ impl Watch {
             }
             match signal::number(&record) {
                 Some(libc::SIGUSR1) => self.reopen_logs(),
-                Some(libc::SIGHUP) => {
-                    self.logger.warn("SIGHUP: there is no reload yet; restart to change", &[]);
-                }
+                Some(libc::SIGHUP) => self.state.reload.request(Cause::Signal),
                 Some(_) if self.state.phase.get() == Phase::Draining => {
                     self.logger.warn("second signal: ending at once", &[]);
                     self.end.with(Ok(()));
                 }
-                Some(_) => self.drain(&ring, drain_timeout),
+                Some(_) => self.drain(&ring, self.state.drain_timeout.get()),
                 None => {}
             }
         }
@@ -107,11 +100,12 @@ impl Watch {
     }
 
     fn reopen_logs(&self) {
-        if self.log.access.is_none() {
+        let log = self.state.log.borrow().clone();
+        if log.access.is_none() {
             return;
         }
         for shard in &self.state.shards {
-            match open_log(&self.log.access_file) {
+            match open_log(&log.access_file) {
                 Ok(file) => {
                     let _ = shard.send(Message::ReopenLog(file));
                 }
@@ -133,6 +127,7 @@ impl Watch {
                     News::Certificates(change) => self.log_change(&change),
                     News::Ha(event) => vrrp::log(self.logger, &event),
                     News::Resolved { name, result } => self.apply_resolved(&name, result),
+                    News::FileChanged => self.state.reload.request(Cause::File),
                     News::Tuning(standing) => self.log_drift(standing),
                     News::ShardEnded(index, result) => {
                         running -= 1;
@@ -230,7 +225,7 @@ impl Watch {
     }
 }
 
-pub(super) fn open_log(target: &LogTarget) -> Result<OwnedFd, Failed> {
+pub(in crate::control) fn open_log(target: &LogTarget) -> Result<OwnedFd, Failed> {
     match target {
         LogTarget::Stdout => io::stdout()
             .as_fd()

@@ -83,7 +83,10 @@ fn timeouts_by_state() {
         for now in 0..=3 * timeout {
             table.expire(seconds(now), &ticks(), 16, |_| left = now);
         }
-        assert!((2 * timeout - 1..=2 * timeout + timeout / 4 + 1).contains(&left), "{state:?} {left}");
+        assert!(
+            (2 * timeout - 1..=2 * timeout + timeout / 4 + 1).contains(&left),
+            "{state:?} {left}"
+        );
         assert_eq!(table.len(), 0);
     }
 }
@@ -106,8 +109,14 @@ fn work_is_bounded() {
 #[test]
 fn who_makes_room() {
     let mut table = FlowTable::new(6);
-    let states =
-        [State::Established, State::Udp, State::Closing, State::Adopted, State::Opening, State::Closed];
+    let states = [
+        State::Established,
+        State::Udp,
+        State::Closing,
+        State::Adopted,
+        State::Opening,
+        State::Closed,
+    ];
     for (n, state) in (0..).zip(states) {
         add(&mut table, n, state, 0);
     }

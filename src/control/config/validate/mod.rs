@@ -65,6 +65,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         loaded,
         path,
         text,
+        watch: false,
         warnings: Vec::new(),
     })
 }
