@@ -5,6 +5,7 @@ pub mod api;
 pub mod certificates;
 pub mod config;
 pub mod events;
+pub mod history;
 pub mod logger;
 pub mod metrics;
 pub mod page;

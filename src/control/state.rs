@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
 use crate::control::config::Log;
+use crate::control::history::History;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Name, Resolver};
@@ -51,6 +52,8 @@ pub struct State {
     pub(super) listeners: RefCell<Rc<[ListenerState]>>,
     /// See [`State::upstreams`].
     pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
+    /// Rates of the last minutes.
+    pub history: RefCell<History>,
     /// Certificates.
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.

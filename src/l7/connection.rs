@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::l7::channel::Channel;
-use crate::l7::config::Action;
+use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, throttle};
 use crate::l7::generation::{Generation, Listening};
@@ -396,6 +396,10 @@ impl Client {
         }
         let trusted = &generation.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
+        let how = self.generation.service.http.trace_context;
+        if how != TraceContext::Pass {
+            exchange.follow_trace(how, || worker.request_id());
+        }
         if exchange.request.method == Method::Connect {
             return self.refuse(exchange, 405);
         }
@@ -507,6 +511,7 @@ impl Client {
         }
         self.count_bytes();
         self.figures().requests.count(outcome.status);
+        self.figures().latency.record(self.last_active.saturating_sub(outcome.started));
         if let Some(pool) = &exchange.pool {
             let figures = pool.metrics();
             figures.requests.count(outcome.status);
@@ -547,6 +552,18 @@ impl Client {
                 .map(|began| micros(began, outcome.upstream_ended.unwrap_or(self.last_active))),
             upstream_status: outcome.upstream_status,
             tries: outcome.tries,
+            tls: exchange.tls.as_deref().map(|tls| access_log::Tls {
+                protocol: tls.protocol(),
+                cipher: tls.cipher,
+                server_name: tls.server_name.as_deref().unwrap_or_default(),
+                resumed: tls.resumed,
+            }),
+            trace: match &exchange.trace {
+                Some(trace) => Some(trace.own.trace),
+                None if parsed => exchange.received_trace().map(|received| received.trace),
+                None => None,
+            },
+            span: exchange.trace.as_ref().map(|trace| trace.own.span),
             listener,
             error: outcome.error,
         }

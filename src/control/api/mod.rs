@@ -232,6 +232,7 @@ pub const VERBS: &[Verb] = &[
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),
+    read("/history", "rates of the last minutes, a point a second", process::history),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),

@@ -16,6 +16,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
@@ -170,6 +171,7 @@ impl Control {
             logger,
             file: self.config.path.clone(),
             resolver: resolver.clone(),
+            history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -197,6 +199,7 @@ impl Control {
             spawn(&ring, open);
             guard
         });
+        spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         state.health.listeners.set(true);
         if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
