@@ -49,6 +49,14 @@ Examples:
   ringgate completions zsh > /usr/share/zsh/site-functions/_ringgate
   ringgate completions fish > /usr/share/fish/vendor_completions.d/ringgate.fish";
 
+const TOP_EXAMPLES: &str = "\
+Keys: q or Ctrl-C ends it, arrows and PgUp/PgDn scroll.
+Exit code 0: ended by the user. 1: the process cannot be reached, or this is no terminal.
+
+Examples:
+  ringgate top
+  ringgate top --once | head -20";
+
 const MAN_EXAMPLES: &str = "\
 Examples:
   ringgate man > /usr/local/share/man/man8/ringgate.8
@@ -100,6 +108,22 @@ pub enum Command {
         /// About what
         #[command(subcommand)]
         about: About,
+    },
+    /// Watch a running process: rates, latency, upstreams, shards, VRRP
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        /// The socket (admin.socket)
+        #[arg(long, value_name = "PATH", default_value = crate::control::config::ADMIN_SOCKET)]
+        socket: PathBuf,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+        /// Print one frame as text
+        #[arg(long)]
+        once: bool,
+        /// Columns of that frame
+        #[arg(long, value_name = "COLUMNS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(20..=400))]
+        width: u16,
     },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]

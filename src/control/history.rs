@@ -92,9 +92,8 @@ impl History {
     /// The points as columns, the oldest first.
     #[must_use]
     pub fn json(&self) -> Value {
-        let column = |value: &dyn Fn(&Point) -> Value| {
-            self.points.iter().map(value).collect::<Vec<Value>>()
-        };
+        let column =
+            |value: &dyn Fn(&Point) -> Value| self.points.iter().map(value).collect::<Vec<Value>>();
         json!({
             "step_seconds": STEP_MS / 1000,
             "points_max": POINTS_MAX,

@@ -148,7 +148,7 @@ fn append_json(out: &mut Vec<u8>, entry: &Entry<'_>) {
     json_text(out, "ssl_protocol", tls.map(|tls| tls.protocol.as_bytes()));
     json_text(out, "ssl_cipher", tls.map(|tls| tls.cipher.as_bytes()));
     json_text(out, "ssl_server_name", tls.map(|tls| tls.server_name.as_bytes()));
-    json_text(out, "ssl_session_reused", tls.map(|tls| if tls.resumed { b"r" } else { b"." }));
+    json_text(out, "ssl_session_reused", tls.map(|tls| if tls.resumed { &b"r"[..] } else { b"." }));
     json_text(out, "trace_id", entry.trace.as_ref().map(<[u8; TRACE_LEN]>::as_slice));
     json_text(out, "span_id", entry.span.as_ref().map(<[u8; SPAN_LEN]>::as_slice));
     json_text(out, "listener", Some(entry.listener.as_bytes()));

@@ -36,7 +36,8 @@ impl Parent {
         if end.is_some() && (version == b"00" || end != Some(&b'-')) {
             return None;
         }
-        let (trace, rest) = (rest.strip_prefix(b"-")?.get(..TRACE_LEN)?, rest.get(TRACE_LEN + 1..)?);
+        let (trace, rest) =
+            (rest.strip_prefix(b"-")?.get(..TRACE_LEN)?, rest.get(TRACE_LEN + 1..)?);
         let (span, rest) = (rest.strip_prefix(b"-")?.get(..SPAN_LEN)?, rest.get(SPAN_LEN + 1..)?);
         let flags = rest.strip_prefix(b"-")?.get(..2)?;
         let is_zero = |digits: &[u8]| digits.iter().all(|byte| *byte == b'0');

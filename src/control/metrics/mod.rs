@@ -9,7 +9,8 @@ use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State};
 use crate::counter::Counter;
 use crate::l7::metrics::{
-    ByShard, CLASSES, Histogram, LATENCY_BOUNDS_MS, ListenerMetrics, Metrics, ServerMetrics, UpstreamMetrics,
+    ByShard, CLASSES, Histogram, LATENCY_BOUNDS_MS, ListenerMetrics, Metrics, ServerMetrics,
+    UpstreamMetrics,
 };
 use crate::l7::upstream::SharedUpstream;
 use crate::protocol::http2::Reason;
