@@ -15,6 +15,7 @@ Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
   SIGHUP            read FILE again and put it in force in place (as `ringgate ctl reload`)
   SIGUSR1           reopen the access log file
+  SIGUSR2           start the binary again and drain once that serves, as `ringgate ctl upgrade`
 
 Examples:
   ringgate run /etc/ringgate/ringgate.toml
@@ -41,6 +42,7 @@ Examples:
   ringgate ctl upstream api weight 5 10.0.1.11:8080 --persist   and write it into the file
   ringgate ctl log level debug               until the next restart
   ringgate ctl vrrp release                  hand the addresses over to the peer, and stay behind it
+  ringgate ctl upgrade                       start the new binary, pass it the sockets, drain the old one
   ringgate ctl --json connections            JSON, whatever is asked";
 
 const COMPLETIONS_EXAMPLES: &str = "\
@@ -134,6 +136,12 @@ pub enum Command {
     /// Print the manual page, in roff
     #[command(after_help = MAN_EXAMPLES)]
     Man,
+    /// Keep the kernel silent after the process that this one belongs to has died
+    #[command(hide = true)]
+    KeepSilence {
+        /// For so many milliseconds
+        milliseconds: u64,
+    },
     /// Settings of the machine: plan, apply, verify, undo, explain
     #[command(after_help = crate::cli::tune::EXAMPLES)]
     Tune {
@@ -181,6 +189,12 @@ pub enum About {
         /// What to do
         #[command(subcommand)]
         what: Vrrp,
+    },
+    /// Replace the running binary without losing a connection
+    Upgrade {
+        /// The new binary; default: the path the process was started by
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
     },
     /// The machine's settings, as the running process sees them
     Tune {

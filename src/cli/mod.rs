@@ -14,11 +14,14 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
 
 use clap::Parser as _;
 
 use self::args::{Args, Command};
 use crate::control::config::{self, Config, ConfigErrors};
+use crate::control::upgrade::Inherited;
 
 /// Wrong usage or a wrong configuration; clap has the same code for usage.
 const EXIT_USAGE: u8 = 2;
@@ -31,9 +34,37 @@ pub const DEMO: &str = include_str!("../../deploy/demo.toml");
 /// Runs the program with the arguments it was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    match prepare(std::env::args_os(), &mut io::stdout(), &mut io::stderr()) {
-        Step::Exit(code) => ExitCode::from(code),
-        Step::Run { config, demo } => run::run(*config, demo),
+    let inherited = match Inherited::receive() {
+        Ok(inherited) => inherited,
+        Err(why) => {
+            print(&mut io::stderr(), &format!("ringgate: {why}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut told = Told::default();
+    match prepare(std::env::args_os(), &mut io::stdout(), &mut told) {
+        Step::Exit(code) => {
+            if let Some(inherited) = inherited {
+                inherited.failed(String::from_utf8_lossy(&told.0).trim_end());
+            }
+            ExitCode::from(code)
+        }
+        Step::Run { config, demo } => run::run(*config, demo, inherited.map(Rc::new)),
+    }
+}
+
+/// Standard error, and what was written there, for the process that an upgrade would replace.
+#[derive(Default)]
+struct Told(Vec<u8>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
@@ -82,6 +113,10 @@ where
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),
         },
+        Command::KeepSilence { milliseconds } => {
+            crate::l4::engine::keep_silence(Duration::from_millis(milliseconds));
+            Step::Exit(0)
+        }
         Command::Tune { command } => Step::Exit(tune::run(&command, out, err)),
         Command::Run { file: Some(file), watch, .. } => {
             let watched = |config| Config { watch, ..config };

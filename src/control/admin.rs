@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
 use aws_lc_rs::{constant_time, digest};
 
@@ -96,12 +97,21 @@ fn unauthorized(why: &str) -> Reply {
 }
 
 /// Serves the endpoint for as long as the process runs.
-pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access: Access) {
+pub async fn serve(ring: Rc<Ring>, acceptor: Rc<Acceptor>, state: Rc<State>, access: Access) {
     let open = Rc::new(Cell::new(0));
     let pause = Timer::new(&ring);
     loop {
         let stream = if open.get() < CONNECTIONS_MAX {
-            acceptor.accept().await.ok()
+            let next = poll_fn(|cx| match state.upgrade.has_left() {
+                // What was accepted is answered; the successor takes the rest.
+                true => Poll::Ready(acceptor.take_accepted().ok_or(())),
+                false => acceptor.poll_accept(cx).map_err(drop),
+            });
+            let next = next.await.ok();
+            if next.is_none() && state.upgrade.has_left() {
+                return;
+            }
+            next
         } else {
             acceptor.stop();
             None

@@ -1,7 +1,7 @@
 //! Log lines for the operator, on standard error: one event a line, with its fields.
 
 use std::io::Write as _;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::control::config::{Level, LogFormat};
 use crate::control::events::Events;
@@ -18,7 +18,7 @@ pub struct Logger {
 #[derive(Debug)]
 struct Shared {
     level: AtomicU8,
-    json: AtomicBool,
+    format: AtomicU8,
     events: Events,
 }
 
@@ -29,7 +29,7 @@ impl Logger {
         // One a process, for as long as that runs.
         let shared = Shared {
             level: AtomicU8::new(level as u8),
-            json: AtomicBool::new(format == LogFormat::Json),
+            format: AtomicU8::new(format as u8),
             events: Events::default(),
         };
         Self { shared: Box::leak(Box::new(shared)) }
@@ -47,10 +47,15 @@ impl Logger {
         self.shared.level.store(level as u8, Ordering::Relaxed);
     }
 
-    /// In this format, from this level up, from now on.
-    pub fn set(self, level: Level, format: LogFormat) {
-        self.set_level(level);
-        self.shared.json.store(format == LogFormat::Json, Ordering::Relaxed);
+    /// Writes in this form from now on.
+    pub fn set_format(self, format: LogFormat) {
+        self.shared.format.store(format as u8, Ordering::Relaxed);
+    }
+
+    fn format(self) -> LogFormat {
+        let json = LogFormat::Json as u8;
+        let is_json = self.shared.format.load(Ordering::Relaxed) == json;
+        if is_json { LogFormat::Json } else { LogFormat::Text }
     }
 
     /// The last events.
@@ -87,9 +92,7 @@ impl Logger {
         if level > self.level() {
             return;
         }
-        let json = self.shared.json.load(Ordering::Relaxed);
-        let format = if json { LogFormat::Json } else { LogFormat::Text };
-        let line = render(format, now, level, message, fields);
+        let line = render(self.format(), now, level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }

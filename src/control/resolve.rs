@@ -117,6 +117,24 @@ fn lock(work: &Mutex<Work>) -> MutexGuard<'_, Work> {
     work.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Looks one name up every `interval`, at once first, on a thread of its own that ends when `tell` returns
+/// false.
+///
+/// # Errors
+/// When the thread cannot be made.
+pub fn start(
+    name: Name,
+    interval: Duration,
+    tell: impl Fn(&Name, io::Result<Vec<SocketAddr>>) -> bool + Send + 'static,
+) -> io::Result<()> {
+    thread::Builder::new().name("resolver".into()).spawn(move || {
+        while tell(&name, look_up(&name)) {
+            thread::sleep(interval);
+        }
+    })?;
+    Ok(())
+}
+
 /// Looks these up once, for `patience` at most; what has answered then.
 #[must_use]
 pub fn look_up_all(names: Vec<Name>, patience: Duration) -> Vec<(Name, Vec<SocketAddr>)> {

@@ -1,7 +1,8 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::net::SocketAddr;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,8 +16,10 @@ use crate::control::reload;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l4::engine::Engine;
 use crate::l7::config::{Server, ServerAddress};
 use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -58,6 +61,10 @@ pub struct State {
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.
     pub ha: OnceCell<Ha>,
+    /// The layer-4 director and real server, if either is configured.
+    pub l4: Option<Engine>,
+    /// Virtual addresses that the director was told about, and whether it is the active one.
+    pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The configuration in force.
@@ -68,6 +75,8 @@ pub struct State {
     pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.
@@ -156,7 +165,8 @@ impl State {
 }
 
 impl UpstreamState {
-    /// With these addresses of each server; members that `previous` has keep their state.
+    /// As the file has it, with these addresses of each server; members that `previous` has keep their
+    /// state.
     #[must_use]
     pub fn new(
         shared: Arc<SharedUpstream>,
@@ -176,12 +186,12 @@ impl UpstreamState {
     fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
         let mut changed = false;
         {
-            let mut resolved = self.resolved.borrow_mut();
-            for standing in self.servers.borrow().now() {
+            let (servers, mut resolved) = (self.servers.borrow(), self.resolved.borrow_mut());
+            for standing in servers.now() {
                 let is_it = matches!(&standing.server.address, ServerAddress::Name(name, number)
                     if name == host && *number == port);
-                let Some(known) = resolved.get_mut(standing.id) else { continue };
-                if is_it && known != addresses {
+                let known = resolved.get_mut(standing.id).filter(|_| is_it);
+                if let Some(known) = known.filter(|known| *known != addresses) {
                     addresses.clone_into(known);
                     changed = true;
                 }
@@ -192,9 +202,7 @@ impl UpstreamState {
         }
         changed
     }
-}
 
-impl UpstreamState {
     /// Puts the members together from the servers and their addresses as they are now; members that
     /// were there before keep their state. The shards have still to be told.
     pub fn rebuild(&self) {

@@ -1,14 +1,17 @@
 //! The state of the process as JSON, for `/status`.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use crate::control::director;
 use crate::control::metrics::connections as connections_of;
 use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::counter::Padded;
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::time::rfc3339_ms;
 use crate::l7::upstream::{Member, Standing};
@@ -31,7 +34,9 @@ pub fn render(state: &State) -> Value {
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
+        "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
+        "upgrade": state.upgrade.status(),
     })
 }
 
@@ -69,18 +74,18 @@ pub(crate) fn tuning(tuning: &crate::control::state::TuningState) -> Value {
 }
 
 pub(crate) fn shards(state: &State) -> Vec<Value> {
-    let listeners = state.listeners();
-    let requests = |index: usize| {
-        let figures = listeners.iter().filter_map(|listener| listener.figures.get(index));
-        figures.flat_map(|shard| shard.requests.values()).sum::<u64>()
-    };
     let shard = |(index, shard): (usize, &crate::shard::Shard)| {
         json!({
             "shard": index,
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
-            "requests": requests(index),
             "generation": shard.generation.load(Ordering::Acquire),
+            "requests": state
+                .listeners()
+                .iter()
+                .filter_map(|listener| listener.figures.get(index))
+                .flat_map(|figures| figures.requests.values())
+                .sum::<u64>(),
             "receive_buffers": shard.ring.buffers_allocated.value(),
         })
     };
@@ -119,20 +124,17 @@ pub(crate) fn connections(state: &State) -> Value {
     let shards: Vec<u64> =
         state.shards.iter().map(|shard| connections_of(&shard.metrics)).collect();
     let open = |listener: &ListenerState| {
-        let open =
-            |shard: &ListenerMetrics| shard.accepted.value().saturating_sub(shard.closed.value());
-        listener.figures.iter().map(|shard| open(shard)).sum::<u64>()
+        let of_shard = |figures: &Padded<ListenerMetrics>| {
+            figures.accepted.value().saturating_sub(figures.closed.value())
+        };
+        listener.figures.iter().map(of_shard).sum::<u64>()
     };
-    let listeners = state.listeners();
-    let listeners = listeners.iter().map(|listener| {
-        json!({
-            "name": listener.name,
-            "address": listener.bind.to_string(),
-            "open": open(listener),
-        })
+    let (all_listeners, all_upstreams) = (state.listeners(), state.upstreams());
+    let listeners = all_listeners.iter().map(|listener| {
+        let address = listener.bind.to_string();
+        json!({ "name": listener.name, "address": address, "open": open(listener) })
     });
-    let upstreams = state.upstreams();
-    let upstreams = upstreams.iter().map(|upstream| {
+    let upstreams = all_upstreams.iter().map(|upstream| {
         let set = upstream.set.borrow();
         let idle = set.members.iter().flat_map(|m| &m.metrics).map(|m| m.idle.value());
         json!({
@@ -151,7 +153,7 @@ pub(crate) fn connections(state: &State) -> Value {
 
 /// Upstreams with their servers.
 pub(crate) fn upstreams(state: &State) -> Vec<Value> {
-    state.upstreams().iter().map(|one| upstream(one)).collect()
+    state.upstreams().iter().map(|one: &Rc<UpstreamState>| upstream(one)).collect()
 }
 
 /// One of them.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -345,6 +345,22 @@ impl LocalSocket {
                 let _ = fs::remove_file(&beside);
                 Err(failed(error))
             }
+        }
+    }
+}
+
+impl LocalSocket {
+    /// One that an earlier process opened.
+    #[must_use]
+    pub fn inherited(path: &Path) -> Self {
+        let made = fs::symlink_metadata(path).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+        Self { path: path.to_owned(), made }
+    }
+
+    /// Another process serves; when it listens at this path, that is its now.
+    pub fn leave_to_successor(self) {
+        if UnixStream::connect(&self.path).is_ok() {
+            std::mem::forget(self);
         }
     }
 }

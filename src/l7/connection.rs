@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::l7::channel::Channel;
+use crate::l7::clients::{Clients, Seat, Verdict};
 use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::{FlushError, flush, throttle};
+use crate::l7::flow::{FlushError, flush, flush_at, throttle};
 use crate::l7::generation::{Generation, Listening};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
@@ -19,10 +20,10 @@ use crate::l7::tls::metrics::Reason;
 use crate::l7::tls::{Application, handshake};
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, http2, proxy, reply};
-use crate::protocol::http1::{HeadScanner, Method, Version};
+use crate::protocol::http1::{HeadScanner, Method, Version, encode};
 use crate::protocol::proxy_protocol::{self, Parsed};
 use crate::ring::timer::Elapsed;
-use crate::ring::{Stream, Timer};
+use crate::ring::{Stream, Timer, WriteBuf};
 use crate::sys::socket;
 
 /// After a refusal the client's bytes are read and thrown away for this long, since closing with
@@ -32,6 +33,17 @@ const LINGER_MS: u64 = 2_000;
 const LINGER_BYTES: u64 = 1024 * 1024;
 /// While draining, a connection that was active this recently may have a request on the way.
 pub(super) const DRAIN_GRACE_MS: u64 = 1_000;
+/// The answer to a connection too many, before it asks.
+fn refusal(worker: &Worker, status: u16) -> WriteBuf {
+    let mut buffer = WriteBuf::new(&worker.ring);
+    let out = &mut buffer.bytes;
+    encode::push_status_line(out, status, encode::reason(status).as_bytes());
+    encode::push_field(out, b"Content-Length", b"0");
+    encode::push_field(out, b"Connection", b"close");
+    out.extend_from_slice(b"\r\n");
+    buffer
+}
+
 /// The answer to a request in the clear on a port for TLS.
 const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
 Content-Length: 56\r\nConnection: close\r\n\r\n\
@@ -100,7 +112,8 @@ pub async fn serve<S>(
     listening.figures().accepted.increment();
     worker.metrics.opened.increment();
     let mut client = Client::new(worker, stream.into(), listening, addresses, Some(key));
-    if client.read_proxy_header().await {
+    let limited = if client.read_proxy_header().await { client.sit_down() } else { None };
+    if let Some(_limited) = limited {
         let after = match client.secure().await {
             Ok(()) => client.serve_protocol().await,
             Err(after) => after,
@@ -110,6 +123,8 @@ pub async fn serve<S>(
             After::CloseIdle => client.say_goodbye().await,
             _ => client.close().await,
         }
+    } else {
+        client.close().await; // what a refusal said, if anything
     }
     drop((client, seat));
 }
@@ -178,6 +193,11 @@ impl Client {
         self.generation = self.worker.parked();
     }
 
+    /// Whether it is to end now if it is idle.
+    fn closes_idle(&self) -> bool {
+        self.listening.is_removed() || self.worker.closes_idle()
+    }
+
     /// Whether the connection is to end: for good, for a hand-over, or with its listener.
     pub(super) fn is_leaving(&self) -> bool {
         self.listening.is_removed() || self.worker.draining().is_some()
@@ -219,6 +239,28 @@ impl Client {
         }
         self.worker.metrics.proxy_header_errors.increment();
         false
+    }
+
+    /// Counts the connection for its client's address; `None` when that has too many already.
+    fn sit_down(&mut self) -> Option<Option<Seat>> {
+        let worker = &self.worker;
+        let Some(clients) = &self.generation.service.clients else { return Some(None) };
+        let address = self.addresses.peer.ip();
+        match Clients::connect(clients, address, worker.now()) {
+            Verdict::Admitted(seat) => Some(Some(seat)),
+            Verdict::Untracked(seat) => {
+                worker.metrics.clients.untracked.increment();
+                Some(Some(seat))
+            }
+            Verdict::Refused => {
+                worker.metrics.clients.connections_refused.increment();
+                worker.report_client(address, "too many connections");
+                if self.generation.service.listeners[self.listener].tls.is_none() {
+                    self.stream.write(refusal(worker, clients.settings.status));
+                }
+                None
+            }
+        }
     }
 
     /// Serves HTTP/2 or HTTP/1.1, as TLS has settled or the first bytes tell.
@@ -279,7 +321,7 @@ impl Client {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
-                if !self.is_leaving() {
+                if !self.closes_idle() {
                     if let Some(key) = self.key {
                         self.worker.wake_on_drain(key, cx);
                     }
@@ -335,7 +377,7 @@ impl Client {
     /// taken nothing for too long.
     async fn wait_for_reader(&self) -> bool {
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        match throttle(&self.stream, &self.answer_timer, send_timeout).await {
+        match throttle(&self.stream, &self.answer_timer, send_timeout, None).await {
             Ok(()) => return true,
             Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
             Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
@@ -352,12 +394,12 @@ impl Client {
         self.timer.set(millis(idle));
         self.park();
         let (worker, listening) = (&self.worker, &self.listening);
-        let is_leaving = || listening.is_removed() || worker.draining().is_some();
+        let closes_idle = || listening.is_removed() || worker.closes_idle();
         let came = poll_fn(|cx| {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if is_leaving() {
+            if closes_idle() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
@@ -376,7 +418,7 @@ impl Client {
     /// While draining, nobody waits for the client to close an idle connection as well: it took its
     /// last response long ago.
     fn end_of_idleness(&self) -> After {
-        if self.is_leaving() { After::CloseIdle } else { After::Close }
+        if self.closes_idle() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {
@@ -396,9 +438,22 @@ impl Client {
         }
         let trusted = &generation.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
-        let how = self.generation.service.http.trace_context;
+        let how = generation.service.http.trace_context;
         if how != TraceContext::Pass {
             exchange.follow_trace(how, || worker.request_id());
+        }
+        if let Some(clients) = &generation.service.clients {
+            let address = exchange.identity().client;
+            match clients.request(address, worker.now()) {
+                Verdict::Admitted(()) => {}
+                Verdict::Untracked(()) => worker.metrics.clients.untracked.increment(),
+                Verdict::Refused => {
+                    worker.metrics.clients.requests_refused.increment();
+                    worker.report_client(address, "too many requests");
+                    exchange.outcome.error = Some("limits.request_rate");
+                    return reply::status(self, exchange, None, clients.settings.status).await;
+                }
+            }
         }
         if exchange.request.method == Method::Connect {
             return self.refuse(exchange, 405);
@@ -581,8 +636,12 @@ impl Client {
     /// reading until the client has closed too.
     async fn close(&mut self) {
         self.renew();
-        let send_timeout = millis(self.generation.service.http.send_timeout);
-        if flush(&self.stream, 0, &self.answer_timer, send_timeout).await.is_err() {
+        let generation = Rc::clone(&self.generation);
+        let send_timeout = millis(generation.service.http.send_timeout);
+        let slow = &self.worker.metrics.clients.slow;
+        let pace = generation.download_pace(self.addresses.peer.ip(), slow);
+        let pace = pace.as_ref();
+        if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;
         }
         if self.stream.sent() == 0 {

@@ -169,9 +169,9 @@ impl SharedUpstream {
         address: SocketAddr,
         previous: Option<&Arc<Member>>,
     ) -> Arc<Member> {
-        let (server, config) = (standing.id, &standing.server);
+        let server = &standing.server;
         let endpoint = match previous {
-            Some(known) if known.server == server && known.config == *config => {
+            Some(known) if known.server == standing.id && known.config == *server => {
                 return Arc::clone(known);
             }
             Some(known) => Arc::clone(&known.endpoint),
@@ -183,7 +183,7 @@ impl SharedUpstream {
                 metrics: self.metrics.iter().map(|_| Padded::default()).collect(),
             }),
         };
-        Arc::new(Member { endpoint, server, config: config.clone() })
+        Arc::new(Member { endpoint, server: standing.id, config: server.clone() })
     }
 
     /// `max_fails` of a member: a member that is alone is never taken out, as in nginx.

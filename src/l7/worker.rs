@@ -1,6 +1,7 @@
 //! What one shard's connections share: configuration, pools, figures, log.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -22,6 +23,8 @@ use crate::ring::{Ring, Timer};
 const EXCHANGES_KEPT: usize = 1024;
 /// How long a rendered `Date` is used.
 const DATE_MS: u64 = 500;
+/// Reports of limited clients are this far apart at least.
+const CLIENT_REPORTS_MS: u64 = 10_000;
 /// How often idle upstream connections are looked through.
 const SWEEP_MS: u64 = 1000;
 
@@ -46,6 +49,13 @@ pub enum Report {
         /// Why.
         error: String,
     },
+    /// A client's address has reached a limit; others may have too.
+    ClientLimited {
+        /// The address.
+        address: IpAddr,
+        /// Which limit.
+        what: &'static str,
+    },
     /// Accepting stopped because descriptors ran out.
     NoDescriptors {
         /// The listener's name.
@@ -69,6 +79,7 @@ pub struct Worker {
     /// The access log, if there is one.
     log: RefCell<Option<Rc<AccessLog>>>,
     reporter: Reporter,
+    client_reported: Cell<Option<Millis>>,
     ids: RefCell<Generator>,
     #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
@@ -77,6 +88,8 @@ pub struct Worker {
     connections: RefCell<Slab<Option<Waker>>>,
     /// When draining began.
     draining: Cell<Option<Millis>>,
+    /// A successor accepts in this process's place.
+    handed_over: Cell<bool>,
     /// When the addresses were about to be handed over, and how far that is.
     yielding: Cell<Option<(Millis, Yielding)>>,
     /// A connection was closed.
@@ -111,11 +124,13 @@ impl Worker {
             metrics,
             log: RefCell::default(),
             reporter,
+            client_reported: Cell::new(None),
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
             date: Cell::new((0, http_date(0))),
             connections: RefCell::default(),
             draining: Cell::new(None),
+            handed_over: Cell::new(false),
             yielding: Cell::new(None),
             departed: Event::default(),
             pooled: Event::default(),
@@ -163,6 +178,16 @@ impl Worker {
     pub fn report(&self, report: Report) {
         if !(self.reporter)(report) {
             self.metrics.reports_dropped.increment();
+        }
+    }
+
+    /// Tells the operator of a client that is limited: one in a while, the others are only counted.
+    pub fn report_client(&self, address: IpAddr, what: &'static str) {
+        let now = self.now();
+        let is_due = |last: Millis| now.saturating_sub(last) >= CLIENT_REPORTS_MS;
+        if self.client_reported.get().is_none_or(is_due) {
+            self.client_reported.set(Some(now));
+            self.report(Report::ClientLimited { address, what });
         }
     }
 
@@ -264,8 +289,29 @@ impl Worker {
 
     /// From now on connections are closed after the request they are serving, idle ones soon.
     pub fn drain(&self) {
+        self.handed_over.set(false);
         self.draining.set(Some(self.now()));
         self.wake_idle();
+    }
+
+    /// A successor accepts from now on. Connections end after a request; idle ones may have one on its
+    /// way, so they are left to it and to `keepalive_timeout`.
+    pub fn hand_over(&self) {
+        self.handed_over.set(true);
+        self.draining.set(Some(self.now()));
+        self.wake_idle();
+    }
+
+    /// A successor accepts, and nothing hurries.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.get()
+    }
+
+    /// Idle connections are to be closed.
+    #[must_use]
+    pub fn closes_idle(&self) -> bool {
+        !self.handed_over.get() && self.draining().is_some()
     }
 
     /// Tells the sweeper that there are idle connections.

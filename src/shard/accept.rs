@@ -117,9 +117,8 @@ impl Doors {
     /// Changes the length of a listen queue in place.
     pub(super) fn set_backlog(&self, bind: SocketAddr, backlog: u32) {
         let open = self.open.borrow();
-        if let Some(door) = open.iter().find(|door| door.listening.bind == bind) {
-            door.acceptor.set_backlog(backlog);
-        }
+        let doors = open.iter().filter(|door| door.listening.bind == bind);
+        doors.for_each(|door| door.acceptor.set_backlog(backlog));
     }
 
     /// Closes those that `keep` does not want. Their clients lose nothing: what waits in the queue and
@@ -155,7 +154,19 @@ impl Doors {
                 Err(error) => rest.after(worker, &door, &error).await,
             }
         }
-        take_last(worker, &self.open.take(), &self.limit, &rest).await;
+        let doors = self.open.take();
+        if worker.is_handed_over() {
+            // The successor takes what waits in the queues of the same sockets.
+            doors.iter().for_each(|door| door.acceptor.stop());
+            for door in &doors {
+                poll_fn(|cx| door.acceptor.poll_stopped(cx)).await;
+                while let Some(stream) = door.acceptor.take_accepted() {
+                    start(worker, stream, door, &self.limit);
+                }
+            }
+        } else {
+            take_last(worker, &doors, &self.limit, &rest).await;
+        }
         while self.closing.get() > 0 {
             self.closed.take().await;
         }

@@ -44,8 +44,8 @@ pub struct NextListener {
     pub bind: SocketAddr,
     /// Its figures.
     pub figures: ByShard<ListenerMetrics>,
-    /// This shard's socket, if it is new.
-    pub socket: Option<OwnedFd>,
+    /// This shard's sockets, if it is new: one, or several after an upgrade from more shards.
+    pub sockets: Vec<OwnedFd>,
     /// A new length of its queue.
     pub backlog: Option<u32>,
 }
@@ -133,11 +133,13 @@ impl Changes {
         let wanted: Vec<SocketAddr> = listeners.iter().map(|next| next.bind).collect();
         self.doors.retain(&self.worker, |bind| wanted.contains(&bind));
         for (place, next) in listeners.into_iter().enumerate() {
-            let NextListener { bind, figures, socket, backlog } = next;
-            if let Some(socket) = socket {
-                let listening =
-                    Listening::new(bind, figures, self.identity.shard, place, generation);
-                self.doors.open(&self.worker, Rc::new(listening), socket);
+            let NextListener { bind, figures, sockets, backlog } = next;
+            if !sockets.is_empty() {
+                let shard = self.identity.shard;
+                let listening = Rc::new(Listening::new(bind, figures, shard, place, generation));
+                for socket in sockets {
+                    self.doors.open(&self.worker, Rc::clone(&listening), socket);
+                }
             } else if let Some(listening) = self.doors.find(bind) {
                 listening.renew(generation, place);
             }

@@ -78,6 +78,9 @@ pub enum Message {
     ReopenLog(OwnedFd),
     /// The addresses are about to go to another node, or (`None`) that is over.
     Yield(Option<Yielding>),
+    /// Another process accepts on the same sockets from now on: accept nothing more, and let
+    /// connections end after the request they are serving or the next one. [`Message::Drain`] follows.
+    HandOver,
     /// Finish what is in flight within this time, then end.
     Drain(Duration),
 }
@@ -152,6 +155,11 @@ impl Shard {
             .spawn(move || run(plan, messages, shared, making))?;
         let shard = Self { cpu, metrics, ring, heartbeat, generation, inbox, wake, thread };
         Ok(Starting { shard, made })
+    }
+
+    /// Has it show that it runs ([`Heartbeat::beats`]).
+    pub fn ask(&self) {
+        self.wake.notify();
     }
 
     /// What wakes it.
@@ -293,6 +301,7 @@ async fn obey(
                     }
                 }
                 Message::Yield(how) => worker.yield_to_peer(how),
+                Message::HandOver => worker.hand_over(),
                 Message::Drain(timeout) => return timeout,
             }
         }

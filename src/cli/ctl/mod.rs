@@ -11,9 +11,12 @@ use serde_json::{Value, json};
 
 use super::args::{About, Log, RunningTune, UpstreamArgs, Vrrp};
 use super::{print, print_result};
+use crate::control::upgrade;
 
 /// A hand-over may take as long as a slow backup needs.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest `node.upgrade_timeout` that makes sense.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(600);
 /// Longest answer that is read.
 const ANSWER_MAX: u64 = 16 << 20;
 /// The order was refused, or nobody listens.
@@ -90,6 +93,8 @@ pub fn run(socket: &Socket<'_>, about: &About, out: &mut dyn Write, err: &mut dy
 
 fn question(about: &About) -> Result<Question, String> {
     Ok(match about {
+        About::Reload { dry_run: true } => Question::post("/reload?dry-run", None),
+        About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
         About::Reload { dry_run } => {
             Question::post(if *dry_run { "/reload?dry-run" } else { "/reload" }, None)
@@ -107,6 +112,13 @@ fn question(about: &About) -> Result<Question, String> {
         About::Tune { what: RunningTune::Verify } => {
             let show = |answer: &Value| show::tuning(&answer["tuning"]);
             Question { show, ..Question::post("/tune/verify", None) }
+        }
+        About::Upgrade { binary } => {
+            let query = binary.as_deref().map(|path| {
+                let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+                format!("?binary={}", upgrade::encoded(&path))
+            });
+            Question::post(format!("/upgrade{}", query.unwrap_or_default()), None)
         }
         About::Api => Question::get("/api", show::api),
         About::Vrrp { what } => match what {
@@ -184,7 +196,9 @@ pub(crate) fn ask(
     body: &str,
 ) -> io::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    // How long an upgrade may take is in the process's configuration.
+    let patience = if target.starts_with("/upgrade") { UPGRADE_PATIENCE } else { PATIENCE };
+    stream.set_read_timeout(Some(patience))?;
     let length = body.len();
     let request = format!(
         "{method} {target} HTTP/1.1\r\nHost: ringgate\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -7,6 +7,7 @@ mod pages;
 mod process;
 mod reload;
 mod tuning;
+mod upgrade;
 mod upstreams;
 mod vrrp;
 
@@ -235,9 +236,13 @@ pub const VERBS: &[Verb] = &[
     read("/history", "rates of the last minutes, a point a second", process::history),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
+    order("/reload", "put the changed file in force (?dry-run: only say what changes)", |call| {
+        Box::pin(process::reload(call))
+    }),
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),
     order("/vrrp/prefer", "take addresses over", |call| Box::pin(vrrp::order("prefer", call))),
     order("/vrrp/resume", "end release or prefer", |call| Box::pin(vrrp::order("resume", call))),
+    order("/upgrade", "start the new binary and drain", |call| Box::pin(upgrade::upgrade(call))),
     order("/tune/verify", "look at the machine's settings now", |call| {
         Box::pin(tuning::verify(call))
     }),

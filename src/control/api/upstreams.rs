@@ -70,7 +70,6 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
     let Some(upstream) = named(&state, &call.argument) else {
         return unknown(&state, &call.argument);
     };
-    let upstream = &*upstream;
     let body = match call.json() {
         Ok(body) => body,
         Err(reply) => return reply,
@@ -80,7 +79,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
         Ok(order) => order,
         Err(why) => return Reply::error(400, why),
     };
-    if let Err(why) = after(upstream, &order, flag("force")) {
+    if let Err(why) = after(&upstream, &order, flag("force")) {
         return Reply::error(409, why);
     }
     if flag("persist") {
@@ -97,20 +96,25 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
             upstream.servers.borrow_mut().persisted(name, change);
         }
     }
-    // Again: another order may have come between.
-    let now = match after(upstream, &order, flag("force")) {
+    // Again: another order, or a reload, may have come between.
+    let Some(upstream) = named(&state, &call.argument) else {
+        return unknown(&state, &call.argument);
+    };
+    let now = match after(&upstream, &order, flag("force")) {
         Ok(now) => now,
+        // `run --watch` has put the file in force by itself.
+        Err(_) if flag("persist") => return Reply::done(told(&order, true)),
         Err(why) => return Reply::error(409, why),
     };
     upstream.servers.borrow_mut().set(now);
-    forget_addresses(upstream);
+    forget_addresses(&upstream);
     upstream.rebuild();
     state.resolver.look_up(state.names());
     tell(&state, &call.argument, &order);
-    match publish(&call, upstream).await {
+    match publish(&call, &upstream).await {
         Ok(()) => Reply::json(&json!({
             "done": told(&order, flag("persist")),
-            "upstream": status::upstream(upstream),
+            "upstream": status::upstream(&upstream),
         })),
         Err(reply) => reply,
     }

@@ -44,9 +44,16 @@ pub struct Board {
     pub replaced: AtomicU64,
     /// Changes refused.
     pub refused: AtomicU64,
+    /// Random secrets of session tickets, for this process's successor.
+    tickets: Mutex<Vec<Secret>>,
 }
 
 impl Board {
+    /// Random secrets of session tickets.
+    pub fn ticket_secrets(&self) -> Vec<Secret> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Certificates in force now.
     #[must_use]
     pub fn certificates(&self) -> Vec<InForce> {
@@ -253,11 +260,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Puts what was loaded in force.
+    /// Puts what was loaded in force. `inherited`: random secrets of the process that this one succeeds.
     ///
     /// # Errors
     /// When the system gives no random bytes, or what was loaded does not go together.
-    pub fn new(service: Service, base: PathBuf, mut loaded: Loaded) -> Result<Self, String> {
+    pub fn new(
+        service: Service,
+        base: PathBuf,
+        mut loaded: Loaded,
+        inherited: Vec<Secret>,
+    ) -> Result<Self, String> {
         let read = std::mem::take(&mut loaded.read);
         let mut keeper = Self {
             service,
@@ -267,12 +279,14 @@ impl Keeper {
             read,
             pending: HashSet::new(),
             told: Vec::new(),
-            random: Vec::new(),
+            random: inherited,
             period: 0,
             current: Arc::default(),
             board: Arc::default(),
         };
         keeper.period = keeper.period_now();
+        let (period, before) = (keeper.period, keeper.period.saturating_sub(1));
+        keeper.random.retain(|secret| secret.is_of(period) || secret.is_of(before));
         keeper.renew_secrets()?;
         let problems = keeper.put_in_force();
         match problems.first() {
@@ -403,7 +417,7 @@ impl Keeper {
         self.merge(&mut next);
         let period = period_of(&next.service);
         let wants_secret = next.service.tls.ticket_keys.is_none()
-            && (self.period != period || self.random.is_empty());
+            && !self.random.iter().any(|secret| secret.is_of(period));
         let secret = if wants_secret { Some(Secret::random(period)?) } else { None };
         let read = std::mem::take(&mut next.loaded.read);
         (self.service, self.base, self.loaded) = (next.service, next.base, next.loaded);
@@ -414,6 +428,7 @@ impl Keeper {
         if let Some(secret) = secret {
             self.keep_secret(secret);
         }
+        self.show_secrets();
         // Generations under way keep what they have.
         self.current = Arc::default();
         match self.put_in_force().first() {
@@ -453,8 +468,11 @@ impl Keeper {
         if self.service.tls.ticket_keys.is_some() {
             return Ok(());
         }
-        let secret = Secret::random(self.period)?;
-        self.keep_secret(secret);
+        if !self.random.iter().any(|secret| secret.is_of(self.period)) {
+            let secret = Secret::random(self.period)?;
+            self.keep_secret(secret);
+        }
+        self.show_secrets();
         Ok(())
     }
 
@@ -463,6 +481,11 @@ impl Keeper {
             self.random.remove(0);
         }
         self.random.push(secret);
+    }
+
+    fn show_secrets(&self) {
+        let tickets = &self.board.tickets;
+        tickets.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.random);
     }
 
     /// Makes a snapshot of what is loaded; returns what does not go together.

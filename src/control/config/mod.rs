@@ -23,6 +23,7 @@ use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
 use crate::l4::config::L4;
+use crate::l4::engine::RealServer;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -58,14 +59,14 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
-    /// The file it was read from; `None`: a text that is built in.
-    pub path: Option<PathBuf>,
     /// The file's text.
     pub text: String,
     /// The layer-4 director.
     pub l4: L4,
     /// Reload when the file changes (`ringgate run --watch`).
     pub watch: bool,
+    /// The role of a real server, if this host has it.
+    pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -102,6 +103,12 @@ pub struct Node {
     pub buffer_memory: u64,
     /// How often server names are looked up again.
     pub resolve_interval: Duration,
+    /// How long a new binary may take until it could serve.
+    pub upgrade_timeout: Duration,
+    /// How long connections of the old process run on after an upgrade.
+    pub upgrade_drain_timeout: Duration,
+    /// Where the process's number is written.
+    pub pid_file: Option<PathBuf>,
 }
 
 /// How many shards run, and where.
@@ -230,7 +237,7 @@ fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
 /// Parses the text and reads the certificates it names.
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
-    config.path = Some(path.to_owned());
+    config.file = Some(path.to_owned());
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let source = Source { name, text };
     let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {

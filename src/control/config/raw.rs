@@ -68,11 +68,13 @@ tables! {
         tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
+        limits: Node<Limits>,
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
         director: Node<Director>,
         virtual_server: Nodes<VirtualServer>,
+        real_server: Node<RealServerRole>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
@@ -85,6 +87,8 @@ tables! {
         seed: Leaf,
         flows_max: Leaf,
         new_flows_per_second: Leaf,
+        datapath: Leaf,
+        syns_per_source: Leaf,
         tcp_timeout: Leaf,
         tcp_fin_timeout: Leaf,
         tcp_syn_timeout: Leaf,
@@ -116,6 +120,11 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+    }
+    /// `[real_server]`
+    RealServerRole {
+        addresses: Leaf,
+        lease: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -174,6 +183,9 @@ tables! {
         receive_buffers: Leaf,
         buffer_memory: Leaf,
         resolve_interval: Leaf,
+        upgrade_timeout: Leaf,
+        upgrade_drain_timeout: Leaf,
+        pid_file: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -229,6 +241,18 @@ tables! {
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
         trace_context: Leaf,
+    }
+    /// `[limits]`
+    Limits {
+        connections: Leaf,
+        request_rate: Leaf,
+        request_burst: Leaf,
+        status: Leaf,
+        min_upload_rate: Leaf,
+        min_download_rate: Leaf,
+        rate_grace: Leaf,
+        exempt: Leaf,
+        table_size: Leaf,
     }
     /// `[[listener]]`
     Listener {
@@ -405,6 +429,7 @@ tables! {
 pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
+    ("[limits]", Limits::KEYS),
     ("[log]", Log::KEYS),
     ("[tuning]", Tuning::KEYS),
     ("[tls]", Tls::KEYS),
@@ -426,6 +451,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("[real_server]", RealServerRole::KEYS),
     ("check", Check::KEYS),
     ("[upstream.NAME.outlier]", Outlier::KEYS),
     ("breaker", Breaker::KEYS),
@@ -524,8 +550,8 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
-wanted!(Director VirtualServer RealServer);
-wanted!(Check Outlier Breaker);
+wanted!(Director VirtualServer RealServer RealServerRole);
+wanted!(Check Outlier Breaker Limits);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

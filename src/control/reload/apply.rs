@@ -14,6 +14,7 @@ use super::prepare::{self, Job, Parts, Prepared};
 use super::{Answer, Asked, Outcome, describe, hash};
 use crate::control::certificates::{self, Next};
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
@@ -64,6 +65,8 @@ pub struct Reloader {
     pub cpus: Vec<Option<usize>>,
     /// Where VRRP tells events, should it be started.
     pub(in crate::control) desk: Desk,
+    /// The directors' heartbeats, for VRRP.
+    pub directors: Vec<director::Watched>,
     /// The shards' tables in force.
     pub tables: RefCell<Vec<Arc<Tables>>>,
 }
@@ -118,7 +121,7 @@ impl Reloader {
 
     async fn carry_out(&self, asked: &Asked) -> Answer {
         let old = Arc::clone(&self.config.borrow());
-        let Some(path) = old.path.clone() else {
+        let Some(path) = old.file.clone() else {
             return Answer::refused(
                 "this configuration is built in: run a file to be able to reload".to_owned(),
             );
@@ -126,12 +129,16 @@ impl Reloader {
         if self.state.phase.get() != Phase::Serving {
             return Answer::refused("the process is draining".to_owned());
         }
+        if self.state.upgrade.is_under_way() {
+            return Answer::refused("an upgrade is under way: try again".to_owned());
+        }
         let job = Job {
             path,
             dry_run: asked.dry_run,
             old,
             cpus: self.cpus.clone(),
             keeper: self.keeper.clone(),
+            drift: drift(&self.state),
         };
         let prepared = match self.prepare(job).await {
             Ok(prepared) => prepared,
@@ -198,13 +205,17 @@ impl Reloader {
         let listeners = self.listeners(&config);
         let number = self.state.reload.generation.get() + 1;
         let made = Made { listeners, upstreams, current, number };
+        self.renew_office(&old, &config, &sockets);
         let changes = self.changes(&old, &config, &made, tables.clone(), sockets, logs);
         let Made { listeners, upstreams, .. } = made;
         self.state.listeners.replace(listeners.into());
         self.state.upstreams.replace(upstreams.into());
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
-        self.logger.set(config.log.level, config.log.format);
+        if config.log.level != old.log.level {
+            self.logger.set_level(config.log.level);
+        }
+        self.logger.set_format(config.log.format);
         self.state.drain_timeout.set(config.node.drain_timeout);
         self.state.log.replace(config.log.clone());
         self.resolver.set(self.state.names(), config.node.resolve_interval);
@@ -273,7 +284,8 @@ impl Reloader {
         state.health.set_usable(usable);
         let Some(ha) = state.ha.get() else {
             if !new.ha.instances.is_empty() {
-                let ha = start_ha(new.ha.clone(), &state.shards, &state.health, &self.desk)?;
+                let beats = (&state.shards[..], self.directors.clone());
+                let ha = start_ha(new.ha.clone(), beats, &state.health, &self.desk, None)?;
                 let _ = state.ha.set(ha);
                 spawn(&self.ring, vrrp::watch_upstreams(Rc::clone(&self.ring), Rc::clone(state)));
             }
@@ -294,6 +306,24 @@ impl Reloader {
                     timer.set(LOOK_MS);
                     timer.fired().await;
                 }
+            }
+        }
+    }
+
+    /// A successor is passed the sockets that are in use.
+    fn renew_office(
+        &self,
+        old: &Config,
+        new: &Config,
+        sockets: &HashMap<SocketAddr, Vec<OwnedFd>>,
+    ) {
+        let office = &self.state.upgrade;
+        let kept = |bind: SocketAddr| new.service.listeners.iter().any(|next| next.bind == bind);
+        let gone = old.service.listeners.iter().filter(|known| !kept(known.bind));
+        gone.for_each(|listener| office.forget_listener(listener.bind));
+        for (bind, opened) in sockets {
+            for (shard, socket) in opened.iter().enumerate() {
+                office.keep_listener(*bind, shard, socket);
             }
         }
     }
@@ -329,7 +359,7 @@ impl Reloader {
                 NextListener {
                     bind: state.bind,
                     figures: Arc::clone(&state.figures),
-                    socket: sockets.get_mut(&state.bind).and_then(Vec::pop),
+                    sockets: sockets.get_mut(&state.bind).and_then(Vec::pop).into_iter().collect(),
                     backlog: backlog.map(|_| listener.backlog),
                 }
             };
@@ -408,6 +438,16 @@ struct Made {
     number: u64,
 }
 
+/// What the operator has changed at run time.
+fn drift(state: &State) -> Vec<(String, String, String)> {
+    let of = |upstream: &Rc<UpstreamState>| {
+        let name = upstream.shared.config.name.clone();
+        let drift = upstream.servers.borrow().drift();
+        drift.into_iter().map(move |one| (name.clone(), one.server, one.what)).collect::<Vec<_>>()
+    };
+    state.upstreams().iter().flat_map(of).collect()
+}
+
 /// Adds what is known of names that were there before.
 fn with_known(
     before: &[Rc<UpstreamState>],
@@ -415,8 +455,8 @@ fn with_known(
 ) -> HashMap<Name, Vec<SocketAddr>> {
     let mut seen: HashSet<Name> = HashSet::new();
     for upstream in before {
-        let resolved = upstream.resolved.borrow();
-        for standing in upstream.servers.borrow().now() {
+        let (servers, resolved) = (upstream.servers.borrow(), upstream.resolved.borrow());
+        for standing in servers.now() {
             let ServerAddress::Name(host, port) = &standing.server.address else { continue };
             let Some(addresses) = resolved.get(standing.id) else { continue };
             let name = Name { host: host.clone(), port: *port };

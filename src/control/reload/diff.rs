@@ -51,13 +51,14 @@ pub struct Side<'a> {
 /// Compares one part of the file.
 type Part = fn(&str, &Side<'_>, &Side<'_>, &mut Diff);
 
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("node", node),
     ("admin", admin),
     ("log", plain),
     ("tuning", tuning),
     ("tls", plain),
     ("http", plain),
+    ("limits", plain),
     ("listener", listeners),
     ("route", routes),
     ("upstream", upstreams),

@@ -38,6 +38,8 @@ pub(super) struct Job {
     /// The shards' CPUs.
     pub(super) cpus: Vec<Option<usize>>,
     pub(super) keeper: certificates::Shared,
+    /// What the operator has changed at run time: upstream, server, and how.
+    pub(super) drift: Vec<(String, String, String)>,
 }
 
 /// A good configuration with everything that can fail done.
@@ -65,7 +67,11 @@ pub(super) struct Parts {
 /// Does it; text for people if the file cannot be put in force.
 pub(super) fn prepare(job: &Job) -> Result<Prepared, String> {
     let _ = cpu::be_nicer(NICENESS);
-    let config = config::load(&job.path).map_err(|errors| errors.to_string())?;
+    let mut config = config::load(&job.path).map_err(|errors| errors.to_string())?;
+    if config.service.clients == job.old.service.clients {
+        // What is known of client addresses stays.
+        config.service.clients.clone_from(&job.old.service.clients);
+    }
     let diff = compare(job, &config)?;
     let parts = if diff.is_empty() || diff.is_refused() {
         None
@@ -85,6 +91,17 @@ fn compare(job: &Job, config: &Config) -> Result<Diff, String> {
     let (old, new) = (parse(&job.old.text)?, parse(&config.text)?);
     let (old, new) = (Side { file: &old, config: &job.old }, Side { file: &new, config });
     let mut diff = Diff::new(&old, &new);
+    let find = |config: &Config, name: &str| {
+        config.service.upstreams.iter().find(|one| one.name == name).cloned()
+    };
+    for (upstream, server, what) in &job.drift {
+        let (before, after) = (find(&job.old, upstream), find(config, upstream));
+        if after.is_some() && before != after {
+            diff.apply(format!(
+                "upstream {upstream}: {server} {what} at run time: as in the file again"
+            ));
+        }
+    }
     for path in job.keeper.changed_files(&config.loaded) {
         diff.apply(format!("file {} has changed and is read anew", path.display()));
     }

@@ -2,6 +2,7 @@
 //! process ends when its shards have.
 
 mod start;
+mod succession;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -16,12 +17,15 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
 use crate::control::state::{ListenerState, Phase, State};
+use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
+use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
 use crate::ha;
 use crate::ha::health::Health;
@@ -37,7 +41,7 @@ use crate::shard::accept::ConnectionLimit;
 use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
-use start::{Begin, listen_once, placement};
+use start::{Begin, placement};
 pub(in crate::control) use start::{cannot_listen, connections_max, start_ha};
 use watch::Watch;
 pub(in crate::control) use watch::open_log;
@@ -45,7 +49,8 @@ pub(in crate::control) use watch::open_log;
 /// News that may wait for the control thread; more are dropped and counted.
 const NEWS_MAX: usize = 1024;
 
-const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGHUP];
+const SIGNALS: [libc::c_int; 5] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
 
 /// Why serving did not begin, or ended badly; says what to do about it.
 #[derive(Debug)]
@@ -65,6 +70,7 @@ pub(super) enum News {
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
+    L4(crate::l4::engine::Event),
     Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
     FileChanged,
@@ -85,11 +91,16 @@ impl Desk {
     }
 }
 
-/// Serves `config` until a signal ends it. `serving` is called once everything is open.
+/// Serves `config` until a signal ends it, in the place of an earlier process if there is something
+/// inherited from one. `serving` is called once everything is open.
 ///
 /// # Errors
 /// When it cannot start, or a shard fails.
-pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Failed> {
+pub fn run(
+    config: Config,
+    inherited: Option<Rc<Inherited>>,
+    serving: impl FnOnce() + 'static,
+) -> Result<(), Failed> {
     probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
     let signals = SignalFd::block(&SIGNALS)
         .map_err(|error| Failed(format!("cannot block signals: {error}")))?;
@@ -102,7 +113,8 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
     let (news, inbox) = sync_channel(NEWS_MAX);
     let desk = Desk { news, wake };
     let settings = Settings { buffers: 16, buffers_limit: 128, epoch };
-    let control = Control { config, tuned, logger, signals, desk, inbox, epoch, descriptors };
+    let control =
+        Control { config, inherited, tuned, logger, signals, desk, inbox, epoch, descriptors };
     executor::run(settings, Arc::default(), |ring| control.serve(ring, serving)).map_err(
         |error| {
             let unusable = probe::explain(&error, 0);
@@ -114,6 +126,7 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
 /// Everything the control thread starts with.
 struct Control {
     config: Config,
+    inherited: Option<Rc<Inherited>>,
     tuned: Option<Tuned>,
     logger: Logger,
     signals: SignalFd,
@@ -139,16 +152,18 @@ impl End {
 impl Control {
     async fn serve(self, ring: Rc<Ring>, serving: impl FnOnce()) -> Result<(), Failed> {
         let logger = self.logger;
+        let office =
+            Office::new(logger, self.config.node.upgrade_timeout, self.inherited.is_some());
         let cpus = placement(&self.config, self.tuned.as_ref())?;
-        let sockets = self.listen(cpus.len())?;
+        let sockets = self.listen(cpus.len(), &office)?;
         self.steer(&cpus, &sockets)?;
-        let admin = self.config.admin.map(listen_once).transpose()?;
+        let admin = self.admin(&office)?;
         let token = self.token()?;
         let (upstreams, resolver) = self.upstreams(cpus.len())?;
         let listeners = listeners(&self.config, cpus.len());
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
-        let local = self.open_socket()?;
+        let local = self.local_socket(&office)?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -165,11 +180,16 @@ impl Control {
         let keeper = self.watch_certificates(keeper)?;
         self.watch_file()?;
         let health = Arc::new(Health::new(vrrp::count_usable(&upstreams)));
-        let ha = self.start_ha(&shards, &health)?;
+        health.listeners.set(true);
+        let desk = self.desk.clone();
+        let (l4, directors) =
+            director::start(&self.config, move |event| desk.tell(News::L4(event)))
+                .map_err(Failed)?;
+        let ha = self.succeed(&shards, directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
-            file: self.config.path.clone(),
+            file: self.config.file.clone(),
             resolver: resolver.clone(),
             history: RefCell::default(),
             started: Instant::now(),
@@ -180,27 +200,33 @@ impl Control {
             upstreams: RefCell::new(upstreams.into()),
             tls,
             ha,
+            l4,
+            roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
             drain_timeout: Cell::new(self.config.node.drain_timeout),
             log: RefCell::new(self.config.log.clone()),
             tuning,
+            upgrade: office,
         });
+        let mut acceptors = Vec::new();
+        let mut open = |listener, access| {
+            let acceptor = Rc::new(Acceptor::new(&ring, listener));
+            acceptors.push(Rc::clone(&acceptor));
+            spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access));
+        };
         if let Some(admin) = admin {
-            let acceptor = Acceptor::new(&ring, admin);
-            let access = Access::Network(token);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access);
-            spawn(&ring, open);
+            open(admin, Access::Network(token));
         }
         // Removes its path at the end.
-        let _local = local.map(|(guard, listener)| {
-            let acceptor = Acceptor::new(&ring, listener);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Local);
-            spawn(&ring, open);
+        let local = local.map(|(guard, listener)| {
+            open(listener, Access::Local);
             guard
         });
         spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
-        state.health.listeners.set(true);
+        if state.l4.is_some() {
+            spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
+        }
         if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
@@ -208,7 +234,13 @@ impl Control {
         self.warn_of_few_descriptors(&logger);
         warn_of_expired(&logger, &state);
         serving();
+        if let Some(inherited) = &self.inherited {
+            state.upgrade.succeed(inherited);
+        }
+        self.tell_manager(&ring, &state);
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
+        let upgrade_drain_timeout = self.config.node.upgrade_drain_timeout;
+        let pid_path = self.config.node.pid_file.clone();
         let reloader = Reloader {
             ring: Rc::clone(&ring),
             state: Rc::clone(&state),
@@ -220,16 +252,32 @@ impl Control {
             descriptors: self.descriptors,
             cpus,
             desk: self.desk.clone(),
+            directors,
             tables: RefCell::new(tables),
         };
         spawn(&ring, reloader.run());
-        let watch = Watch { logger, state, end: Rc::clone(&end) };
+        let watch = Watch { logger, state, end: Rc::clone(&end), hurried: Cell::new(false) };
         let (watch, other) = (Rc::new(watch), ring.clone());
         let signals_watch = Rc::clone(&watch);
         spawn(&ring, async move { signals_watch.obey(other, self.signals).await });
+        let (succession, other) = (Rc::clone(&watch), ring.clone());
+        spawn(&ring, async move {
+            succession.leave(&other, &acceptors, upgrade_drain_timeout).await;
+        });
+        let state = Rc::clone(&watch.state);
         let other = ring.clone();
         spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
         end.event.take().await;
+        if let Some(l4) = &state.l4 {
+            l4.stop();
+        }
+        systemd::notify("STOPPING=1\n");
+        if let Some(path) = pid_path.as_deref() {
+            pid_file::remove(path);
+        }
+        if let Some(local) = local.filter(|_| state.upgrade.has_left()) {
+            local.leave_to_successor();
+        }
         let result = end.result.take();
         result.unwrap_or(Ok(()))
     }

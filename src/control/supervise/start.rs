@@ -16,12 +16,13 @@ use super::{Control, Desk, Failed, News};
 use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
-use crate::control::vrrp::LocalSocket;
+use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7;
@@ -31,7 +32,7 @@ use crate::l7::upstream::SharedUpstream;
 use crate::ring::{Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
 use crate::shard::change::{Change, NextListener, NextLog, NextUpstream};
-use crate::shard::{Message, Plan, Shard};
+use crate::shard::{Plan, Shard};
 use crate::sys::{cpu, socket};
 
 /// How long the start waits for the first answers of name servers.
@@ -46,7 +47,9 @@ impl Control {
     /// What keeps certificates and keys, with those that were loaded in force.
     pub(super) fn keeper(&self) -> Result<Keeper, Failed> {
         let (service, base) = (self.config.service.clone(), self.config.base.clone());
-        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+        let tickets = self.inherited.as_ref().map(|inherited| inherited.tickets());
+        let loaded = self.config.loaded.clone();
+        Keeper::new(service, base, loaded, tickets.unwrap_or_default()).map_err(Failed)
     }
 
     pub(super) fn watch_certificates(
@@ -64,7 +67,7 @@ impl Control {
 
     /// Has the file watched, if that was asked for.
     pub(super) fn watch_file(&self) -> Result<(), Failed> {
-        let Some(path) = self.config.path.clone().filter(|_| self.config.watch) else {
+        let Some(path) = self.config.file.clone().filter(|_| self.config.watch) else {
             return Ok(());
         };
         let desk = self.desk.clone();
@@ -93,29 +96,11 @@ impl Control {
         }
     }
 
-    /// Opens every listener once for each shard, so that what cannot be opened is known before
-    /// anything serves.
-    pub(super) fn listen(&self, shards: usize) -> Result<Vec<Vec<OwnedFd>>, Failed> {
-        let listeners = &self.config.service.listeners;
-        for listener in listeners {
-            let bind = listener.bind;
-            socket::probe_bind(bind).map_err(|error| cannot_listen(bind, &error))?;
-        }
-        let open = |_| {
-            let sockets = listeners.iter().map(|listener| {
-                socket::listen(listener.bind, listener.backlog)
-                    .map_err(|error| cannot_listen(listener.bind, &error))
-            });
-            sockets.collect()
-        };
-        (0..shards).map(open).collect()
-    }
-
     /// Has the kernel hand connections to the shard on the CPU that took them, if that is configured.
     pub(super) fn steer(
         &self,
         cpus: &[Option<usize>],
-        sockets: &[Vec<OwnedFd>],
+        sockets: &[Vec<(usize, OwnedFd)>],
     ) -> Result<(), Failed> {
         if self.config.node.steering == Steering::Hash {
             return Ok(());
@@ -128,7 +113,7 @@ impl Control {
                     .to_owned(),
             ));
         }
-        for socket in sockets.first().into_iter().flatten() {
+        for (_, socket) in sockets.first().into_iter().flatten() {
             socket::steer_by_cpu(socket.as_fd(), &known)
                 .map_err(|error| Failed(format!("cannot steer connections by CPU: {error}")))?;
         }
@@ -199,28 +184,18 @@ impl Control {
         Ok(Some(Token::new(secret.as_bytes())))
     }
 
-    /// The unix socket. Nobody asked for one in the default place: then it may fail.
-    pub(super) fn open_socket(&self) -> Result<Option<(LocalSocket, OwnedFd)>, Failed> {
-        let Some(wanted) = &self.config.admin_socket else { return Ok(None) };
-        match LocalSocket::open(wanted) {
-            Ok(open) => Ok(Some(open)),
-            Err(why) if wanted.required => Err(Failed(why)),
-            Err(why) => {
-                self.logger.info("no admin socket", &[("why", &why)]);
-                Ok(None)
-            }
-        }
-    }
-
     /// Starts VRRP, if there is any: what it claims can be served from now on.
     pub(super) fn start_ha(
         &self,
         shards: &[Shard],
+        directors: Vec<director::Watched>,
         health: &Arc<Health>,
+        takeover: Option<Takeover>,
     ) -> Result<OnceCell<Ha>, Failed> {
         let ha = OnceCell::new();
         if !self.config.ha.instances.is_empty() {
-            let started = start_ha(self.config.ha.clone(), shards, health, &self.desk);
+            let config = self.config.ha.clone();
+            let started = start_ha(config, (shards, directors), health, &self.desk, takeover);
             let _ = ha.set(started.map_err(Failed)?);
         }
         Ok(ha)
@@ -253,16 +228,7 @@ impl Control {
             let change = Change {
                 number: 1,
                 tables: Arc::clone(tables),
-                listeners: listeners
-                    .iter()
-                    .zip(sockets)
-                    .map(|(listener, socket)| NextListener {
-                        bind: listener.bind,
-                        figures: Arc::clone(&listener.figures),
-                        socket: Some(socket),
-                        backlog: None,
-                    })
-                    .collect(),
+                listeners: next_listeners(listeners, sockets),
                 upstreams: upstreams
                     .iter()
                     .map(|upstream| NextUpstream {
@@ -296,27 +262,29 @@ impl Control {
             .into_iter()
             .enumerate()
             .map(|(index, starting)| starting.made().map_err(|error| cannot_start(index, &error)));
-        let shards = made.collect::<Result<Vec<Shard>, Failed>>()?;
-        for shard in &shards {
-            let _ = shard.send(Message::Accept); // the inbox is empty yet
-        }
-        Ok(shards)
+        made.collect()
     }
 }
 
 /// Starts VRRP.
 pub(in crate::control) fn start_ha(
     config: ha::config::Ha,
-    shards: &[Shard],
+    (shards, directors): (&[Shard], Vec<director::Watched>),
     health: &Arc<Health>,
     desk: &Desk,
+    takeover: Option<Takeover>,
 ) -> Result<Ha, String> {
     let desk = desk.clone();
     let plan = ha::Plan {
         config,
         health: Arc::clone(health),
-        shards: shards.iter().map(|shard| (Arc::clone(&shard.heartbeat), shard.waker())).collect(),
+        shards: shards
+            .iter()
+            .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+            .chain(directors)
+            .collect(),
         reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+        takeover,
     };
     Ha::start(plan).map_err(|error| {
         format!(
@@ -330,10 +298,30 @@ fn cannot_start(index: usize, error: &io::Error) -> Failed {
     Failed(format!("cannot start shard {index}: {}", probe::explain(error, 0)))
 }
 
+/// Listeners with a shard's sockets.
+fn next_listeners(
+    listeners: &[ListenerState],
+    sockets: Vec<(usize, OwnedFd)>,
+) -> Vec<NextListener> {
+    let next = |listener: &ListenerState| NextListener {
+        bind: listener.bind,
+        figures: Arc::clone(&listener.figures),
+        sockets: Vec::new(),
+        backlog: None,
+    };
+    let mut all: Vec<NextListener> = listeners.iter().map(next).collect();
+    for (number, socket) in sockets {
+        if let Some(listener) = all.get_mut(number) {
+            listener.sockets.push(socket);
+        }
+    }
+    all
+}
+
 /// What shards begin with.
 pub(super) struct Begin<'a> {
-    /// By shard and listener.
-    pub(super) sockets: Vec<Vec<OwnedFd>>,
+    /// By shard, with the number of their listener.
+    pub(super) sockets: Vec<Vec<(usize, OwnedFd)>>,
     pub(super) listeners: &'a [ListenerState],
     pub(super) upstreams: &'a [Rc<UpstreamState>],
     /// By shard.

@@ -1,5 +1,6 @@
 //! While it serves: signals, news from other threads, and the end.
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
 use std::net::SocketAddr;
@@ -14,10 +15,11 @@ use std::time::Duration;
 use super::{End, Failed, News, warn_of_expired};
 use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::reload::Cause;
 use crate::control::state::{Phase, State};
-use crate::control::{resolve, tuning, vrrp};
+use crate::control::{resolve, systemd, tuning, vrrp};
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -34,6 +36,8 @@ pub(super) struct Watch {
     pub(super) logger: Logger,
     pub(super) state: Rc<State>,
     pub(super) end: Rc<End>,
+    /// After a hand-over: a signal has asked to end sooner.
+    pub(super) hurried: Cell<bool>,
 }
 
 /// A descriptor in a form the ring can keep.
@@ -59,6 +63,10 @@ impl Watch {
             match signal::number(&record) {
                 Some(libc::SIGUSR1) => self.reopen_logs(),
                 Some(libc::SIGHUP) => self.state.reload.request(Cause::Signal),
+                Some(libc::SIGUSR2) => self.upgrade(&ring),
+                Some(_) if self.state.upgrade.has_left() && !self.hurried.replace(true) => {
+                    self.logger.info("a signal: what is left gets the drain timeout", &[]);
+                }
                 Some(_) if self.state.phase.get() == Phase::Draining => {
                     self.logger.warn("second signal: ending at once", &[]);
                     self.end.with(Ok(()));
@@ -71,6 +79,8 @@ impl Watch {
 
     fn drain(self: &Rc<Self>, ring: &Rc<Ring>, timeout: Duration) {
         self.state.phase.set(Phase::Draining);
+        self.state.upgrade.forget_sockets();
+        systemd::notify("STOPPING=1\nSTATUS=draining\n");
         if self.state.ha.get().is_some() {
             self.logger.info("resigning", &[]);
             let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
@@ -84,7 +94,7 @@ impl Watch {
         self.drain_shards(ring, timeout);
     }
 
-    fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
+    pub(super) fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
         self.logger.info("draining", &[("drain_timeout", &format!("{timeout:?}"))]);
         self.state.health.listeners.set(false);
         for shard in &self.state.shards {
@@ -125,7 +135,11 @@ impl Watch {
                 match news {
                     News::Report(report) => self.log_report(&report),
                     News::Certificates(change) => self.log_change(&change),
-                    News::Ha(event) => vrrp::log(self.logger, &event),
+                    News::Ha(event) => {
+                        director::transition(&self.state, &event);
+                        vrrp::log(self.logger, &event);
+                    }
+                    News::L4(event) => director::log(self.logger, &event),
                     News::Resolved { name, result } => self.apply_resolved(&name, result),
                     News::FileChanged => self.state.reload.request(Cause::File),
                     News::Tuning(standing) => self.log_drift(standing),
@@ -179,6 +193,10 @@ impl Watch {
             Report::ServerTls { upstream, server, error } => self.logger.warn(
                 "no TLS with a server",
                 &[("upstream", upstream), ("server", server), ("error", error)],
+            ),
+            Report::ClientLimited { address, what } => self.logger.warn(
+                "a client address is limited; further ones are counted in /metrics",
+                &[("client", &address.to_string()), ("why", what)],
             ),
             Report::NoDescriptors { listener } => self.logger.error(
                 "out of file descriptors: accepting rests (raise LimitNOFILE)",

@@ -24,6 +24,7 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
     let (place, raw) = table.unwrap_or_else(|| (root.child("node", 0..0), &empty));
     let shards = shards(&place, raw);
     let receive_buffers = receive_buffers(&place, raw);
+    let pid_file = pid_file(&place, raw);
     Ok(Node {
         pin: place.boolean("pin", &raw.pin, true),
         steering: place.choice(
@@ -49,6 +50,17 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
             &raw.resolve_interval,
             Duration::from_secs(10),
         ),
+        upgrade_timeout: place.duration(
+            "upgrade_timeout",
+            &raw.upgrade_timeout,
+            Duration::from_secs(30),
+        ),
+        upgrade_drain_timeout: place.duration_or_zero(
+            "upgrade_drain_timeout",
+            &raw.upgrade_drain_timeout,
+            Duration::from_secs(3600),
+        ),
+        pid_file: pid_file?,
         shards: shards?,
         receive_buffers: receive_buffers?,
     })
@@ -85,6 +97,17 @@ fn receive_buffers(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<u16, Report
             _ => Err(place.wrong(scalar, "write a power of two from 16 to 32768")),
         },
         other => Err(place.wrong(other, "write a power of two from 16 to 32768")),
+    }
+}
+
+fn pid_file(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<Option<PathBuf>, Reported> {
+    const WRITE: &str = r#"write a path like "/run/ringgate/ringgate.pid""#;
+    match place.text("pid_file", &raw.pid_file, WRITE) {
+        None => Ok(None),
+        Some(read) => match read? {
+            (_, path) if path.starts_with('/') && !path.contains('\0') => Ok(Some(path.into())),
+            (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
+        },
     }
 }
 
@@ -251,6 +274,8 @@ mod tests {
             ("buffer_memory = \"1k\"", "2:17", "`node.buffer_memory` is \"1k\": write at least \"64k\""),
             ("buffer_memory = \"lots\"", "2:17", r#"`node.buffer_memory` is "lots": write bytes or a size like "16k""#),
             ("buffer_memory = -1", "2:17", r#"`node.buffer_memory` is -1: write bytes or a size like "16k""#),
+            ("upgrade_timeout = \"0s\"", "2:19", r#"`node.upgrade_timeout` is "0s": write a time above zero"#),
+            ("pid_file = \"run.pid\"", "2:12", r#"`node.pid_file` is "run.pid": write a path like"#),
             ("resolve_interval = \"0s\"", "2:20", r#"`node.resolve_interval` is "0s": write a time above zero (the default is "10s")"#),
         ].map(|(line, at, says)| (format!("[node]\n{line}"), at, says)));
         bad(&[
