@@ -28,6 +28,7 @@ pub fn render(state: &State) -> Value {
             Phase::Draining => "draining",
         },
         "configuration": configuration(state),
+        "rates": state.history.borrow().rates(),
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),

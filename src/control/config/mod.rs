@@ -61,12 +61,12 @@ pub struct Config {
     pub ha: Ha,
     /// The file's text.
     pub text: String,
-    /// Reload when the file changes (`ringgate run --watch`).
-    pub watch: bool,
     /// The layer-4 director.
     pub l4: L4,
     /// Health checks of real servers, in the order of the virtual servers.
     pub l4_checks: Vec<Option<checks::UpstreamCheck>>,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// The role of a real server, if this host has it.
     pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.

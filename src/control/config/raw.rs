@@ -243,6 +243,7 @@ tables! {
         http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
+        trace_context: Leaf,
     }
     /// `[limits]`
     Limits {

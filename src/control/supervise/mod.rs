@@ -17,6 +17,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
@@ -190,7 +191,8 @@ impl Control {
         let state = Rc::new(State {
             logger,
             file: self.config.file.clone(),
-            lookups: self.lookups(),
+            resolver: resolver.clone(),
+            history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -223,6 +225,7 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
         }
