@@ -23,6 +23,7 @@ use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
 use crate::l4::config::L4;
+use crate::l4::engine::RealServer;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -60,6 +61,8 @@ pub struct Config {
     pub ha: Ha,
     /// The layer-4 director.
     pub l4: L4,
+    /// The role of a real server, if this host has it.
+    pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }

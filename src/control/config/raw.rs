@@ -74,6 +74,7 @@ tables! {
         upstream: Node<Named<Node<Upstream>>>,
         director: Node<Director>,
         virtual_server: Nodes<VirtualServer>,
+        real_server: Node<RealServerRole>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
@@ -117,6 +118,11 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+    }
+    /// `[real_server]`
+    RealServerRole {
+        addresses: Leaf,
+        lease: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -442,6 +448,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("[real_server]", RealServerRole::KEYS),
     ("check", Check::KEYS),
     ("[upstream.NAME.outlier]", Outlier::KEYS),
     ("breaker", Breaker::KEYS),
@@ -540,7 +547,7 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
-wanted!(Director VirtualServer RealServer);
+wanted!(Director VirtualServer RealServer RealServerRole);
 wanted!(Check Outlier Breaker Limits);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

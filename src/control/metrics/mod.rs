@@ -1,5 +1,6 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod director;
 mod tls;
 mod upgrade;
 mod vrrp;
@@ -91,6 +92,9 @@ pub fn render(state: &State, format: Format) -> String {
     tls::write(&mut page, state);
     if let Some(ha) = &state.ha {
         vrrp::write(&mut page, &ha.board.read());
+    }
+    if let Some(l4) = &state.l4 {
+        director::write(&mut page, &l4.board);
     }
     tuning(&mut page, state);
     upgrade::write(&mut page, state);

@@ -15,6 +15,7 @@ use super::{Control, Failed, News};
 use crate::control::admin::Token;
 use crate::control::certificates::Keeper;
 use crate::control::config::{Config, Shards, Steering};
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::servers::Servers;
@@ -198,6 +199,7 @@ impl Control {
     pub(super) fn start_ha(
         &self,
         shards: &[Shard],
+        directors: Vec<director::Watched>,
         health: &Arc<Health>,
         takeover: Option<Takeover>,
     ) -> Result<Option<Ha>, Failed> {
@@ -211,6 +213,7 @@ impl Control {
             shards: shards
                 .iter()
                 .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .chain(directors)
                 .collect(),
             reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
             takeover,

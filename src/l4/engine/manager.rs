@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use super::keeper::Keeper;
 use super::neighbours::{Change, Neighbours, Target};
 use super::network::Network;
 use super::real_server::{RealServer, Role};
@@ -40,6 +41,7 @@ pub(super) struct Manager {
     network: Network,
     sockets: NeighbourSocket,
     silence: Option<Silence>,
+    keeper: Option<Keeper>,
     neighbours: Neighbours,
     /// The way to each address that frames go to.
     ways: BTreeMap<IpAddr, Target>,
@@ -74,6 +76,7 @@ impl Manager {
             network,
             sockets,
             silence: None,
+            keeper: None,
             neighbours: Neighbours::default(),
             ways: BTreeMap::new(),
             rings: BTreeMap::new(),
@@ -89,13 +92,23 @@ impl Manager {
     }
 
     /// What has to hold before anything is served.
-    pub(super) fn begin(&mut self, role: Option<RealServer>) -> Result<(), String> {
+    pub(super) fn begin(
+        &mut self,
+        role: Option<RealServer>,
+        outlive: Duration,
+    ) -> Result<(), String> {
         if !self.desks.is_empty() {
             let name = format!("ringgate-{}", std::process::id());
             let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
             silence
                 .set(&services(self.registry.config()))
                 .map_err(|error| needs("nf_tables", &error))?;
+            if !outlive.is_zero() {
+                let keeper = silence.share().and_then(|fd| Keeper::start(fd, outlive));
+                self.keeper = Some(
+                    keeper.map_err(|error| format!("layer 4: cannot start a child: {error}"))?,
+                );
+            }
             self.silence = Some(silence);
         }
         if let Some(role) = role {
@@ -134,6 +147,9 @@ impl Manager {
     fn end(mut self) {
         if let Some(mut role) = self.role.take() {
             role.end(&mut self.network);
+        }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.end();
         }
         for desk in &self.desks {
             desk.give(Order::Stop);

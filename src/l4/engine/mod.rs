@@ -5,6 +5,7 @@
 //! - [`manager`]: `l4`. Is told [`Fact`]s, hears netlink, ARP and Neighbour Discovery, and gives the workers new
 //!   [`Tables`].
 
+mod keeper;
 mod manager;
 mod neighbours;
 mod network;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
 pub use self::real_server::RealServer;
@@ -91,6 +93,8 @@ pub struct Plan {
     pub inactive: Vec<IpAddr>,
     /// The role of a real server, if this host has it.
     pub real_server: Option<RealServer>,
+    /// How long virtual addresses outlive this process, when it is killed: the kernel stays silent as long.
+    pub outlive: Duration,
     /// One for each director ([`directors`]).
     pub pulses: Vec<Pulse>,
     /// Where events go.
@@ -201,7 +205,7 @@ impl Engine {
         }
         let wakers = desks.iter().map(|desk| Arc::clone(&desk.wake)).collect();
         let mut manager = Manager::open(registry, desks, Arc::clone(&board), plan.reporter)?;
-        manager.begin(plan.real_server)?;
+        manager.begin(plan.real_server, plan.outlive)?;
         let over = Arc::new(AtomicBool::new(false));
         let (ended, woken) = (Arc::clone(&over), Arc::clone(&wake));
         thread::Builder::new()

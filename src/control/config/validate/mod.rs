@@ -10,6 +10,7 @@ mod http;
 mod limits;
 mod listeners;
 mod node;
+mod real_server;
 mod routes;
 mod tls;
 mod tuning;
@@ -46,6 +47,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let director = director::director(&root, file);
     let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
     let services = virtual_servers::virtual_servers(&root, file, &others);
+    let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
@@ -62,6 +64,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         ha: ha?,
         file: None,
         l4: L4 { director: director?, services: services? },
+        real_server: real_server?,
         base,
         loaded,
         warnings: Vec::new(),

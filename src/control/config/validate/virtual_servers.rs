@@ -188,7 +188,8 @@ fn netmask(place: &Place<'_>, raw: &raw::VirtualServer, text: &str) -> Result<u8
     let prefix = prefix.and_then(|mask| u8::try_from(mask.count_ones()).ok());
     prefix.ok_or_else(|| {
         let leaf = &raw.persistence_granularity;
-        let place = place.leaf("persistence_granularity", leaf).map_or(place.clone(), |(p, _)| p);
+        let place =
+            place.leaf("persistence_granularity", leaf).map_or_else(|| place.clone(), |(p, _)| p);
         place.problem(format_args!(
             "is {}: write a length of prefix like 24, or a netmask like \"255.255.255.0\"",
             quoted(text)
