@@ -29,6 +29,7 @@ pub fn render(state: &State) -> Value {
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
+        "hardening": crate::control::hardening::status(),
     })
 }
 
