@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ipnet::IpNet;
 
 use crate::counter::Counter;
+use crate::l7::config::Service;
 use crate::l7::forwarded::is_trusted;
+use crate::l7::worker::Worker;
 use crate::ring::timer::Millis;
 
 /// Addresses of alike hash that have a place at the same time.
@@ -65,6 +67,13 @@ pub struct Clients {
     pub settings: Settings,
     places: Box<[Place]>,
     hasher: RandomState,
+}
+
+/// By what is configured.
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
 }
 
 impl fmt::Debug for Clients {
@@ -207,6 +216,27 @@ impl Clients {
             waited_ms: Cell::new(0),
             slow,
         })
+    }
+}
+
+/// The least rate at which a client has to send a request body, if there is one.
+#[must_use]
+pub fn upload<'a>(service: &Service, address: IpAddr, worker: &'a Worker) -> Option<Pace<'a>> {
+    service.clients.as_ref()?.upload(address, &worker.metrics.clients.slow)
+}
+
+/// The least rate at which a client has to take a response, if there is one.
+#[must_use]
+pub fn download<'a>(service: &Service, address: IpAddr, worker: &'a Worker) -> Option<Pace<'a>> {
+    service.clients.as_ref()?.download(address, &worker.metrics.clients.slow)
+}
+
+/// What is known of addresses outlives a reload that leaves the limits as they are.
+pub fn carry_over(old: &Option<Arc<Clients>>, new: &mut Option<Arc<Clients>>) {
+    if let (Some(before), Some(after)) = (old, &new)
+        && before.settings == after.settings
+    {
+        *new = Some(Arc::clone(before));
     }
 }
 
