@@ -18,9 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use ipnet::IpNet;
 
 use crate::counter::Counter;
-use crate::l7::config::Service;
 use crate::l7::forwarded::is_trusted;
-use crate::l7::worker::Worker;
 use crate::ring::timer::Millis;
 
 /// Addresses of alike hash that have a place at the same time.
@@ -69,13 +67,6 @@ pub struct Clients {
     hasher: RandomState,
 }
 
-/// By what is configured.
-impl PartialEq for Clients {
-    fn eq(&self, other: &Self) -> bool {
-        self.settings == other.settings
-    }
-}
-
 impl fmt::Debug for Clients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Clients").field("settings", &self.settings).finish_non_exhaustive()
@@ -105,6 +96,13 @@ pub enum Verdict<T> {
     Refused,
     /// There is no room in the table: go on, without a limit.
     Untracked(T),
+}
+
+/// The same limits; what is known of clients is no part of the configuration.
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
 }
 
 impl Clients {
@@ -216,27 +214,6 @@ impl Clients {
             waited_ms: Cell::new(0),
             slow,
         })
-    }
-}
-
-/// The least rate at which a client has to send a request body, if there is one.
-#[must_use]
-pub fn upload<'a>(service: &Service, address: IpAddr, worker: &'a Worker) -> Option<Pace<'a>> {
-    service.clients.as_ref()?.upload(address, &worker.metrics.clients.slow)
-}
-
-/// The least rate at which a client has to take a response, if there is one.
-#[must_use]
-pub fn download<'a>(service: &Service, address: IpAddr, worker: &'a Worker) -> Option<Pace<'a>> {
-    service.clients.as_ref()?.download(address, &worker.metrics.clients.slow)
-}
-
-/// What is known of addresses outlives a reload that leaves the limits as they are.
-pub fn carry_over(old: &Option<Arc<Clients>>, new: &mut Option<Arc<Clients>>) {
-    if let (Some(before), Some(after)) = (old, &new)
-        && before.settings == after.settings
-    {
-        *new = Some(Arc::clone(before));
     }
 }
 

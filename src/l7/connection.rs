@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::l7::channel::Channel;
-use crate::l7::clients::{self, Clients, Seat, Verdict};
+use crate::l7::clients::{Clients, Seat, Verdict};
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, flush_at, throttle};
@@ -620,8 +620,7 @@ impl Client {
     async fn close(&mut self) {
         self.renew();
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        let (service, worker) = (&self.generation.service, &self.worker);
-        let pace = clients::download(service, self.addresses.peer.ip(), worker);
+        let pace = self.worker.download_pace(&self.generation.service, self.addresses.peer.ip());
         let pace = pace.as_ref();
         if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;

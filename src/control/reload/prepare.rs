@@ -17,7 +17,6 @@ use crate::control::certificates;
 use crate::control::config::{self, Config, Log, Steering};
 use crate::control::resolve::{self, Name};
 use crate::control::supervise::{cannot_listen, open_log};
-use crate::l7::clients;
 use crate::l7::generation::Tables;
 use crate::sys::{cpu, socket};
 
@@ -69,7 +68,12 @@ pub(super) struct Parts {
 pub(super) fn prepare(job: &Job) -> Result<Prepared, String> {
     let _ = cpu::be_nicer(NICENESS);
     let mut config = config::load(&job.path).map_err(|errors| errors.to_string())?;
-    clients::carry_over(&job.old.service.clients, &mut config.service.clients);
+    if let (Some(known), Some(clients)) = (&job.old.service.clients, &mut config.service.clients)
+        && known.settings == clients.settings
+    {
+        // What is known of each client stays known.
+        *clients = Arc::clone(known);
+    }
     let diff = compare(job, &config)?;
     let parts = if diff.is_empty() || diff.is_refused() {
         None

@@ -18,7 +18,6 @@ use self::wait::{Pump, Waiting};
 use crate::balance::hash::{hash, hash_ip};
 use crate::balance::{Policy, Tried};
 use crate::l7::channel::Channel;
-use crate::l7::clients;
 use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange, is_extended_connect};
@@ -471,7 +470,7 @@ impl Proxied<'_> {
             size_max: self.size_max,
         };
         let body = (&mut self.body, &mut self.replay);
-        let upload = clients::upload(&self.generation.service, addresses.peer.ip(), worker);
+        let upload = worker.upload_pace(&self.generation.service, addresses.peer.ip());
         let limits = (limits, upload.as_ref());
         let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let pump = pin!(pump);
@@ -507,7 +506,7 @@ impl Proxied<'_> {
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        let pace = clients::download(&self.generation.service, addresses.peer.ip(), worker);
+        let pace = worker.download_pace(&self.generation.service, addresses.peer.ip());
         let pace = pace.as_ref();
         let respond = Respond { client: stream, server, timer, read_timeout, send_timeout, pace };
         let written = Cell::new(0);
