@@ -6,6 +6,7 @@ pub mod certificates;
 pub mod config;
 pub mod director;
 pub mod events;
+pub mod hardening;
 pub mod history;
 pub mod l4_checks;
 pub mod logger;

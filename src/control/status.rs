@@ -38,6 +38,7 @@ pub fn render(state: &State) -> Value {
         "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
+        "hardening": crate::control::hardening::status(),
     })
 }
 

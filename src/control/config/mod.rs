@@ -111,6 +111,23 @@ pub struct Node {
     pub upgrade_drain_timeout: Duration,
     /// Where the process's number is written.
     pub pid_file: Option<PathBuf>,
+    /// Who to be once everything that takes root is done, with the group.
+    pub user: Option<crate::sys::process::User>,
+    /// Whether files and system calls are restricted then.
+    pub sandbox: Sandbox,
+    /// Further directories that may be written to then.
+    pub writable: Vec<PathBuf>,
+}
+
+/// Whether files and system calls are restricted after the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// With `node.user`.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// How many shards run, and where.

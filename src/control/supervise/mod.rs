@@ -17,6 +17,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::hardening;
 use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
@@ -108,6 +109,10 @@ pub fn run(
     let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
     let _ = limits::raise_locked_memory();
+    hardening::apply(&config, logger, inherited.is_some()).map_err(Failed)?;
+    if config.node.user.is_some() {
+        probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
+    }
     let epoch = Instant::now();
     let wake = Arc::new(EventFd::new().map_err(|error| Failed(format!("eventfd: {error}")))?);
     let (news, inbox) = sync_channel(NEWS_MAX);
