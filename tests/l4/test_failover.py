@@ -10,6 +10,7 @@ from harness.lan import in_namespace
 from harness.tools import eventually
 
 from .common import VIP, VIP6, Node, Server, curl, mac, send_frames, spread, tables, virtual_server
+from .test_forwarding import checksummed
 
 VRRP = '''
 [vrrp.VI_{id}]
@@ -131,13 +132,6 @@ def test_a_backup_never_forwards(pair):
     assert verdicts["dropped"] >= 200
     assert verdicts["forwarded"] == verdicts["local"] == verdicts["replied"] == 0
     assert pair.b.metric("ringgate_director_sent_total") == 0
-
-
-def checksummed(ip):
-    total = sum(int.from_bytes(ip[n : n + 2]) for n in range(0, 20, 2))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ip[:10] + (0xFFFF - total).to_bytes(2) + ip[12:]
 
 
 def test_a_server_that_has_gone_gets_nothing_and_comes_back(pair):
