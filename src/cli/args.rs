@@ -13,6 +13,7 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
+  SIGHUP            read FILE again and put it in force in place (as `ringgate ctl reload`)
   SIGUSR1           reopen the access log file
   SIGUSR2           start the binary again and drain once that serves, as `ringgate ctl upgrade`
 
@@ -33,6 +34,8 @@ Exit code 0: done. 1: it was refused, something is not as it should be (tune ver
 cannot be reached. 2: wrong usage.
 
 Examples:
+  ringgate ctl reload                        put the changed file in force; connections stay
+  ringgate ctl reload --dry-run              say what that would change
   ringgate ctl status                        everything in a few lines
   ringgate ctl upstream list                 servers, their state and why, drift from the file
   ringgate ctl upstream api drain 10.0.1.11:8080            no new requests, those on it finish
@@ -75,7 +78,7 @@ pub struct Args {
 pub enum Command {
     /// Serve a configuration until told to stop
     #[command(after_help = RUN_EXAMPLES)]
-    #[command(override_usage = "ringgate run FILE\n       ringgate run --demo")]
+    #[command(override_usage = "ringgate run [--watch] FILE\n       ringgate run --demo")]
     Run {
         /// The configuration file
         #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]
@@ -83,6 +86,9 @@ pub enum Command {
         /// Serve a built-in configuration that answers on 127.0.0.1:8080
         #[arg(long)]
         demo: bool,
+        /// Reload whenever FILE changes
+        #[arg(long, conflicts_with = "demo")]
+        watch: bool,
     },
     /// Control a running process through its unix socket
     #[command(after_help = CTL_EXAMPLES)]
@@ -131,6 +137,12 @@ pub enum Command {
 /// What `ctl` is about.
 #[derive(Debug, Subcommand)]
 pub enum About {
+    /// Put the changed configuration file in force; nothing else is touched
+    Reload {
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show the process: phase, requests, upstreams, VRRP, drift
     Status,
     /// Show or change the servers of upstreams

@@ -113,7 +113,10 @@ where
             Step::Exit(0)
         }
         Command::Tune { command } => Step::Exit(tune::run(&command, out, err)),
-        Command::Run { file: Some(file), .. } => run_step(config::load(&file), false, err),
+        Command::Run { file: Some(file), watch, .. } => {
+            let watched = |config| Config { watch, ..config };
+            run_step(config::load(&file).map(watched), false, err)
+        }
         Command::Run { file: None, .. } => run_step(config::parse("demo.toml", DEMO), true, err),
     }
 }

@@ -95,7 +95,7 @@ pub async fn watch_roles(ring: Rc<Ring>, state: Rc<State>) {
 
 /// What VRRP's page says now.
 fn look_at_roles(state: &State) {
-    let Some(ha) = &state.ha else { return };
+    let Some(ha) = state.ha.get() else { return };
     for instance in &ha.board.read().instances {
         let addresses = instance.addresses.iter();
         for (address, _) in addresses {
@@ -107,7 +107,8 @@ fn look_at_roles(state: &State) {
 
 /// An instance has changed its state: the engine hears it at once.
 pub fn transition(state: &State, event: &crate::ha::Event) {
-    let (Some(ha), crate::ha::Event::Transition { instance, to, .. }) = (&state.ha, event) else {
+    let (Some(ha), crate::ha::Event::Transition { instance, to, .. }) = (state.ha.get(), event)
+    else {
         return;
     };
     let board = ha.board.read();
@@ -150,7 +151,9 @@ pub fn status(board: &Board) -> Value {
             "verdicts": verdicts.collect::<serde_json::Map<_, _>>(),
         })
     };
+    let path = |one: &crate::l4::offload::Path| json!({ "interface": one.interface, "datapath": one.as_str(), "why": one.why });
     json!({
+        "datapaths": network.datapaths.iter().map(path).collect::<Vec<_>>(),
         "directors": board.directors.iter().enumerate().map(director).collect::<Vec<_>>(),
         "interfaces": network.interfaces,
         "neighbours": network.neighbours.iter().map(neighbour).collect::<Vec<_>>(),
@@ -168,6 +171,14 @@ pub fn log(logger: Logger, event: &Event) {
         Event::Lost(address) => {
             let address = address.to_string();
             logger.warn("neighbour does not answer ARP or ND", &[("address", &address)]);
+        }
+        Event::Datapath(path) => {
+            let fields = [
+                ("interface", path.interface.as_str()),
+                ("datapath", path.as_str()),
+                ("why", path.why.as_str()),
+            ];
+            logger.info("datapath chosen", &fields);
         }
         Event::Trouble(what) => logger.warn("layer 4 trouble", &[("what", what)]),
     }

@@ -10,6 +10,7 @@ pub mod logger;
 pub mod metrics;
 pub mod page;
 pub mod persist;
+pub mod reload;
 pub mod resolve;
 pub mod servers;
 pub mod state;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::l7::channel::Channel;
 use crate::l7::config::{HeaderEdits, Route};
 use crate::l7::forwarded::{self, Identity};
+use crate::l7::pool::Pool;
 use crate::l7::router;
 use crate::l7::template::{Values, Variable};
 use crate::l7::tls::Info;
@@ -52,6 +53,8 @@ pub struct Exchange {
     pub tls: Option<Rc<Info>>,
     /// `Strict-Transport-Security` to send.
     pub hsts: Option<Arc<str>>,
+    /// The upstream that it was proxied to, if it was.
+    pub pool: Option<Rc<Pool>>,
     identity: Option<Identity>,
 }
 
@@ -66,8 +69,6 @@ pub struct Outcome {
     pub head_bytes: u64,
     /// Body bytes sent.
     pub body_bytes: u64,
-    /// Upstream, by index.
-    pub upstream: Option<usize>,
     /// The server tried last.
     pub server: Option<SocketAddr>,
     /// When the first attempt began.
@@ -115,7 +116,7 @@ impl Exchange {
         }
         *outcome = Outcome::default();
         *identity = None;
-        (self.tls, self.hsts) = (None, None);
+        (self.tls, self.hsts, self.pool) = (None, None, None);
         // A refusal may have to be written before the next head is parsed.
         self.request.method = Method::default();
         self.request.version = Version::default();

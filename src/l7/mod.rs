@@ -2,11 +2,13 @@
 
 pub mod access_log;
 pub mod channel;
+pub mod clients;
 pub mod config;
 pub mod connection;
 pub mod exchange;
 pub mod flow;
 pub mod forwarded;
+pub mod generation;
 pub mod headers;
 pub mod http2;
 pub mod input;

@@ -236,6 +236,9 @@ pub const VERBS: &[Verb] = &[
     read("/events", "recent events", process::events),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
+    order("/reload", "put the changed file in force (?dry-run: only say what changes)", |call| {
+        Box::pin(process::reload(call))
+    }),
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),
     order("/vrrp/prefer", "take addresses over", |call| Box::pin(vrrp::order("prefer", call))),
     order("/vrrp/resume", "end release or prefer", |call| Box::pin(vrrp::order("resume", call))),

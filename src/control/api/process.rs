@@ -4,7 +4,23 @@ use serde_json::{Value, json};
 
 use super::{Call, Reply};
 use crate::control::config::Level;
+use crate::control::reload::{Cause, Outcome};
 use crate::control::status;
+
+/// What differs, in words, and what became of it.
+pub(super) async fn reload(call: Call) -> Reply {
+    let dry_run = call.request.query.split('&').any(|word| word == "dry-run");
+    let answer = call.state.reload.ask(Cause::Order, dry_run).await;
+    let generation = call.state.reload.generation.get();
+    match answer.outcome {
+        Outcome::Refused => Reply::error(409, answer.text),
+        outcome => Reply::json(&json!({
+            "outcome": outcome.name(),
+            "generation": generation,
+            "done": answer.text,
+        })),
+    }
+}
 
 pub(super) fn shards(call: &Call) -> Reply {
     Reply::json(&json!({ "shards": status::shards(&call.state) }))

@@ -70,11 +70,9 @@ type Order = Vec<(String, Change)>;
 /// Carries out an order on the servers the body names, all or none of them.
 async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>) -> Reply {
     let state = Rc::clone(&call.state);
-    let named = |upstream: &UpstreamState| upstream.shared.config.name == call.argument;
-    let Some(index) = state.upstreams.iter().position(named) else {
+    let Some(upstream) = find(&state, &call.argument) else {
         return unknown(&state, &call.argument);
     };
-    let upstream = &state.upstreams[index];
     let body = match call.json() {
         Ok(body) => body,
         Err(reply) => return reply,
@@ -84,7 +82,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
         Ok(order) => order,
         Err(why) => return Reply::error(400, why),
     };
-    if let Err(why) = after(upstream, &order, flag("force")) {
+    if let Err(why) = after(&upstream, &order, flag("force")) {
         return Reply::error(409, why);
     }
     if flag("persist") {
@@ -101,22 +99,25 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
             upstream.servers.borrow_mut().persisted(name, change);
         }
     }
-    // Again: another order may have come between.
-    let now = match after(upstream, &order, flag("force")) {
+    // Again: another order, or a reload, may have come between.
+    let Some(upstream) = find(&state, &call.argument) else {
+        return unknown(&state, &call.argument);
+    };
+    let now = match after(&upstream, &order, flag("force")) {
         Ok(now) => now,
         Err(why) => return Reply::error(409, why),
     };
-    if let Err(reply) = look_up(&state, index, &now) {
+    if let Err(reply) = look_up(&state, &upstream, &now) {
         return reply;
     }
     upstream.servers.borrow_mut().set(now);
-    forget_addresses(upstream);
+    forget_addresses(&upstream);
     upstream.rebuild();
     tell(&state, &call.argument, &order);
-    match publish(&call, index).await {
+    match publish(&call, &upstream).await {
         Ok(()) => Reply::json(&json!({
             "done": told(&order, flag("persist")),
-            "upstream": status::upstream(upstream),
+            "upstream": status::upstream(&upstream),
         })),
         Err(reply) => reply,
     }
@@ -206,8 +207,7 @@ fn after(upstream: &UpstreamState, order: &Order, force: bool) -> Result<Vec<Sta
 }
 
 /// Starts looking up names that were not there before.
-fn look_up(state: &State, index: usize, now: &[Standing]) -> Result<(), Reply> {
-    let upstream = &state.upstreams[index];
+fn look_up(state: &State, upstream: &UpstreamState, now: &[Standing]) -> Result<(), Reply> {
     for standing in now {
         let ServerAddress::Name(host, port) = &standing.server.address else { continue };
         if upstream.servers.borrow().has_name(standing.id, host) {
@@ -218,7 +218,7 @@ fn look_up(state: &State, index: usize, now: &[Standing]) -> Result<(), Reply> {
             return Err(Reply::error(409, most));
         }
         let (lookup, over) = Lookup::new();
-        let name = Name { upstream: index, server: standing.id, host: host.clone(), port: *port };
+        let name = Name { host: host.clone(), port: *port };
         if let Err(error) = (state.lookups.0)(name, over) {
             return Err(Reply::error(503, format!("cannot start a resolver: {error}")));
         }
@@ -272,13 +272,13 @@ fn told(order: &Order, persisted: bool) -> String {
 }
 
 /// Gives every shard the members as they are now.
-async fn publish(call: &Call, index: usize) -> Result<(), Reply> {
+async fn publish(call: &Call, upstream: &UpstreamState) -> Result<(), Reply> {
     let timer = Timer::new(&call.ring);
     for (number, shard) in call.state.shards.iter().enumerate() {
         let mut tries = 0;
         loop {
-            let set = Arc::clone(&call.state.upstreams[index].set.borrow());
-            if shard.send(Message::Members(index, set)) {
+            let (shared, set) = (Arc::clone(&upstream.shared), Arc::clone(&upstream.set.borrow()));
+            if shard.send(Message::Members(shared, set)) {
                 break;
             }
             tries += 1;
@@ -293,9 +293,14 @@ async fn publish(call: &Call, index: usize) -> Result<(), Reply> {
     Ok(())
 }
 
+/// The upstream of this name in the configuration in force.
+fn find(state: &State, name: &str) -> Option<Rc<UpstreamState>> {
+    state.upstreams().iter().find(|one| one.shared.config.name == name).cloned()
+}
+
 fn unknown(state: &State, name: &str) -> Reply {
-    let known = state.upstreams.iter().map(|one| one.shared.config.name.as_str());
-    let known: Vec<&str> = known.collect();
+    let upstreams = state.upstreams();
+    let known: Vec<&str> = upstreams.iter().map(|one| one.shared.config.name.as_str()).collect();
     Reply::error(404, format!("there is no upstream {name:?}; there are: {}", known.join(", ")))
 }
 

@@ -59,6 +59,10 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The file's text.
+    pub text: String,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// The layer-4 director.
     pub l4: L4,
     /// The role of a real server, if this host has it.
@@ -274,7 +278,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
             warnings.sort_by_key(|(span, _)| span.start);
             let show = |(span, message)| ConfigErrors::warning(&source, &span, message);
             let warnings = warnings.into_iter().map(show).collect();
-            Ok(Config { warnings, ..config })
+            Ok(Config { warnings, text: text.to_owned(), ..config })
         }
         _ => Err(ConfigErrors::at(&source, problems)),
     }

@@ -68,6 +68,7 @@ tables! {
         tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
+        limits: Node<Limits>,
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
@@ -86,6 +87,8 @@ tables! {
         seed: Leaf,
         flows_max: Leaf,
         new_flows_per_second: Leaf,
+        datapath: Leaf,
+        syns_per_source: Leaf,
         tcp_timeout: Leaf,
         tcp_fin_timeout: Leaf,
         tcp_syn_timeout: Leaf,
@@ -237,6 +240,18 @@ tables! {
         http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
+    }
+    /// `[limits]`
+    Limits {
+        connections: Leaf,
+        request_rate: Leaf,
+        request_burst: Leaf,
+        status: Leaf,
+        min_upload_rate: Leaf,
+        min_download_rate: Leaf,
+        rate_grace: Leaf,
+        exempt: Leaf,
+        table_size: Leaf,
     }
     /// `[[listener]]`
     Listener {
@@ -413,6 +428,7 @@ tables! {
 pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
+    ("[limits]", Limits::KEYS),
     ("[log]", Log::KEYS),
     ("[tuning]", Tuning::KEYS),
     ("[tls]", Tls::KEYS),
@@ -534,7 +550,7 @@ wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redire
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 wanted!(Director VirtualServer RealServer RealServerRole);
-wanted!(Check Outlier Breaker);
+wanted!(Check Outlier Breaker Limits);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -86,7 +86,7 @@ async fn attempt(ring: &Rc<Ring>, state: &State, program: &Path) -> Result<u32, 
     }
     let handed = attempt.freeze(state, vrrp).await?;
     let done = attempt.go(handed).await;
-    match (&state.ha, &done) {
+    match (state.ha.get(), &done) {
         (Some(ha), Ok(())) => ha.leave(),
         (Some(ha), Err(_)) => ha.thaw(),
         (None, _) => {}
@@ -193,7 +193,7 @@ impl Attempt {
 
     /// Stops this side's VRRP; how it stands.
     async fn freeze(&self, state: &State, taken: Vec<String>) -> Result<Vec<Handed>, String> {
-        let Some(ha) = &state.ha else { return Ok(Vec::new()) };
+        let Some(ha) = state.ha.get() else { return Ok(Vec::new()) };
         let answer = ha.freeze(taken);
         let began = Instant::now();
         loop {

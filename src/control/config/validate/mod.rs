@@ -7,6 +7,7 @@ mod director;
 mod headers;
 mod host;
 mod http;
+mod limits;
 mod listeners;
 mod node;
 mod real_server;
@@ -29,6 +30,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
+    let clients = limits::limits(&root, file);
     let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
     let listeners = listeners::listeners(&root, file, admin_address, policy);
@@ -48,8 +50,9 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
-    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
     let (base, loaded) = Default::default();
+    let text = String::new();
     Ok(Config {
         node: node?,
         log: log?,
@@ -65,6 +68,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         real_server: real_server?,
         base,
         loaded,
+        text,
+        watch: false,
         warnings: Vec::new(),
     })
 }
