@@ -232,6 +232,7 @@ pub const VERBS: &[Verb] = &[
     order("/upstreams/{}/undrain", "requests again", |call| Box::pin(upstreams::undrain(call))),
     order("/upstreams/{}/weight", "another weight", |call| Box::pin(upstreams::weight(call))),
     read("/l4", "virtual servers and their real servers", l4::list),
+    order("/l4/weight", "another weight of a real server", |call| Box::pin(l4::weight(call))),
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),

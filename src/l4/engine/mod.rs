@@ -48,8 +48,10 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Fact {
     /// Another configuration.
     Configure(Box<L4>),
-    /// What checks and operators say of a real server.
+    /// What checks say of a real server.
     State(ServiceKey, IpAddr, ServerState),
+    /// The operator's weight of a real server, in place of any other; `None`: no longer.
+    Weight(ServiceKey, IpAddr, Option<u32>),
     /// Whether this host is the active director of a virtual address.
     Active(IpAddr, bool),
     /// Ends everything.
