@@ -6,6 +6,8 @@ pub mod certificates;
 pub mod config;
 pub mod director;
 pub mod events;
+#[cfg(test)]
+mod frames;
 pub mod hardening;
 pub mod history;
 pub mod l4_checks;

@@ -204,6 +204,7 @@ impl Director {
     pub fn release(&mut self, now: u64) -> Option<(Verdict, &mut [u8])> {
         let Self { tables, core } = self;
         let (fate, held) = core.fragments.release(now)?;
+        core.count_fragment(tables, fate, held.length);
         core.released = held.bytes;
         let mut bytes = std::mem::take(&mut core.released);
         let verdict = core.carry_out(tables, fate, &mut bytes, None);
