@@ -96,9 +96,6 @@ fn question(about: &About) -> Result<Question, String> {
         About::Reload { dry_run: true } => Question::post("/reload?dry-run", None),
         About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
-        About::Reload { dry_run } => {
-            Question::post(if *dry_run { "/reload?dry-run" } else { "/reload" }, None)
-        }
         About::Upstream(args) => return upstream(args),
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),
