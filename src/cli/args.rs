@@ -172,6 +172,8 @@ pub enum About {
     /// Show or change the servers of upstreams
     #[command(override_usage = UPSTREAM_USAGE)]
     Upstream(UpstreamArgs),
+    /// Show virtual and real servers as `ipvsadm -L -n --stats` does
+    L4,
     /// Show connections, buffers and CPU of each shard
     Shards,
     /// Show client and server connections

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::control::certificates::Board;
 use crate::control::config::Log;
 use crate::control::history::History;
+use crate::control::l4_checks;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Name, Resolver};
@@ -63,6 +64,8 @@ pub struct State {
     pub ha: OnceCell<Ha>,
     /// The layer-4 director and real server, if either is configured.
     pub l4: Option<Engine>,
+    /// Health checks of its real servers, if there are any.
+    pub l4_checks: Option<l4_checks::Checks>,
     /// Virtual addresses that the director was told about, and whether it is the active one.
     pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.

@@ -1,5 +1,6 @@
 //! `ringgate ctl`: asks a running process through its unix socket.
 
+mod l4;
 mod show;
 
 use std::io::{self, Read as _, Write};
@@ -97,6 +98,7 @@ fn question(about: &About) -> Result<Question, String> {
         About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
         About::Upstream(args) => return upstream(args),
+        About::L4 => Question::get("/l4", l4::show),
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),
         About::Events => Question::get("/events", show::events),

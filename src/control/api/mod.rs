@@ -3,6 +3,7 @@
 //! A verb is a row of [`VERBS`] and a function in the file of its subject. Answers are JSON unless
 //! something else is customary; refusals are `{"error": "..."}`.
 
+mod l4;
 mod pages;
 mod process;
 mod tuning;
@@ -228,6 +229,7 @@ pub const VERBS: &[Verb] = &[
     order("/upstreams/{}/drain", "no new requests", |call| Box::pin(upstreams::drain(call))),
     order("/upstreams/{}/undrain", "requests again", |call| Box::pin(upstreams::undrain(call))),
     order("/upstreams/{}/weight", "another weight", |call| Box::pin(upstreams::weight(call))),
+    read("/l4", "virtual servers and their real servers", l4::list),
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),

@@ -111,6 +111,7 @@ tables! {
         quorum: Leaf,
         hysteresis: Leaf,
         sorry_server: Leaf,
+        check: Node<Check>,
         servers: Nodes<RealServer>,
     }
     /// An element of a virtual server's `servers`
@@ -120,6 +121,8 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
     /// `[real_server]`
     RealServerRole {

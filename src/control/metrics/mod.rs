@@ -4,6 +4,7 @@ mod datapath;
 mod director;
 mod tls;
 mod upgrade;
+mod virtual_servers;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -103,6 +104,7 @@ pub fn render(state: &State, format: Format) -> String {
     if let Some(l4) = &state.l4 {
         director::write(&mut page, &l4.board);
         datapath::write(&mut page, &l4.board.network());
+        virtual_servers::write(&mut page, &l4.board.tables());
     }
     tuning(&mut page, state);
     upgrade::write(&mut page, state);

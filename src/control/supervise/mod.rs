@@ -17,7 +17,6 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
-use crate::control::director;
 use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
@@ -27,6 +26,7 @@ use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
+use crate::control::{director, l4_checks};
 use crate::ha;
 use crate::ha::health::Health;
 use crate::l7::config::Listener;
@@ -185,6 +185,7 @@ impl Control {
         let (l4, directors) =
             director::start(&self.config, move |event| desk.tell(News::L4(event)))
                 .map_err(Failed)?;
+        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), logger).map_err(Failed)?;
         let ha = self.succeed(&shards, directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
@@ -201,6 +202,7 @@ impl Control {
             tls,
             ha,
             l4,
+            l4_checks,
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
