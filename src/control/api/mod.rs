@@ -6,7 +6,6 @@
 mod l4;
 mod pages;
 mod process;
-mod reload;
 mod tuning;
 mod upgrade;
 mod upstreams;
@@ -225,7 +224,6 @@ pub const VERBS: &[Verb] = &[
     read("/status", "everything", pages::status),
     read("/api", "this list", pages::verbs),
     read("/upstreams", "upstreams, their servers and their drift from the file", upstreams::list),
-    order("/reload", "put the changed file in force", |call| Box::pin(reload::reload(call))),
     order("/upstreams/{}/add", "add servers", |call| Box::pin(upstreams::add(call))),
     order("/upstreams/{}/remove", "take servers away", |call| Box::pin(upstreams::remove(call))),
     order("/upstreams/{}/drain", "no new requests", |call| Box::pin(upstreams::drain(call))),
