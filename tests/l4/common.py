@@ -15,6 +15,7 @@ from pathlib import Path
 from harness.client import tool
 from harness.lan import Host, Ringgate, in_namespace
 from harness.process import Process
+from harness.proxy import binary
 from harness.tools import eventually
 
 VIP, VIP6 = "10.77.0.100", "fd77::100"
@@ -107,6 +108,12 @@ class Node(Ringgate):
         """Until the director has found so many neighbours."""
         found = lambda: self.log().count("neighbour found") >= count
         eventually(found, 10, f"{count} neighbours of {self.name}:\n{self.log()[-2000:]}")
+
+    def control(self, *args, check=True):
+        argv = [str(binary()), "ctl", "--socket", str(self.socket), *map(str, args)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        assert not check or done.returncode == 0, done
+        return done
 
     def metrics(self):
         """Every sample of the metrics page: name with labels -> value."""
