@@ -243,8 +243,8 @@ impl Client {
 
     /// Counts the connection for its client's address; `None` when that has too many already.
     fn sit_down(&mut self) -> Option<Option<Seat>> {
-        let worker = &self.worker;
-        let Some(clients) = &self.generation.service.clients else { return Some(None) };
+        let (worker, service) = (&self.worker, &self.generation.service);
+        let Some(clients) = &service.clients else { return Some(None) };
         let address = self.addresses.peer.ip();
         match Clients::connect(clients, address, worker.now()) {
             Verdict::Admitted(seat) => Some(Some(seat)),
@@ -255,7 +255,7 @@ impl Client {
             Verdict::Refused => {
                 worker.metrics.clients.connections_refused.increment();
                 worker.report_client(address, "too many connections");
-                if self.generation.service.listeners[self.listener].tls.is_none() {
+                if service.listeners[self.listener].tls.is_none() {
                     self.stream.write(refusal(worker, clients.settings.status));
                 }
                 None
@@ -619,10 +619,8 @@ impl Client {
     /// reading until the client has closed too.
     async fn close(&mut self) {
         self.renew();
-        let generation = Rc::clone(&self.generation);
-        let send_timeout = millis(generation.service.http.send_timeout);
-        let slow = &self.worker.metrics.clients.slow;
-        let pace = generation.download_pace(self.addresses.peer.ip(), slow);
+        let send_timeout = millis(self.generation.service.http.send_timeout);
+        let pace = self.worker.download_pace(&self.generation.service, self.addresses.peer.ip());
         let pace = pace.as_ref();
         if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;
