@@ -39,6 +39,9 @@ pub async fn carry_out(
     binary: Option<PathBuf>,
 ) -> Result<String, String> {
     let office = &state.upgrade;
+    if office.changing.get() {
+        return Err("a reload is under way: try again".into());
+    }
     if office.under_way.replace(true) {
         return Err("an upgrade is under way already".into());
     }
