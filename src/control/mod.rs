@@ -6,7 +6,11 @@ pub mod certificates;
 pub mod config;
 pub mod director;
 pub mod events;
+#[cfg(test)]
+mod frames;
 pub mod hardening;
+pub mod history;
+pub mod l4_checks;
 pub mod logger;
 pub mod metrics;
 pub mod page;
@@ -20,4 +24,5 @@ pub mod supervise;
 pub mod systemd;
 pub mod tuning;
 pub mod upgrade;
+pub mod virtual_servers;
 pub mod vrrp;

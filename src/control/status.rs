@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use crate::control::director;
 use crate::control::metrics::connections as connections_of;
 use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
+use crate::control::{director, virtual_servers};
 use crate::counter::Padded;
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::time::rfc3339_ms;
@@ -28,12 +28,14 @@ pub fn render(state: &State) -> Value {
             Phase::Draining => "draining",
         },
         "configuration": configuration(state),
+        "rates": state.history.borrow().rates(),
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
         "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
+        "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
         "hardening": crate::control::hardening::status(),

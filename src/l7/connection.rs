@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use crate::l7::channel::Channel;
 use crate::l7::clients::{Clients, Seat, Verdict};
-use crate::l7::config::Action;
+use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, flush_at, throttle};
 use crate::l7::generation::{Generation, Listening};
@@ -243,8 +243,8 @@ impl Client {
 
     /// Counts the connection for its client's address; `None` when that has too many already.
     fn sit_down(&mut self) -> Option<Option<Seat>> {
-        let (worker, service) = (&self.worker, &self.generation.service);
-        let Some(clients) = &service.clients else { return Some(None) };
+        let worker = &self.worker;
+        let Some(clients) = &self.generation.service.clients else { return Some(None) };
         let address = self.addresses.peer.ip();
         match Clients::connect(clients, address, worker.now()) {
             Verdict::Admitted(seat) => Some(Some(seat)),
@@ -255,7 +255,7 @@ impl Client {
             Verdict::Refused => {
                 worker.metrics.clients.connections_refused.increment();
                 worker.report_client(address, "too many connections");
-                if service.listeners[self.listener].tls.is_none() {
+                if self.generation.service.listeners[self.listener].tls.is_none() {
                     self.stream.write(refusal(worker, clients.settings.status));
                 }
                 None
@@ -438,6 +438,10 @@ impl Client {
         }
         let trusted = &generation.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
+        let how = generation.service.http.trace_context;
+        if how != TraceContext::Pass {
+            exchange.follow_trace(how, || worker.request_id());
+        }
         if let Some(clients) = &generation.service.clients {
             let address = exchange.identity().client;
             match clients.request(address, worker.now()) {
@@ -562,6 +566,7 @@ impl Client {
         }
         self.count_bytes();
         self.figures().requests.count(outcome.status);
+        self.figures().latency.record(self.last_active.saturating_sub(outcome.started));
         if let Some(pool) = &exchange.pool {
             let figures = pool.metrics();
             figures.requests.count(outcome.status);
@@ -602,6 +607,18 @@ impl Client {
                 .map(|began| micros(began, outcome.upstream_ended.unwrap_or(self.last_active))),
             upstream_status: outcome.upstream_status,
             tries: outcome.tries,
+            tls: exchange.tls.as_deref().map(|tls| access_log::Tls {
+                protocol: tls.protocol(),
+                cipher: tls.cipher,
+                server_name: tls.server_name.as_deref().unwrap_or_default(),
+                resumed: tls.resumed,
+            }),
+            trace: match &exchange.trace {
+                Some(trace) => Some(trace.own.trace),
+                None if parsed => exchange.received_trace().map(|received| received.trace),
+                None => None,
+            },
+            span: exchange.trace.as_ref().map(|trace| trace.own.span),
             listener,
             error: outcome.error,
         }
@@ -619,8 +636,10 @@ impl Client {
     /// reading until the client has closed too.
     async fn close(&mut self) {
         self.renew();
-        let send_timeout = millis(self.generation.service.http.send_timeout);
-        let pace = self.worker.download_pace(&self.generation.service, self.addresses.peer.ip());
+        let generation = Rc::clone(&self.generation);
+        let send_timeout = millis(generation.service.http.send_timeout);
+        let slow = &self.worker.metrics.clients.slow;
+        let pace = generation.download_pace(self.addresses.peer.ip(), slow);
         let pace = pace.as_ref();
         if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;

@@ -2,11 +2,13 @@
 //! next reload puts another in force beside it, and the last request to end lets go of the old one.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::counter::Counter;
+use crate::l7::clients::Pace;
 use crate::l7::config::{Listener, Service};
 use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::pool::Pool;
@@ -83,6 +85,18 @@ impl Generation {
         let router = Arc::new(Router::new(&[], 0));
         let tables = Tables { service, router, limits: self.limits };
         Self { number: 0, pools: Vec::new(), tls: Rc::clone(&self.tls), tables: Arc::new(tables) }
+    }
+
+    /// The least rate at which a client has to take a response, if there is one.
+    #[must_use]
+    pub fn download_pace<'a>(&'a self, address: IpAddr, slow: &'a Counter) -> Option<Pace<'a>> {
+        self.service.clients.as_ref()?.download(address, slow)
+    }
+
+    /// The least rate at which a client has to send a request body, if there is one.
+    #[must_use]
+    pub fn upload_pace<'a>(&'a self, address: IpAddr, slow: &'a Counter) -> Option<Pace<'a>> {
+        self.service.clients.as_ref()?.upload(address, slow)
     }
 
     /// The pool with the upstream of this name.

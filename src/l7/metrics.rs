@@ -104,6 +104,8 @@ pub struct ListenerMetrics {
     pub closed: Counter,
     /// Requests answered.
     pub requests: ByClass,
+    /// Time from the request's first byte to the last byte of the response being queued.
+    pub latency: Histogram,
     /// Bytes of requests received, heads and bodies.
     pub bytes_received: Counter,
     /// Bytes of responses handed to the kernel, records of TLS included.

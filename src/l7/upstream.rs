@@ -33,7 +33,7 @@ pub struct Endpoint {
 pub struct Member {
     /// What lasts.
     pub endpoint: Arc<Endpoint>,
-    /// Index into the upstream's servers in the configuration.
+    /// Which of the upstream's servers it is ([`Standing::id`]).
     pub server: usize,
     /// What the configuration says of the server.
     pub config: Server,
@@ -68,7 +68,7 @@ impl fmt::Debug for Endpoint {
 }
 
 /// A server as it stands now: as in the file, or as the operator has it since.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// Names it among the servers of its upstream.
     pub id: usize,

@@ -9,8 +9,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use slab::Slab;
 
-use crate::l7::clients::Pace;
-use crate::l7::config::Service;
 use crate::l7::exchange::Exchange;
 use crate::l7::generation::Generation;
 use crate::l7::log::AccessLog;
@@ -191,20 +189,6 @@ impl Worker {
             self.client_reported.set(Some(now));
             self.report(Report::ClientLimited { address, what });
         }
-    }
-
-    /// The least rate at which a client has to take a response, if there is one.
-    #[must_use]
-    pub fn download_pace<'a>(&'a self, service: &'a Service, address: IpAddr) -> Option<Pace<'a>> {
-        let clients = service.clients.as_ref()?;
-        clients.download(address, &self.metrics.clients.slow)
-    }
-
-    /// The least rate at which a client has to send a request body, if there is one.
-    #[must_use]
-    pub fn upload_pace<'a>(&'a self, service: &'a Service, address: IpAddr) -> Option<Pace<'a>> {
-        let clients = service.clients.as_ref()?;
-        clients.upload(address, &self.metrics.clients.slow)
     }
 
     /// A fresh request id.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{list, word};
 
 /// A table: heads, then rows; columns as wide as they need be, numbers to the right.
-fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(heads.get(column).map(|head| head.chars().count())).max().unwrap_or_default()

@@ -226,7 +226,7 @@ impl Reloader {
         self.logger.set_format(config.log.format);
         self.state.drain_timeout.set(config.node.drain_timeout);
         self.state.log.replace(config.log.clone());
-        self.resolver.set(resolve::names(&config.service.upstreams), config.node.resolve_interval);
+        self.resolver.set(self.state.names(), config.node.resolve_interval);
         self.state.reload.generation.set(number);
         self.state.reload.hash.replace(hash(&config.text));
         self.config.replace(Arc::new(config));

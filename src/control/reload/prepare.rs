@@ -68,11 +68,9 @@ pub(super) struct Parts {
 pub(super) fn prepare(job: &Job) -> Result<Prepared, String> {
     let _ = cpu::be_nicer(NICENESS);
     let mut config = config::load(&job.path).map_err(|errors| errors.to_string())?;
-    if let (Some(known), Some(clients)) = (&job.old.service.clients, &mut config.service.clients)
-        && known.settings == clients.settings
-    {
-        // What is known of each client stays known.
-        *clients = Arc::clone(known);
+    if config.service.clients == job.old.service.clients {
+        // What is known of client addresses stays.
+        config.service.clients.clone_from(&job.old.service.clients);
     }
     let diff = compare(job, &config)?;
     let parts = if diff.is_empty() || diff.is_refused() {

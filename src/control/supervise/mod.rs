@@ -17,8 +17,8 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
-use crate::control::director;
 use crate::control::hardening;
+use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
@@ -27,6 +27,7 @@ use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
+use crate::control::{director, l4_checks};
 use crate::ha;
 use crate::ha::health::Health;
 use crate::l7::config::Listener;
@@ -189,12 +190,14 @@ impl Control {
         let (l4, directors) =
             director::start(&self.config, move |event| desk.tell(News::L4(event)))
                 .map_err(Failed)?;
+        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), logger).map_err(Failed)?;
         let ha = self.succeed(&shards, directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
             file: self.config.file.clone(),
-            lookups: self.lookups(),
+            resolver: resolver.clone(),
+            history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -204,6 +207,7 @@ impl Control {
             tls,
             ha,
             l4,
+            l4_checks,
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
@@ -226,6 +230,7 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
         }

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::watch::open_log;
@@ -21,7 +20,7 @@ use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
-use crate::control::state::{ListenerState, Lookups, TuningState, UpstreamState};
+use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
@@ -183,22 +182,6 @@ impl Control {
             return Err(failed("it has no line of 16 to 512 visible characters"));
         }
         Ok(Some(Token::new(secret.as_bytes())))
-    }
-
-    /// What looks up the names of servers that are added at run time.
-    pub(super) fn lookups(&self) -> Lookups {
-        let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
-        Lookups(Box::new(move |name, over| {
-            let desk = desk.clone();
-            let tell = move |name: &resolve::Name, result| {
-                let wanted = !over.load(Ordering::Relaxed);
-                if wanted {
-                    desk.tell(News::Resolved { name: name.clone(), result });
-                }
-                wanted
-            };
-            resolve::start(name, interval, tell)
-        }))
     }
 
     /// Starts VRRP, if there is any: what it claims can be served from now on.

@@ -470,7 +470,7 @@ impl Proxied<'_> {
             size_max: self.size_max,
         };
         let body = (&mut self.body, &mut self.replay);
-        let upload = worker.upload_pace(&self.generation.service, addresses.peer.ip());
+        let upload = self.generation.upload_pace(addresses.peer.ip(), &worker.metrics.clients.slow);
         let limits = (limits, upload.as_ref());
         let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let pump = pin!(pump);
@@ -506,7 +506,8 @@ impl Proxied<'_> {
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        let pace = worker.download_pace(&self.generation.service, addresses.peer.ip());
+        let slow = &worker.metrics.clients.slow;
+        let pace = self.generation.download_pace(addresses.peer.ip(), slow);
         let pace = pace.as_ref();
         let respond = Respond { client: stream, server, timer, read_timeout, send_timeout, pace };
         let written = Cell::new(0);
