@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod certificates;
 pub mod config;
+pub mod health;
 pub mod logger;
 pub mod metrics;
 pub mod resolve;

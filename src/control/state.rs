@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::control::certificates::Board;
+use crate::control::health::Checks;
 use crate::control::tuning::Standing;
 use crate::ha::Ha;
 use crate::ha::health::Health;
@@ -36,6 +37,8 @@ pub struct State {
     pub listeners: Vec<(String, SocketAddr)>,
     /// Upstreams, in the order of the configuration.
     pub upstreams: Vec<UpstreamState>,
+    /// Health checks and outliers.
+    pub checks: Checks,
     /// Certificates.
     pub tls: Arc<Board>,
     /// VRRP, if it is configured.
@@ -90,6 +93,7 @@ impl State {
         let set =
             upstream.shared.members(&upstream.resolved.borrow(), Some(&upstream.set.borrow()));
         upstream.set.replace(Arc::new(set));
+        self.checks.refresh(&self.upstreams);
         true
     }
 }

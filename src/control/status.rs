@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::control::health;
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
 use crate::control::vrrp;
@@ -84,25 +85,30 @@ fn certificates(state: &State) -> Vec<Value> {
 }
 
 fn upstreams(state: &State) -> Vec<Value> {
+    let rows = state.checks.rows();
     let upstream = |upstream: &crate::control::state::UpstreamState| {
         let set = upstream.set.borrow();
+        let server = |member: &std::sync::Arc<Member>| {
+            let mut value = server(member);
+            let more = health::server_status(&state.checks, &rows, upstream, member);
+            for (key, more) in more {
+                value[key] = more;
+            }
+            value
+        };
         json!({
             "name": upstream.shared.config.name,
-            "servers": set.members.iter().map(|member| server(member)).collect::<Vec<_>>(),
+            "panic": upstream.shared.is_panicking(),
+            "servers": set.members.iter().map(server).collect::<Vec<_>>(),
         })
     };
     state.upstreams.iter().map(upstream).collect()
 }
 
 fn server(member: &Member) -> Value {
-    let state = match (member.config.down, member.passive.is_out()) {
-        (true, _) => "down",
-        (false, true) => "failed",
-        (false, false) => "up",
-    };
     json!({
         "address": member.label,
-        "state": state,
+        "state": health::state_name(member),
         "weight": member.config.weight,
         "backup": member.config.backup,
         "in_flight": member.in_flight.count(),

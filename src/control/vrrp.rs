@@ -64,7 +64,7 @@ pub async fn watch_upstreams(ring: Rc<Ring>, state: Rc<State>) {
     loop {
         for (upstream, usable) in state.upstreams.iter().zip(&state.health.usable) {
             let set = upstream.set.borrow();
-            let up = set.members.iter().filter(|m| !m.config.down && !m.passive.is_out()).count();
+            let up = set.members.iter().filter(|member| member.is_usable()).count();
             usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
         timer.set(COUNT_EVERY_MS);

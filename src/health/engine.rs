@@ -229,8 +229,10 @@ impl Engine {
             record: Arc::clone(record),
         };
         let probe = &mut self.probes[slot];
-        if let Some(up) = probe.course.good() {
-            target.sink.set(up, false);
+        match probe.course.good() {
+            Some(up) => target.sink.set(up, false),
+            None if key.check.start_down => target.sink.set(false, false),
+            None => {}
         }
         let line = line(&probe.record);
         probe.tls = target.tls;

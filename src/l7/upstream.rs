@@ -3,10 +3,11 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::balance::hash::hash;
 use crate::balance::{
-    InFlight, MaglevTable, Member as Weight, Passive, Policy, RetryBudget, Scheduler,
+    Gate, InFlight, MaglevTable, Member as Weight, Passive, Policy, RetryBudget, Scheduler, outlier,
 };
 use crate::counter::Padded;
 use crate::l7::config::{Server, ServerAddress, Upstream};
@@ -26,6 +27,9 @@ pub struct Member {
     pub in_flight: InFlight,
     /// Failures, over all shards.
     pub passive: Passive,
+    /// Verdicts of health checks and outlier detection. Changes seldom, so it may share a cache line with what
+    /// never does.
+    pub gate: Gate,
     /// Figures by shard.
     pub metrics: Box<[Padded<ServerMetrics>]>,
 }
@@ -33,6 +37,30 @@ pub struct Member {
 impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Member").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    /// Nobody has taken it out: not by hand, not its failures, health checks or outlier detection.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        !self.config.down && !self.passive.is_out() && !self.gate.is_out()
+    }
+
+    /// What requests have seen of it, over all shards.
+    #[must_use]
+    pub fn totals(&self) -> outlier::Totals {
+        let mut totals = outlier::Totals::default();
+        for shard in &self.metrics {
+            let classes = shard.responses.values();
+            let (responses, failed) =
+                (classes.iter().sum::<u64>(), shard.failures.value() + shard.connect_failures.value());
+            totals.requests += responses + failed;
+            totals.responses += responses;
+            totals.errors += classes[4] + failed;
+            totals.latency_ms += shard.response_ms.value();
+        }
+        totals
     }
 }
 
@@ -52,6 +80,12 @@ pub struct SharedUpstream {
     pub config: Upstream,
     /// Retries allowed.
     pub budget: RetryBudget,
+    /// Requests being served; counted with `breaker.max_in_flight` only.
+    pub in_flight: InFlight,
+    /// Connections being opened; counted with `breaker.max_pending` only.
+    pub pending: InFlight,
+    /// Too few members are usable: health checks and ejections are ignored.
+    panic: AtomicBool,
     shards: usize,
 }
 
@@ -59,7 +93,28 @@ impl SharedUpstream {
     /// For as many shards.
     #[must_use]
     pub fn new(config: Upstream, shards: usize) -> Self {
-        Self { config, budget: RetryBudget::new(), shards }
+        Self {
+            config,
+            budget: RetryBudget::new(),
+            in_flight: InFlight::new(),
+            pending: InFlight::new(),
+            panic: AtomicBool::new(false),
+            shards,
+        }
+    }
+
+    /// True while too few members are usable (`panic_threshold`).
+    #[must_use]
+    pub fn is_panicking(&self) -> bool {
+        self.panic.load(Relaxed)
+    }
+
+    /// Judges whether too few members are usable; true when that has changed.
+    pub fn judge_panic(&self, set: &MemberSet) -> bool {
+        let usable = set.members.iter().filter(|member| member.is_usable()).count() as u64;
+        let all = set.members.iter().filter(|member| !member.config.down).count() as u64;
+        let panic = usable * 100 < all * u64::from(self.config.panic_threshold);
+        self.panic.swap(panic, Relaxed) != panic
     }
 
     /// Builds the member set for these addresses of each server (ignored for address literals).
@@ -103,6 +158,7 @@ impl SharedUpstream {
                     config: self.config.servers[server].clone(),
                     in_flight: InFlight::new(),
                     passive: Passive::new(),
+                    gate: Gate::new(),
                     metrics: (0..self.shards).map(|_| Padded::default()).collect(),
                 })
             },

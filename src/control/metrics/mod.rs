@@ -1,5 +1,6 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod health;
 mod tls;
 mod vrrp;
 
@@ -51,6 +52,7 @@ pub fn render(state: &State) -> String {
     shards(&mut page, state);
     upstreams(&mut page, state);
     servers(&mut page, state);
+    health::write(&mut page, state);
     tls::write(&mut page, state);
     if let Some(ha) = &state.ha {
         vrrp::write(&mut page, &ha.board.read());
@@ -369,9 +371,9 @@ fn servers(page: &mut Page, state: &State) {
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
     });
-    page.family("ringgate_server_up", "gauge", "0 while out after failures or by hand.");
+    page.family("ringgate_server_up", "gauge", "0 while out: failures, health checks, ejection, or by hand.");
     each_server(state, |upstream, server, member| {
-        let up = u8::from(!member.passive.is_out() && !member.config.down);
+        let up = u8::from(member.is_usable());
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });

@@ -58,6 +58,7 @@ enum News {
     Ha(ha::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
+    Health(crate::health::Event),
 }
 
 /// The way to the control thread, for any thread.
@@ -138,6 +139,7 @@ impl Control {
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
         let local = local.map_err(Failed)?;
+        let checks = self.start_checks(&ring, &upstreams).await?;
         let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
         self.watch_certificates(keeper)?;
         let health = Arc::new(Health::new(upstreams.len()));
@@ -150,6 +152,7 @@ impl Control {
             shards,
             listeners: named_listeners(&self.config),
             upstreams,
+            checks,
             tls,
             ha,
             health,
@@ -171,6 +174,7 @@ impl Control {
         if state.ha.is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
+        crate::control::health::watch(&ring, &state, logger);
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
         warn_of_expired(&logger, &state);

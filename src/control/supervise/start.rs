@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use super::watch::open_log;
 use super::{Control, Failed, News};
 use crate::control::certificates::Keeper;
 use crate::control::config::{Config, Shards, Steering};
+use crate::control::health::Checks;
 use crate::control::logger::Logger;
 use crate::control::resolve;
 use crate::control::state::{TuningState, UpstreamState};
@@ -21,7 +23,7 @@ use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::ring::{Settings, buffers, probe};
+use crate::ring::{Ring, Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
 use crate::shard::{Message, Plan, Shard};
 use crate::sys::{cpu, socket};
@@ -161,6 +163,24 @@ impl Control {
             UpstreamState { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
         };
         Ok(configs.iter().zip(resolved).map(state).collect())
+    }
+
+    /// Starts health checks and waits for their first round, a bounded time: what does not answer in it takes
+    /// requests until its verdict.
+    pub(super) async fn start_checks(
+        &self,
+        ring: &Rc<Ring>,
+        upstreams: &[UpstreamState],
+    ) -> Result<Checks, Failed> {
+        let desk = self.desk.clone();
+        let tell = Box::new(move |event| desk.tell(News::Health(event)));
+        let wanted = self.config.checks.clone();
+        let checks = Checks::start(wanted, upstreams, self.epoch, self.descriptors, tell)
+            .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
+        if !checks.first_round(ring).await {
+            self.logger.warn("the first round of health checks is not over, serving all the same", &[]);
+        }
+        Ok(checks)
     }
 
     /// Starts VRRP, if there is any: what it claims can be served from now on.

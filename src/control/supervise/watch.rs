@@ -16,7 +16,7 @@ use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
-use crate::control::{tuning, vrrp};
+use crate::control::{health, tuning, vrrp};
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -132,6 +132,7 @@ impl Watch {
                     News::Report(report) => self.log_report(&report),
                     News::Certificates(change) => self.log_change(&change),
                     News::Ha(event) => vrrp::log(self.logger, &event),
+                    News::Health(event) => health::log(self.logger, &event),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
                     }

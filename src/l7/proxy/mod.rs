@@ -49,6 +49,7 @@ struct Proxied<'a> {
     size_max: u64,
     body: BodyReader,
     replay: Replay,
+    attempt_began: u64,
 }
 
 /// Proxies the request and sends the response.
@@ -83,7 +84,10 @@ pub async fn serve(
     let repeats =
         retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
     let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
-    Proxied { client, exchange, route, pool, size_max, body, replay }.run(&worker, upstream).await
+    let attempt_began = 0;
+    Proxied { client, exchange, route, pool, size_max, body, replay, attempt_began }
+        .run(&worker, upstream)
+        .await
 }
 
 impl Proxied<'_> {
@@ -93,6 +97,12 @@ impl Proxied<'_> {
         let began = worker.now();
         self.exchange.outcome.upstream_started = Some(began);
         self.pool.count_request(began);
+        let pool = self.pool;
+        let Some(_place) = pool.admit() else {
+            metrics.refused_in_flight.increment();
+            self.exchange.outcome.error = Some("breaker.max_in_flight");
+            return self.give_up(503).await;
+        };
         let key = self.key(config);
         let mut tried = Tried::new();
         let mut last: Option<Failure> = None;
@@ -160,6 +170,12 @@ impl Proxied<'_> {
                 worker.metrics.connects_exhausted.increment();
                 return;
             }
+            Failure::Pending => {
+                if let Some(upstream) = self.exchange.outcome.upstream {
+                    worker.metrics.upstreams[upstream].refused_pending.increment();
+                }
+                return;
+            }
             Failure::Connect | Failure::ConnectTimeout | Failure::Tls => {
                 lease.metrics().connect_failures.increment();
             }
@@ -225,6 +241,7 @@ impl Proxied<'_> {
     ) -> Result<After, Failure> {
         self.exchange.outcome.server = Some(lease.member().address);
         self.exchange.outcome.upstream_status = None;
+        self.attempt_began = worker.now();
         let mut connection = if self.pool.upstream.config.http2 {
             self.stream(worker, lease).await?
         } else {
@@ -283,6 +300,7 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
+        let Some(_place) = self.pool.admit_connect() else { return Err(Failure::Pending) };
         let transport = self.connect(worker, lease).await?;
         Ok(Connection::new(transport.into(), worker.now()))
     }
@@ -338,6 +356,7 @@ impl Proxied<'_> {
                 lease.metrics().reuses.increment();
                 return Ok(connection);
             }
+            let Some(_place) = self.pool.admit_connect() else { return Err(Failure::Pending) };
             let timer = &self.client.answer_timer;
             timer.set(millis(config.connect_timeout));
             let mut waited = false;
@@ -435,6 +454,7 @@ impl Proxied<'_> {
             .await?;
         x.outcome.upstream_status = Some(x.response.status);
         lease.metrics().responses.count(x.response.status);
+        lease.metrics().response_ms.add(worker.now().saturating_sub(self.attempt_began));
         if pump.is_done() && self.pool.wants_repeated(x) {
             return Err(Failure::Status(x.response.status));
         }
