@@ -72,6 +72,10 @@ struct MemberSink {
 impl Sink for MemberSink {
     fn set(&self, up: bool, change: bool) {
         if up {
+            if change {
+                // What requests saw before says nothing about a server that has come back.
+                self.member.passive.clear();
+            }
             self.member.gate.up(since(self.epoch), change && self.slow_start);
         } else {
             self.member.gate.down();
@@ -265,7 +269,10 @@ impl Checks {
                 judged.ejections += 1;
                 judged.reason = Some(reason);
                 let why = reason.to_string();
-                logger.warn("server is ejected as an outlier", &[server[0], server[1], ("reason", &why)]);
+                logger.warn(
+                    "server is ejected as an outlier",
+                    &[server[0], server[1], ("reason", &why)],
+                );
             }
             Decision::Readmit(_) => {
                 member.gate.readmit(since(self.epoch), !config.slow_start.is_zero());
@@ -330,7 +337,8 @@ fn judge_panic(upstream: &UpstreamState, logger: Logger) {
     }
     let fields = [("upstream", upstream.shared.config.name.as_str())];
     if upstream.shared.is_panicking() {
-        logger.error("too few servers are usable: health checks and ejections are ignored", &fields);
+        logger
+            .error("too few servers are usable: health checks and ejections are ignored", &fields);
     } else {
         logger.info("enough servers are usable again", &fields);
     }

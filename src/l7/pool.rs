@@ -127,7 +127,7 @@ impl<'a> Place<'a> {
         if max == 0 {
             return Some(Self(None));
         }
-        count.try_acquire(max).then_some(Self(Some(count)))
+        count.try_acquire(max).then(|| Self(Some(count)))
     }
 }
 

@@ -53,8 +53,10 @@ impl Member {
         let mut totals = outlier::Totals::default();
         for shard in &self.metrics {
             let classes = shard.responses.values();
-            let (responses, failed) =
-                (classes.iter().sum::<u64>(), shard.failures.value() + shard.connect_failures.value());
+            let (responses, failed) = (
+                classes.iter().sum::<u64>(),
+                shard.failures.value() + shard.connect_failures.value(),
+            );
             totals.requests += responses + failed;
             totals.responses += responses;
             totals.errors += classes[4] + failed;

@@ -23,12 +23,9 @@ const OF_ROWS: [OfRow; 6] = [
     ("ringgate_health_check_changes_total", "counter", "Times the verdict changed.", |row| {
         row.changes as f64
     }),
-    (
-        "ringgate_health_check_duration_seconds",
-        "gauge",
-        "How long the last probe took.",
-        |row| row.last_took.as_secs_f64(),
-    ),
+    ("ringgate_health_check_duration_seconds", "gauge", "How long the last probe took.", |row| {
+        row.last_took.as_secs_f64()
+    }),
     (
         "ringgate_health_check_age_seconds",
         "gauge",

@@ -371,7 +371,11 @@ fn servers(page: &mut Page, state: &State) {
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
     });
-    page.family("ringgate_server_up", "gauge", "0 while out: failures, health checks, ejection, or by hand.");
+    page.family(
+        "ringgate_server_up",
+        "gauge",
+        "0 while out: failures, health checks, ejection, or by hand.",
+    );
     each_server(state, |upstream, server, member| {
         let up = u8::from(member.is_usable());
         let labels = [("upstream", upstream), ("server", server)];

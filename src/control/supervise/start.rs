@@ -178,7 +178,8 @@ impl Control {
         let checks = Checks::start(wanted, upstreams, self.epoch, self.descriptors, tell)
             .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
         if !checks.first_round(ring).await {
-            self.logger.warn("the first round of health checks is not over, serving all the same", &[]);
+            self.logger
+                .warn("the first round of health checks is not over, serving all the same", &[]);
         }
         Ok(checks)
     }
