@@ -7,10 +7,12 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use ringgate::control::config::units;
 
+use crate::tls::Version;
+
 /// Bytes of the largest body, in either direction: it is held in memory.
 pub(crate) const BODY_MAX: u64 = 256 * 1024 * 1024;
 
-/// Load for HTTP/1.1 servers, measured with HDR histograms; and a server that is cheaper than they.
+/// Load for HTTP/1.1 and HTTP/2 servers, in the clear and over TLS, measured with HDR histograms; and a server that is cheaper than they.
 #[derive(Debug, Parser)]
 #[command(name = "ringgate-bench", version)]
 #[command(propagate_version = false, disable_help_subcommand = true)]
@@ -68,8 +70,12 @@ due, so a stall shows in every request that it held up (no coordinated omission)
 come in bursts of some 50 µs; that, too, counts as latency. What waited longer than --timeout is not
 sent and counted as overdue; what is left at the end is counted as unsent.
 
-Errors: connect (not opened), closed (before the whole response), timeout, malformed, 4xx, 5xx,
-overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
+TLS (https URLs): X25519 and AES-128-GCM are offered first. Unless --resume is given each connection
+makes a full handshake; with it, those after the first resume. --insecure spares the generator the
+verification. HTTP/2 is asked for by ALPN, or spoken at once to http URLs.
+
+Errors: connect (not opened), tls (no handshake, or another protocol than asked for), closed (before
+the whole response, or the stream reset), timeout, malformed, 4xx, 5xx, overdue; over the whole run, warm-up included. Exit code 0 even then; 1 when nothing was answered or
 an agent failed, 2 for wrong usage. SIGINT and SIGTERM end the run early: the result of what was
 measured until then is printed, marked as interrupted, and the exit code is 130 or 143.
 
@@ -80,7 +86,9 @@ buffer holds some more: the server feels the rate only in responses larger than 
 Examples:
   ringgate-bench serve --bind 127.0.0.1:9000 &
   ringgate-bench run http://127.0.0.1:9000/ --connections 64 --duration 10s
-  ringgate-bench run http://127.0.0.1:9000/ --rate 20000 --json result.json";
+  ringgate-bench run http://127.0.0.1:9000/ --rate 20000 --json result.json
+  ringgate-bench run https://127.0.0.1:8443/ --insecure --http2 --streams 10
+  ringgate-bench run https://127.0.0.1:8443/ --insecure --new-connections --resume";
 
 /// Which threads there are.
 #[derive(Debug, Clone, clap::Args)]
@@ -112,7 +120,7 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// Where to send requests, as in http://127.0.0.1:8080/path
+    /// Where to send requests, as in http://127.0.0.1:8080/path or https://shop.example/
     #[arg(value_name = "URL")]
     pub(crate) url: String,
     /// Connections, over all threads
@@ -124,7 +132,8 @@ pub(crate) struct Run {
     /// Load before that, which is not measured
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::duration)]
     pub(crate) warmup: Duration,
-    /// Longest wait for a connection or a response; with --pipeline, from one response to the next
+    /// Longest wait for a connection or a response; with --pipeline or --streams, from one response
+    /// to the next
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub(crate) timeout: Duration,
     /// Open loop: requests a second over all connections, at even distances
@@ -133,6 +142,27 @@ pub(crate) struct Run {
     /// Requests on their way on one connection
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) pipeline: u16,
+    /// HTTP/2
+    #[arg(long)]
+    pub(crate) http2: bool,
+    /// HTTP/2: streams on one connection
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) streams: u16,
+    /// https: take any certificate, and verify nothing
+    #[arg(long, conflicts_with = "ca")]
+    pub(crate) insecure: bool,
+    /// https: authorities that certificates are verified with, in PEM [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// https: the name to ask for and to verify [default: the URL's host]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// https: only this version
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) tls_version: Option<Version>,
+    /// https: resume sessions, each connection those of the one it replaces
+    #[arg(long)]
+    pub(crate) resume: bool,
     /// Open a connection for each request
     #[arg(long)]
     pub(crate) new_connections: bool,

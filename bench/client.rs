@@ -10,14 +10,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use ringgate::l7::transport::Transport;
 use ringgate::ring::event::Event as Signal;
 use ringgate::ring::{Chunk, Ring, Stream, Timer, WriteBuf};
 
+use crate::multiplex::{Multiplexed, Outcome};
 use crate::pace::{Pace, Turns};
 use crate::response::{Done, ResponseReader};
 use crate::sleeper::{Clock, Sleeper};
-use crate::tally::{Failure, Tally};
+use crate::tally::{Errors, Failure, Tally};
 use crate::target::Wire;
+use crate::tls::Handshakes;
 
 /// Connections a thread begins to open in a millisecond, lest listen queues overflow.
 const OPENED_PER_MS: u64 = 64;
@@ -27,11 +30,15 @@ const REST_NS: u64 = 50_000_000;
 const LINGER_MS: u64 = 100;
 /// How long after the end what was due before it is still sent.
 const GRACE_NS: u64 = 100_000_000;
+/// HTTP/2 request bodies wait while this much is queued.
+const UPLOAD_LOW: usize = 64 * 1024;
 
 /// What the connections of a thread share.
 pub(crate) struct Load {
     pub(crate) ring: Rc<Ring>,
     pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<Handshakes>,
+    pub(crate) http2: bool,
     pub(crate) wires: Arc<[Wire]>,
     pub(crate) turns: RefCell<Turns>,
     /// Of the open loop.
@@ -45,6 +52,7 @@ pub(crate) struct Load {
     pub(crate) think_ns: u64,
     /// Bytes a second that each connection reads at most.
     pub(crate) read_rate: Option<u64>,
+    /// Requests on their way on one connection.
     pub(crate) window: usize,
     pub(crate) one_each: bool,
     /// Connections that are not over.
@@ -64,9 +72,9 @@ enum Next {
 
 /// A request that is on its way, or about to be.
 #[derive(Debug, Clone, Copy)]
-struct Pending {
-    since: u64,
-    wire: usize,
+pub(crate) struct Pending {
+    pub(crate) since: u64,
+    pub(crate) wire: usize,
 }
 
 /// Points in time that a connection has asked to be woken at.
@@ -87,9 +95,13 @@ enum Event {
 
 struct Client {
     load: Rc<Load>,
+    /// With tickets of this connection's own.
+    tls: Option<Handshakes>,
     reader: ResponseReader,
+    /// Of the connection that is open, if that is HTTP/2: what it has under way.
+    http2: Option<Box<Multiplexed>>,
     timer: Timer,
-    /// Sent and not answered, oldest first.
+    /// HTTP/1.1: sent and not answered, oldest first.
     sent: VecDeque<Pending>,
     /// To be sent before anything new: not answered by a server that closed in good order.
     queued: VecDeque<Pending>,
@@ -105,7 +117,9 @@ struct Client {
 pub(crate) async fn run(load: Rc<Load>, number: u64, count: u64) {
     load.sleeper.sleep_until(number / OPENED_PER_MS * 1_000_000).await;
     let mut client = Client {
+        tls: load.tls.as_ref().map(Handshakes::of_a_connection),
         reader: ResponseReader::new(),
+        http2: None,
         timer: Timer::new(&load.ring),
         sent: VecDeque::new(),
         queued: VecDeque::new(),
@@ -117,7 +131,7 @@ pub(crate) async fn run(load: Rc<Load>, number: u64, count: u64) {
     };
     while client.is_wanted().await {
         match client.connect().await {
-            Some(stream) => client.converse(&stream).await,
+            Some(transport) => client.converse(&transport).await,
             None => client.rest().await,
         }
     }
@@ -144,17 +158,33 @@ impl Client {
         }
     }
 
-    async fn connect(&mut self) -> Option<Stream> {
+    async fn connect(&mut self) -> Option<Transport> {
         self.timer.set(self.load.timeout_ms);
-        let connecting = pin!(Stream::connect(&self.load.ring, self.load.address));
-        let connected = self.timer.guard(connecting).await;
+        let connecting = Box::pin(Stream::connect(&self.load.ring, self.load.address));
+        let Ok(Ok(stream)) = self.timer.guard(connecting).await else {
+            return self.no_connection(|errors| &mut errors.connect);
+        };
+        let Some(tls) = &self.tls else {
+            self.load.tally.borrow_mut().counts.opened += 1;
+            return Some(stream.into());
+        };
+        // Boxed: it is large, and over before the first request.
+        let Ok(Some(session)) = self.timer.guard(Box::pin(tls.make(&stream))).await else {
+            return self.no_connection(|errors| &mut errors.tls);
+        };
         let counts = &mut self.load.tally.borrow_mut().counts;
-        if let Ok(Ok(stream)) = connected {
-            counts.opened += 1;
-            return Some(stream);
-        }
-        // Requests that had to wait for it fail with it; a mere attempt counts once.
-        counts.errors.connect += self.queued.len().max(1) as u64;
+        counts.opened += 1;
+        counts.handshakes += 1;
+        counts.resumed += u64::from(session.info().resumed);
+        let mut transport = Transport::from(stream);
+        transport.secure(session);
+        Some(transport)
+    }
+
+    /// Requests that had to wait for a connection fail with it; a mere attempt counts once.
+    fn no_connection(&mut self, kind: impl Fn(&mut Errors) -> &mut u64) -> Option<Transport> {
+        let errors = &mut self.load.tally.borrow_mut().counts.errors;
+        *kind(errors) += self.queued.len().max(1) as u64;
         self.queued.clear();
         None
     }
@@ -165,24 +195,29 @@ impl Client {
     }
 
     /// Sends and receives until the connection or the run is over.
-    async fn converse(&mut self, stream: &Stream) {
+    async fn converse(&mut self, transport: &Transport) {
         self.reader.reset();
+        let tls = self.tls.is_some();
+        self.http2 = self.load.http2.then(|| Box::new(Multiplexed::new(tls)));
         let mut asked = Asked::default();
         loop {
-            let next = self.fill(stream);
-            if self.sent.is_empty() {
-                self.timer.clear();
-                if self.load.one_each || matches!(next, Next::Over) {
-                    return;
+            let next = self.fill(transport);
+            if self.in_flight() == 0 {
+                let over = self.load.one_each || matches!(next, Next::Over) || self.is_spent();
+                match next {
+                    _ if over => return self.timer.clear(),
+                    // A server of HTTP/2 may take none for now.
+                    Next::Send(_) => self.timer.set(self.load.timeout_ms),
+                    _ => self.timer.clear(),
                 }
             }
             let until = if let Next::Wait(until) = next { Some(until) } else { None };
-            let event = poll_fn(|cx| self.poll_event(stream, until, &mut asked, cx)).await;
+            let event = poll_fn(|cx| self.poll_event(transport, until, &mut asked, cx)).await;
             match event {
                 Event::Due => {}
                 Event::Received(Ok(Some(chunk))) => match self.receive(chunk.as_slice()) {
                     Ok(true) => {}
-                    Ok(false) => return self.linger(stream).await,
+                    Ok(false) => return self.linger(transport).await,
                     Err(kind) => return self.fail(kind),
                 },
                 Event::Received(Ok(None)) => return self.end(),
@@ -192,9 +227,25 @@ impl Client {
         }
     }
 
+    /// Requests that are not answered.
+    fn in_flight(&self) -> usize {
+        self.http2.as_ref().map_or(self.sent.len(), |http2| http2.in_flight())
+    }
+
+    /// Whether the connection takes no more requests at all.
+    fn is_spent(&self) -> bool {
+        self.http2.as_ref().is_some_and(|http2| http2.is_spent())
+    }
+
+    /// Whether the connection takes another request now.
+    fn has_room(&self) -> bool {
+        self.in_flight() < self.load.window
+            && self.http2.as_ref().is_none_or(|http2| http2.may_open())
+    }
+
     fn poll_event(
         &self,
-        stream: &Stream,
+        transport: &Transport,
         until: Option<u64>,
         asked: &mut Asked,
         cx: &mut Context<'_>,
@@ -203,8 +254,15 @@ impl Client {
             if asked.read.replace(self.read_at) != Some(self.read_at) {
                 self.load.sleeper.wake_at(self.read_at, cx);
             }
-        } else if let Poll::Ready(received) = stream.poll_recv(cx) {
+        } else if let Poll::Ready(received) = transport.poll_recv(cx) {
             return Poll::Ready(Event::Received(received));
+        }
+        let uploads = self.http2.as_ref().is_some_and(|http2| http2.has_uploads());
+        if uploads
+            && transport.queued() > UPLOAD_LOW
+            && transport.poll_flushed(cx, UPLOAD_LOW).is_ready()
+        {
+            return Poll::Ready(Event::Due);
         }
         if let Some(at) = until {
             if self.load.clock.now() >= at {
@@ -219,11 +277,11 @@ impl Client {
     }
 
     /// Sends what is due and says what comes after it.
-    fn fill(&mut self, stream: &Stream) -> Next {
+    fn fill(&mut self, transport: &Transport) -> Next {
         let now = self.load.clock.now();
         let mut sent = 0;
         let next = loop {
-            if self.sent.len() >= self.load.window {
+            if !self.has_room() {
                 // The time comes when there is room.
                 break Next::Send(now);
             }
@@ -237,25 +295,32 @@ impl Client {
                 }
                 continue;
             };
-            self.sent.push_back(pending);
+            match (&mut self.http2, self.load.wires.get(pending.wire)) {
+                (Some(http2), Some(wire)) => http2.open(pending, wire),
+                _ => self.sent.push_back(pending),
+            }
             sent += 1;
         };
         if sent > 0 {
             self.load.tally.borrow_mut().counts.sent += sent as u64;
-            self.write(stream, sent);
             self.timer.set(self.load.timeout_ms);
+        }
+        match &mut self.http2 {
+            Some(http2) => http2.flush(transport, &self.load.wires),
+            None if sent > 0 => self.write(transport, sent),
+            None => {}
         }
         next
     }
 
     /// Queues the bytes of the last `count` requests of `sent`.
-    fn write(&self, stream: &Stream, count: usize) {
+    fn write(&self, transport: &Transport, count: usize) {
         let first = self.sent.len().saturating_sub(count);
         if count == 1 {
             // Shared, not copied.
             for wire in self.sent.range(first..).filter_map(|one| self.load.wires.get(one.wire)) {
-                stream.write(wire.head.clone());
-                stream.write(wire.body.clone());
+                transport.write(wire.head.clone());
+                transport.write(wire.body.clone());
             }
             return;
         }
@@ -263,11 +328,11 @@ impl Client {
         for wire in self.sent.range(first..).filter_map(|one| self.load.wires.get(one.wire)) {
             buffer.bytes.extend_from_slice(&wire.head);
             if !wire.body.is_empty() {
-                stream.write(std::mem::replace(&mut buffer, WriteBuf::new(&self.load.ring)));
-                stream.write(wire.body.clone());
+                transport.write(std::mem::replace(&mut buffer, WriteBuf::new(&self.load.ring)));
+                transport.write(wire.body.clone());
             }
         }
-        stream.write(buffer);
+        transport.write(buffer);
     }
 
     fn queue(&mut self, since: u64) {
@@ -319,11 +384,15 @@ impl Client {
         if (self.load.measure_from..self.load.end).contains(&now) {
             self.load.tally.borrow_mut().counts.bytes += input.len() as u64;
         }
+        if self.http2.is_some() {
+            return self.receive_http2(input, now);
+        }
         while let Some(&oldest) = self.sent.front() {
             let Some(wire) = self.load.wires.get(oldest.wire) else { break };
             let read = self.reader.read(&mut input, wire.method).map_err(|_| Failure::Malformed)?;
             let Some(done) = read else { return Ok(true) };
-            self.answered(done, now);
+            self.sent.pop_front();
+            self.answered(oldest, done.status, now);
             if !done.persistent || self.load.one_each {
                 return Ok(false);
             }
@@ -336,13 +405,30 @@ impl Client {
         Ok(true)
     }
 
-    /// The oldest request has its response.
-    fn answered(&mut self, done: Done, now: u64) {
-        let Some(Pending { since, .. }) = self.sent.pop_front() else { return };
+    /// As [`Client::receive`], of a connection that requests share.
+    fn receive_http2(&mut self, input: &[u8], now: u64) -> Result<bool, Failure> {
+        let Some(http2) = &mut self.http2 else { return Ok(true) };
+        let mut outcome = Outcome::default();
+        let taken = http2.receive(input, self.load.ring.now(), &mut outcome);
+        for (pending, status) in outcome.answered {
+            self.answered(pending, status, now);
+        }
+        let mut tally = self.load.tally.borrow_mut();
+        tally.note_failures(Failure::Closed, outcome.reset);
+        tally.note_failures(Failure::Malformed, outcome.malformed);
+        tally.counts.sent -= outcome.refused.len() as u64;
+        drop(tally);
+        self.queued.extend(outcome.refused);
+        taken.map_err(|_| Failure::Malformed)?;
+        Ok(!(self.load.one_each && self.in_flight() == 0))
+    }
+
+    /// A request has its response.
+    fn answered(&mut self, Pending { since, .. }: Pending, status: u16, now: u64) {
         let load = &self.load;
         let mut tally = load.tally.borrow_mut();
         tally.counts.responses += 1;
-        tally.note_status(done.status);
+        tally.note_status(status);
         let measured = load.measure_from..load.end;
         if measured.contains(&now) {
             tally.counts.measured += 1;
@@ -359,26 +445,39 @@ impl Client {
 
     /// The server has closed.
     fn end(&mut self) {
-        if let Some(done) = self.reader.end() {
-            self.answered(done, self.load.clock.now());
+        if let Some(Done { status, .. }) = self.reader.end()
+            && let Some(oldest) = self.sent.pop_front()
+        {
+            self.answered(oldest, status, self.load.clock.now());
         }
         self.fail(Failure::Closed);
     }
 
     /// The connection is lost, and what was on its way with it.
     fn fail(&mut self, kind: Failure) {
-        self.load.tally.borrow_mut().note_failures(kind, self.sent.len());
+        self.load.tally.borrow_mut().note_failures(kind, self.in_flight());
         self.sent.clear();
+        self.http2 = None;
     }
 
     /// Lets the server close first, which spares our side's ports; what it has not answered is sent
     /// again on the next connection.
-    async fn linger(&mut self, stream: &Stream) {
+    async fn linger(&mut self, transport: &Transport) {
         let again = self.sent.drain(..);
         self.load.tally.borrow_mut().counts.sent -= again.len() as u64;
         self.queued.extend(again);
         self.timer.set(LINGER_MS);
-        let closed = pin!(async { while let Ok(Some(_)) = stream.recv().await {} });
+        if let Some(http2) = &mut self.http2 {
+            // Nothing tells a server of HTTP/2 to close at once: some take their time.
+            http2.leave();
+            http2.flush(transport, &self.load.wires);
+            transport.shutdown_write();
+            let flushed = pin!(poll_fn(|cx| transport.poll_flushed(cx, 0)));
+            let _ = self.timer.guard(flushed).await;
+            return;
+        }
+        // TLS or not, the end of TCP is what counts.
+        let closed = pin!(async { while let Ok(Some(_)) = transport.stream().recv().await {} });
         let _ = self.timer.guard(closed).await;
     }
 }

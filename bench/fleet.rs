@@ -21,6 +21,7 @@ use crate::plan::Plan;
 use crate::sleeper::{Clock, Sleeper};
 use crate::tally::Tally;
 use crate::target::{self, Wire};
+use crate::tls::Handshakes;
 
 /// How often a thread reports: often enough that a line a second does not miss much.
 const REPORT_MS: u64 = 200;
@@ -75,8 +76,10 @@ impl Fleet {
         let mut cpus = placement.cpus();
         // More threads than connections would have nothing to do.
         cpus.truncate(usize::try_from(plan.connections).unwrap_or(usize::MAX));
-        let close = plan.new_connections;
-        let wires = target::wires(&plan.requests, &target.authority, &plan.headers, close);
+        let (close, http2) = (plan.new_connections, plan.http2);
+        let wires = target::wires(&plan.requests, &target.authority, &plan.headers, close, http2);
+        let handshakes = |tls| Handshakes::new(tls, &target.host, http2);
+        let tls = plan.tls.as_ref().map(handshakes).transpose()?;
         let (sender, news) = sync_channel(NEWS_MAX);
         let abort = Arc::new(AtomicBool::new(false));
         let (count, epoch) = (cpus.len(), Instant::now());
@@ -85,9 +88,9 @@ impl Fleet {
             let (start, started) = sync_channel(1);
             go.push(start);
             let (plan, news, abort) = (plan.clone(), sender.clone(), Arc::clone(&abort));
-            let wires = Arc::clone(&wires);
-            let worker =
-                Worker { index, count, cpu, plan, wires, address, epoch, news, started, abort };
+            let (wires, tls) = (Arc::clone(&wires), tls.clone());
+            let place = (index, count, cpu);
+            let worker = Worker { place, plan, wires, tls, address, epoch, news, started, abort };
             thread::Builder::new()
                 .name(format!("load-{index}"))
                 .spawn(move || worker.run())
@@ -128,11 +131,11 @@ impl Fleet {
 
 /// What a thread is made from.
 struct Worker {
-    index: usize,
-    count: usize,
-    cpu: Option<usize>,
+    /// Its number, that of all of them, and its CPU.
+    place: (usize, usize, Option<usize>),
     plan: Plan,
     wires: Arc<[Wire]>,
+    tls: Option<Handshakes>,
     address: SocketAddr,
     /// When the ring's clock began.
     epoch: Instant,
@@ -144,7 +147,7 @@ struct Worker {
 impl Worker {
     fn run(self) {
         let news = self.news.clone();
-        if let Some(cpu) = self.cpu.filter(|&cpu| !cpu::pin(cpu)) {
+        if let Some(cpu) = self.place.2.filter(|&cpu| !cpu::pin(cpu)) {
             let _ = news.send(News::Failed(format!("cannot pin a thread to CPU {cpu}")));
             return;
         }
@@ -177,7 +180,8 @@ impl Worker {
             load.sleeper.sleep_until(load.clock.now() + 100_000).await;
         }
         let total = u64::from(self.plan.connections);
-        let mine = (self.index as u64..total).step_by(self.count);
+        let (index, count, _) = self.place;
+        let mine = (index as u64..total).step_by(count);
         load.active.set(mine.clone().count());
         for (number, _) in (0..).zip(mine) {
             let count = load.active.get() as u64;
@@ -195,10 +199,12 @@ impl Worker {
     fn load(&self, ring: &Rc<Ring>, clock: Clock) -> std::io::Result<Load> {
         let plan = &self.plan;
         let weights = plan.requests.iter().map(|entry| entry.weight);
-        let (index, count) = (self.index as u64, self.count as u64);
+        let (index, count) = (self.place.0 as u64, self.place.1 as u64);
         Ok(Load {
             ring: Rc::clone(ring),
             address: self.address,
+            tls: self.tls.clone(),
+            http2: plan.http2,
             wires: Arc::clone(&self.wires),
             turns: RefCell::new(Turns::new(weights, index << 32)),
             pace: plan.rate.map(|rate| RefCell::new(Pace::new(rate, index, count))),
@@ -210,7 +216,7 @@ impl Worker {
             timeout_ms: plan.timeout_ms,
             think_ns: plan.think_ms.saturating_mul(1_000_000),
             read_rate: plan.read_rate,
-            window: usize::from(plan.pipeline),
+            window: plan.window(),
             one_each: plan.new_connections,
             active: Cell::new(0),
             ended: ringgate::ring::event::Event::default(),

@@ -4,7 +4,8 @@
 //! - `relay` passes bytes on without reading them, the floor for a proxy ([`relay`]).
 //! - `run` makes load. [`plan`] is what it does, [`target`] the bytes it sends. Each thread of a
 //!   [`fleet`] has a ring; each connection is a task ([`client`]) that reads responses with the
-//!   product's codec ([`response`]) and counts into its thread's [`tally`]. Threads report their
+//!   product's codec ([`response`], for HTTP/2 [`multiplex`]), over TLS if asked to ([`tls`]), and
+//!   counts into its thread's [`tally`]. Threads report their
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
 //! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
@@ -23,6 +24,7 @@ mod client;
 mod fleet;
 mod live;
 mod machine;
+mod multiplex;
 mod pace;
 mod plan;
 mod relay;
@@ -36,6 +38,7 @@ mod sleeper;
 mod syn;
 mod tally;
 mod target;
+mod tls;
 mod wire;
 
 use std::io::Write as _;

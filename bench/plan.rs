@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::target::{self, Entry, Target};
+use crate::tls::Tls;
 
 /// Longest time of a run or a timeout: a day.
 const TIME_MAX_MS: u64 = 86_400_000;
@@ -10,6 +11,10 @@ const TIME_MAX_MS: u64 = 86_400_000;
 const CONNECTIONS_MAX: u32 = 1_000_000;
 /// Requests on their way on one connection at most.
 const PIPELINE_MAX: u16 = 1024;
+/// Streams of one connection at most.
+const STREAMS_MAX: u16 = 1000;
+/// Bytes of authorities at most.
+const AUTHORITIES_MAX: u64 = 1 << 20;
 /// Requests a second of one run at most.
 const RATE_MAX: u64 = 100_000_000;
 /// Bytes a second of one connection at most.
@@ -31,6 +36,12 @@ pub(crate) struct Plan {
     pub(crate) timeout_ms: u64,
     /// Requests on their way on one connection.
     pub(crate) pipeline: u16,
+    /// HTTP/2: by ALPN with TLS, without it the server is taken to speak it.
+    pub(crate) http2: bool,
+    /// HTTP/2: requests on their way on one connection.
+    pub(crate) streams: u16,
+    /// Of an https URL.
+    pub(crate) tls: Option<Tls>,
     /// A connection for each request.
     pub(crate) new_connections: bool,
     /// Between a response and the next request; closed loop.
@@ -60,17 +71,40 @@ impl Plan {
         within("the timeout in milliseconds", self.timeout_ms, 1, TIME_MAX_MS)?;
         within("the think time in milliseconds", self.think_ms, 0, TIME_MAX_MS)?;
         within("pipeline", self.pipeline.into(), 1, PIPELINE_MAX.into())?;
+        within("streams", self.streams.into(), 1, STREAMS_MAX.into())?;
+        let authorities = self.tls.as_ref().and_then(|tls| tls.authorities.as_ref());
+        let bytes = authorities.map_or(0, |text| text.len() as u64);
+        within("the size of the authorities' file", bytes, 0, AUTHORITIES_MAX)?;
         within("the rate", self.rate.unwrap_or(1), 1, RATE_MAX)?;
         within("the read rate in bytes", self.read_rate.unwrap_or(1), 1, READ_RATE_MAX)?;
         within("the number of headers", self.headers.len() as u64, 0, HEADERS_MAX as u64)?;
         if self.new_connections && self.pipeline > 1 {
             return Err("a connection for each request leaves nothing to pipeline".to_owned());
         }
+        self.check_protocol(&target)?;
         if self.rate.is_some() && self.think_ms > 0 {
             return Err("at a constant rate there is no think time".to_owned());
         }
         self.headers.iter().try_for_each(|(name, value)| target::check_header(name, value))?;
         Ok(target)
+    }
+
+    fn check_protocol(&self, target: &Target) -> Result<(), String> {
+        let wrong = match self.http2 {
+            _ if target.tls != self.tls.is_some() => "TLS is for https URLs",
+            false if self.streams > 1 => "streams are of HTTP/2: add --http2",
+            true if self.pipeline > 1 => "HTTP/2 has streams in place of a pipeline",
+            true if self.new_connections && self.streams > 1 => {
+                "a connection for each request has one stream"
+            }
+            _ => return Ok(()),
+        };
+        Err(wrong.to_owned())
+    }
+
+    /// Requests on their way on one connection.
+    pub(crate) fn window(&self) -> usize {
+        usize::from(if self.http2 { self.streams } else { self.pipeline })
     }
 
     /// The part of host `index` of `hosts`: connections and rate are divided.
@@ -108,6 +142,9 @@ pub(crate) mod tests {
             warmup_ms: 100,
             timeout_ms: 1000,
             pipeline: 1,
+            http2: false,
+            streams: 1,
+            tls: None,
             new_connections: false,
             think_ms: 0,
             read_rate: None,
@@ -120,7 +157,7 @@ pub(crate) mod tests {
     #[test]
     fn impossible_plans_are_refused() {
         assert!(plan().check().is_ok());
-        let changes: [fn(&mut Plan); 10] = [
+        let changes: [fn(&mut Plan); 14] = [
             |plan| plan.url = "ftp://a".to_owned(),
             |plan| plan.connections = 0,
             |plan| plan.duration_ms = u64::MAX,
@@ -130,6 +167,10 @@ pub(crate) mod tests {
             |plan| plan.read_rate = Some(0),
             |plan| plan.headers.push(("a b".to_owned(), "c".to_owned())),
             |plan| (plan.new_connections, plan.pipeline) = (true, 2),
+            |plan| plan.url = "https://127.0.0.1:1/".to_owned(),
+            |plan| plan.streams = 2,
+            |plan| (plan.http2, plan.pipeline) = (true, 2),
+            |plan| (plan.http2, plan.new_connections, plan.streams) = (true, true, 2),
             |plan| (plan.rate, plan.think_ms) = (Some(1), 1),
         ];
         for (number, change) in changes.iter().enumerate() {

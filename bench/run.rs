@@ -20,6 +20,15 @@ use crate::plan::Plan;
 use crate::report::Outcome;
 use crate::tally::Tally;
 use crate::target::{self, Entry, Target};
+use crate::tls::Tls;
+
+/// Where systems keep the authorities they trust.
+const SYSTEM_ROOTS: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// Time between two live lines.
 const LINE: Duration = Duration::from_secs(1);
@@ -109,6 +118,9 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
         warmup_ms: millis(options.warmup),
         timeout_ms: millis(options.timeout),
         pipeline: options.pipeline,
+        http2: options.http2,
+        streams: options.streams,
+        tls: tls(options)?,
         new_connections: options.new_connections,
         think_ms: millis(options.think),
         read_rate: options.read_rate,
@@ -117,6 +129,37 @@ pub(crate) fn plan(options: &Run) -> Result<Plan, String> {
         requests,
     };
     plan.check().map(|_| plan)
+}
+
+/// What is asked for of TLS; nothing of a URL without.
+fn tls(options: &Run) -> Result<Option<Tls>, String> {
+    let asked = options.insecure
+        || options.resume
+        || options.ca.is_some()
+        || options.server_name.is_some()
+        || options.tls_version.is_some();
+    if !Target::parse(&options.url)?.tls {
+        let wrong =
+            "--insecure, --ca, --server-name, --tls-version and --resume are for https URLs";
+        return if asked { Err(wrong.to_owned()) } else { Ok(None) };
+    }
+    let authorities = if options.insecure { None } else { Some(authorities(options)?) };
+    Ok(Some(Tls {
+        authorities,
+        server_name: options.server_name.clone(),
+        version: options.tls_version,
+        resume: options.resume,
+    }))
+}
+
+fn authorities(options: &Run) -> Result<String, String> {
+    if let Some(file) = &options.ca {
+        return fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()));
+    }
+    SYSTEM_ROOTS
+        .iter()
+        .find_map(|file| fs::read_to_string(file).ok())
+        .ok_or_else(|| "no authorities on this system: give --ca FILE or --insecure".to_owned())
 }
 
 /// Adds up what the sources tell until all are over, or a signal ends it. Agents are not waited for

@@ -16,7 +16,9 @@ pub(crate) const HISTOGRAM_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub(crate) struct Errors {
     /// Connections that could not be opened.
     pub(crate) connect: u64,
-    /// Sent, and the connection was reset or closed before the whole response.
+    /// TLS handshakes that failed, or ended without the protocol that was asked for.
+    pub(crate) tls: u64,
+    /// Sent, and the connection (or the stream) was reset or closed before the whole response.
     pub(crate) closed: u64,
     /// Sent, and no whole response in time.
     pub(crate) timeout: u64,
@@ -41,8 +43,12 @@ pub(crate) struct Counts {
     pub(crate) measured: u64,
     /// Bytes received within the measured time, heads included.
     pub(crate) bytes: u64,
-    /// Connections opened.
+    /// Connections opened; with TLS, those that are ready for requests.
     pub(crate) opened: u64,
+    /// TLS handshakes.
+    pub(crate) handshakes: u64,
+    /// Those among them that resumed a session.
+    pub(crate) resumed: u64,
     /// Open loop: due within the run and not sent when it ended.
     pub(crate) unsent: u64,
     /// Open loop: the longest time from when a request was due until it was sent.
@@ -149,6 +155,8 @@ impl Counts {
         self.measured += other.measured;
         self.bytes += other.bytes;
         self.opened += other.opened;
+        self.handshakes += other.handshakes;
+        self.resumed += other.resumed;
         self.unsent += other.unsent;
         self.behind_max_ns = self.behind_max_ns.max(other.behind_max_ns);
         self.behind_sum_ns += other.behind_sum_ns;
@@ -158,9 +166,10 @@ impl Counts {
 
 impl Errors {
     /// Names and counts, in the order they are shown in.
-    pub(crate) fn list(&self) -> [(&'static str, u64); 7] {
+    pub(crate) fn list(&self) -> [(&'static str, u64); 8] {
         [
             ("connect", self.connect),
+            ("tls", self.tls),
             ("closed", self.closed),
             ("timeout", self.timeout),
             ("malformed", self.malformed),
@@ -176,6 +185,7 @@ impl Errors {
 
     fn add(&mut self, other: &Self) {
         self.connect += other.connect;
+        self.tls += other.tls;
         self.closed += other.closed;
         self.timeout += other.timeout;
         self.malformed += other.malformed;
@@ -196,6 +206,7 @@ mod tests {
         }
         let errors = Errors {
             connect: 1,
+            tls: 8,
             closed: 2,
             timeout: 3,
             malformed: 4,
@@ -209,6 +220,8 @@ mod tests {
             measured: 30,
             bytes: 40,
             opened: 50,
+            handshakes: 55,
+            resumed: 45,
             unsent: 60,
             behind_max_ns: 70 * scale,
             behind_sum_ns: 80,
@@ -234,7 +247,7 @@ mod tests {
                 _ => assert_eq!(counts[name], value.as_u64().unwrap() * 2, "{name}"),
             }
         }
-        assert_eq!(sum.counts.errors.sum(), 56);
+        assert_eq!(sum.counts.errors.sum(), 72);
         assert_eq!(sum.seconds, [0, 1, 0, 1]);
         assert_eq!(sum.latency.len(), 2000);
         assert_eq!(sum.latency.value_at_quantile(1.0), sum.latency.highest_equivalent(3000));

@@ -32,27 +32,30 @@ pub(crate) struct Entry {
 pub(crate) struct Target {
     /// Host and port, an IPv6 address in brackets: the `Host` field.
     pub(crate) authority: String,
-    host: String,
+    /// `https`
+    pub(crate) tls: bool,
+    pub(crate) host: String,
     port: u16,
     /// Path and query.
     pub(crate) path: String,
 }
 
 impl Target {
-    /// Reads `http://host[:port][/path]`.
+    /// Reads `http://host[:port][/path]` or the same with `https`.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let wrong = |why: &str| format!("`{url}`: {why}, as in http://127.0.0.1:8080/path");
-        if url.starts_with("https://") {
-            return Err(wrong("there is no TLS in this version: write http"));
-        }
-        let rest = url.strip_prefix("http://").ok_or_else(|| wrong("write a URL with http://"))?;
+        let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            _ => return Err(wrong("write a URL with http:// or https://")),
+        };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         let after_address = authority.rfind(']').map_or(0, |at| at + 1);
         let colon = authority[after_address..].rfind(':').map(|at| after_address + at);
         let (host, port) = match colon {
             Some(at) => (&authority[..at], authority[at + 1..].parse().ok()),
-            None => (authority, Some(80)),
+            None => (authority, Some(if tls { 443 } else { 80 })),
         };
         let port = port.filter(|&port| port > 0).ok_or_else(|| wrong("write a port"))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -61,7 +64,7 @@ impl Target {
         }
         let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
         check_path(&path)?;
-        Ok(Self { authority: authority.to_owned(), host, port, path })
+        Ok(Self { authority: authority.to_owned(), tls, host, port, path })
     }
 
     /// The first address of the host.
@@ -158,9 +161,9 @@ fn is_token(text: &str) -> bool {
 /// A request ready to be sent.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    /// Its head, and its body when that is small.
+    /// Its head, as HTTP/1.1 has it, with its body when that is small and not to be framed.
     pub(crate) head: Bytes,
-    /// The body when it is large.
+    /// The rest of the body.
     pub(crate) body: Bytes,
     /// Which decides how its response is delimited.
     pub(crate) method: Method,
@@ -172,8 +175,10 @@ pub(crate) fn wires(
     authority: &str,
     headers: &[(String, String)],
     close: bool,
+    http2: bool,
 ) -> Arc<[Wire]> {
-    let longest = mix.iter().map(|entry| entry.body).filter(|&body| body > JOINED_MAX).max();
+    let joined_max = if http2 { 0 } else { JOINED_MAX };
+    let longest = mix.iter().map(|entry| entry.body).filter(|&body| body > joined_max).max();
     let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let filler = Bytes::from(vec![b'x'; length(longest.unwrap_or(0))]);
     let has_host = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host"));
@@ -186,9 +191,9 @@ pub(crate) fn wires(
         if entry.body > 0 || matches!(entry.method.as_str(), "POST" | "PUT" | "PATCH") {
             head += &format!("Content-Length: {}\r\n", entry.body);
         }
-        head += if close { "Connection: close\r\n\r\n" } else { "\r\n" };
+        head += if close && !http2 { "Connection: close\r\n\r\n" } else { "\r\n" };
         let mut body = Bytes::new();
-        if entry.body > JOINED_MAX {
+        if entry.body > joined_max {
             body = filler.slice(..length(entry.body));
         } else {
             head.extend(std::iter::repeat_n('x', length(entry.body)));
@@ -209,6 +214,8 @@ mod tests {
             ("http://a:8080/x?y=1", "a", 8080, "/x?y=1"),
             ("http://[::1]:81/", "::1", 81, "/"),
             ("http://[::1]?q", "::1", 80, "/?q"),
+            ("https://a", "a", 443, "/"),
+            ("https://a:1/", "a", 1, "/"),
         ];
         for (url, host, port, path) in table {
             let target = Target::parse(url).unwrap();
@@ -217,9 +224,10 @@ mod tests {
                 (host, port, path)
             );
         }
+        assert!(Target::parse("https://a").unwrap().tls && !Target::parse("http://a").unwrap().tls);
         for url in [
             "a:80",
-            "https://a/",
+            "ftp://a/",
             "http://",
             "http://:80",
             "http://a:0",
@@ -263,7 +271,7 @@ mod tests {
     fn requests_are_written_out() {
         let mix = parse_mix("1 GET /a\n1 POST /b 3\n1 PUT /c 20000\n1 POST /d").unwrap();
         let headers = [("X-Y".to_owned(), "z".to_owned())];
-        let wires = wires(&mix, "h:1", &headers, false);
+        let wires = wires(&mix, "h:1", &headers, false, false);
         assert_eq!(wires[0].head, "GET /a HTTP/1.1\r\nHost: h:1\r\nX-Y: z\r\n\r\n");
         assert!(wires[1].head.ends_with(b"Content-Length: 3\r\n\r\nxxx"));
         assert!(wires[2].head.ends_with(b"Content-Length: 20000\r\n\r\n"));
@@ -271,8 +279,11 @@ mod tests {
         assert!(wires[3].head.ends_with(b"Content-Length: 0\r\n\r\n"));
         assert_eq!(wires[1].method, Method::Post);
         let host = [("host".to_owned(), "other".to_owned())];
-        let closing = super::wires(&mix[..1], "h:1", &host, true);
+        let closing = super::wires(&mix[..1], "h:1", &host, true, false);
         assert_eq!(closing[0].head, "GET /a HTTP/1.1\r\nhost: other\r\nConnection: close\r\n\r\n");
+        let framed = super::wires(&mix, "h:1", &host, true, true);
+        assert_eq!(framed[0].head, "GET /a HTTP/1.1\r\nhost: other\r\n\r\n");
+        assert_eq!(framed[1].body, "xxx");
     }
 
     #[test]

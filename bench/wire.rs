@@ -16,7 +16,7 @@ use crate::plan::Plan;
 use crate::tally::{Counts, HISTOGRAM_BYTES_MAX, Tally};
 
 /// Has to agree on both sides.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 /// Bytes of the largest message.
 const MESSAGE_MAX: usize = 4 * 1024 * 1024;
 

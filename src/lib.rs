@@ -6,6 +6,7 @@ pub mod control;
 pub mod counter;
 pub mod ha;
 pub mod health;
+pub mod l4;
 pub mod l7;
 pub mod packet;
 pub mod protocol;

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import BenchError, compare, contenders, machine, measure, report, scenarios, usage
+from . import BenchError, compare, contenders, crypto, machine, measure, report, scenarios, usage
 
 RESULTS = machine.ROOT / "bench/results"
 DESCRIPTION = """\
@@ -42,9 +42,9 @@ def parse(argv):
     add("--only", default=",".join(contenders.NAMES), help="contenders, comma separated (default: %(default)s)")
     add("--quick", action="store_true", help="few and short slices: a look, no result")
     add("--rounds", type=int, help="rounds of each scenario (default: 5)")
-    add("--seconds", type=float, help="length of a slice (default: 1.0; 0.2 with --base)")
-    add("--warmup", type=float, default=0.3, help="seconds of load before each slice (default: %(default)s)")
-    add("--latency-rounds", type=int, help="rounds at each share of the maximum; 0 for none (default: 3)")
+    add("--seconds", type=float, help="length of a slice (default: 0.8; 0.2 with --base)")
+    add("--warmup", type=float, default=0.25, help="seconds of load before each slice (default: %(default)s)")
+    add("--latency-rounds", type=int, help="rounds at each share of the maximum; 0 for none (default: 2)")
     add("--idle", type=int, default=10_000, metavar="N", help="idle connections (default: %(default)s)")
     add("--no-syscalls", dest="syscalls", action="store_false", help="do not count system calls")
     add("--base", metavar="REV", help="compare with this revision, or with a ringgate binary at this path")
@@ -71,8 +71,8 @@ def fill_in(settings):
     quick = settings.quick
     default = lambda value, usual, short: value if value is not None else short if quick else usual
     settings.rounds = default(settings.rounds, 5, 2)
-    settings.latency_rounds = default(settings.latency_rounds, 3, 1)
-    settings.seconds = default(settings.seconds, 0.2 if settings.base else 1.0, 0.2 if settings.base else 0.5)
+    settings.latency_rounds = default(settings.latency_rounds, 2, 1)
+    settings.seconds = default(settings.seconds, 0.2 if settings.base else 0.8, 0.2 if settings.base else 0.5)
     settings.latency_seconds = settings.seconds if quick else max(settings.seconds, 1.5)
     settings.pairs = default(settings.pairs, 80, 15)
     if quick:
@@ -129,7 +129,7 @@ def write(path, result):
 def run(settings):
     """Measures; returns lines for the terminal and whether there were failures."""
     chosen, bed, began = choose_scenarios(settings), make_bed(settings), time.time()
-    machine.need_tools("nginx", "taskset")
+    machine.need_tools("nginx", "openssl", "taskset")
     machine.raise_file_limit(contenders.FILES)
     machine.orderly_exit()
     date = time.strftime("%Y-%m-%d", time.gmtime(began))
@@ -141,9 +141,12 @@ def run(settings):
         path = settings.out or RESULTS / f"{date}-compare.json"
     else:
         entered = choose_contenders(settings)
+        minutes = measure.plan_seconds(chosen, entered, settings) / 60
+        print(f"about {minutes:.0f} minutes when the machine is left alone", file=sys.stderr)
         with machine.lock():
             results = measure.run_all(entered, chosen, bed, settings)
-        result = document("run", settings, bed, entered, began, scenarios=results, left_out=scenarios.LEFT_OUT)
+            speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
+        result = document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=scenarios.LEFT_OUT)
         path = settings.out or RESULTS / f"{date}{'-quick' if settings.quick else ''}.json"
     page = write(path, result)
     failures = [f"{one['name']}: {failure}" for one in results for failure in one["failures"]]

@@ -30,7 +30,8 @@ QUIET_PAIRS = 12
 # Load before what counts for requests/s.
 SETTLE_SECONDS = 0.05
 # The build directory of base revisions: kept, so that the next one compiles little.
-BASES = Path(os.environ.get("CARGO_TARGET_DIR", machine.ROOT / "target")) / "bench-base"
+BASES = Path(os.environ.get("RINGGATE_BENCH_BASES",
+                            Path(os.environ.get("CARGO_TARGET_DIR", machine.ROOT / "target")) / "bench-base"))
 
 
 def cargo(directory, target, *args):

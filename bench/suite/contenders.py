@@ -4,11 +4,10 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
-from . import BenchError, machine
-from .process import HOST, Server, get, spawn
+from . import BenchError, machine, tls
+from .process import HOST, Server, connect, get, spawn
 
 PEERS = machine.ROOT / "bench/peers"
 RELEASE = Path(os.environ.get("CARGO_TARGET_DIR", machine.ROOT / "target")) / "release"
@@ -84,7 +83,7 @@ def start(who, cpus, origin, scenario, echo_port=None):
         "ringgate": [who.binary, "run", config],
         "nginx": [who.binary, "-p", directory, "-e", directory / "error.log", "-c", config],
     }[who.kind]
-    return launch(who.label, cpus, port, command, directory, scenario.path)
+    return launch(who.label, cpus, port, command, directory, scenario.path, scenario.tls)
 
 
 def start_echo(cpus):
@@ -96,12 +95,12 @@ def start_echo(cpus):
     return launch("echo", cpus, port, command, directory)
 
 
-def launch(label, cpus, port, command, directory=None, path="/"):
+def launch(label, cpus, port, command, directory=None, path="/", over_tls=False):
     """Starts a server and waits for its first answer."""
     directory = directory or Path(tempfile.mkdtemp(prefix="ringgate-bench-"))
     with open(directory / "output.log", "wb") as output:
         process = spawn(cpus, command, stdout=output, stderr=subprocess.STDOUT)
-    server = Server(label, port, directory, process)
+    server = Server(label, port, directory, process, tls=over_tls)
     try:
         return server.wait_ready(path)
     except BaseException:
@@ -111,12 +110,17 @@ def launch(label, cpus, port, command, directory=None, path="/"):
 
 def fill(template, directory, **values):
     """Writes a template of bench/peers with its @NAMES@ replaced."""
+    config = directory / template
+    config.write_text(filled(template, **values))
+    return config
+
+
+def filled(template, **values):
+    """The text of a template of bench/peers with its @NAMES@ replaced."""
     text = (PEERS / template).read_text()
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))
-    config = directory / template
-    config.write_text(text)
-    return config
+    return text
 
 
 def write_config(kind, directory, port, workers, servers, scenario, echo_port):
@@ -125,8 +129,19 @@ def write_config(kind, directory, port, workers, servers, scenario, echo_port):
     balance = BALANCE[scenario.balance][kind]
     template = {"ringgate": "ringgate.toml", "nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[kind]
     routes = route_paths(scenario.routes)
-    parts = lines(directory, servers, balance, routes, echo_port)
+    parts = lines(directory, servers, balance, routes, echo_port) | tls_parts(kind, directory, scenario)
     return fill(template, directory, DIR=directory, PORT=port, MAXCONN=MAXCONN, WORKERS=workers, **parts)
+
+
+def tls_parts(kind, directory, scenario):
+    """What stands for @TLS@, @LISTEN@ and @SCHEME@."""
+    if not scenario.tls:
+        return {"TLS": "", "LISTEN": "", "SCHEME": "http"}
+    tls.write_identity(directory)
+    template = {"ringgate": "ringgate-tls.toml", "nginx": "nginx-tls.conf", "haproxy": "haproxy-tls.cfg"}[kind]
+    listen = {"ringgate": "", "nginx": " ssl http2",
+              "haproxy": f" ssl crt {directory}/both.pem alpn h2,http/1.1"}[kind]
+    return {"TLS": filled(template, DIR=directory).rstrip("\n"), "LISTEN": listen, "SCHEME": "https"}
 
 
 def route_paths(count):
@@ -170,14 +185,14 @@ def check_same_work(who, cpus, origin, scenario, echo):
     if who.kind == "relay":
         return
     server = start(who, cpus, origin, scenario, echo.port)
-    connection = HTTPConnection("127.0.0.1", server.port, timeout=5)
     try:
-        answers = [get(server.port, "/echo", connection)[1].decode() for _ in range(2)]
+        if scenario.tls:
+            tls.check(server)
+        answers = [tls.get_http2(server.port, "/echo") for _ in range(2)] if scenario.http2 else echoed(server)
     finally:
-        connection.close()
         server.stop()
     echoes = [dict(line.split("=", 1) for line in answer.splitlines()) for answer in answers]
-    expected = {"host": HOST, "forwarded_for": "127.0.0.1", "real_ip": "127.0.0.1", "proto": "http",
+    expected = {"host": HOST, "forwarded_for": "127.0.0.1", "real_ip": "127.0.0.1", "proto": "https" if scenario.tls else "http",
                 "connection": "", "version": "HTTP/1.1"}
     wrong = [f"{key}={echoes[0][key]!r}, not {value!r}" for key, value in expected.items() if echoes[0][key] != value]
     if not echoes[0]["request_id"] or echoes[0]["request_id"] == echoes[1]["request_id"]:
@@ -188,8 +203,17 @@ def check_same_work(who, cpus, origin, scenario, echo):
         raise BenchError(f"{who.label} does not send the agreed request upstream: " + "; ".join(wrong))
 
 
+def echoed(server):
+    """What two requests on a connection look like at the server behind."""
+    connection = connect(server.port, server.tls)
+    try:
+        return [get(server.port, "/echo", connection)[1].decode() for _ in range(2)]
+    finally:
+        connection.close()
+
+
 def check_answer(server, scenario):
     """Fails unless the contender answers a scenario's request with the whole body."""
-    status, body = get(server.port, scenario.path)
+    status, body = get(server.port, scenario.path, tls=server.tls)
     if (status, len(body)) != (200, scenario.body):
         raise BenchError(f"{server.label}: status {status} and {len(body)} bytes, not 200 and {scenario.body}")

@@ -22,10 +22,13 @@ TICKS_ROUNDED = 2
 
 def command(server, scenario, bed, warmup, seconds, rate=None):
     """The generator's command line."""
-    line = [BENCH, "run", f"http://127.0.0.1:{server.port}{scenario.path}", "--json", "-", "--no-live",
+    scheme = "https" if scenario.tls else "http"
+    line = [BENCH, "run", f"{scheme}://127.0.0.1:{server.port}{scenario.path}", "--json", "-", "--no-live",
             "--connections", scenario.connections, "--warmup", f"{warmup * 1000:.0f}ms",
             "--duration", f"{seconds * 1000:.0f}ms", "--timeout", "10s", "--header", f"Host: {HOST}",
             "--threads", len(bed.load_cpus), *scenario.options]
+    line += ["--insecure", "--server-name", HOST] if scenario.tls else []
+    line += ["--http2", "--streams", scenario.streams] if scenario.http2 else []
     if scenario.routes:
         mix = server.directory / "mix.txt"
         mix.write_text("".join(f"1 GET {path}item\n" for path in route_paths(scenario.routes)))

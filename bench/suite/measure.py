@@ -22,6 +22,8 @@ IDLE_FIGURES = ("rss_per_connection", "slab_per_connection", "rss_before", "rss"
 RATIOS = ("cpu_us_per_request", "requests_per_second", "p99_us")
 # Large bodies in flight leave the pools of connections unsettled for longer.
 WARMUP_MAX_SECONDS = 1.5
+# What starting and stopping a contender and the load takes, and a slice of 10,000 idle connections; for the estimate.
+START_SECONDS, IDLE_SECONDS = 0.25, 7.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,29 @@ def plan_size(scenarios, contenders, settings):
     for scenario in scenarios:
         count = sum(who.kind in scenario.contenders for who in contenders)
         levels = settings.latency_rounds * len(LEVELS) if scenario.latency else 0
-        probes = settings.syscalls and not scenario.idle
+        probes = is_probed(scenario, settings)
         total += count * (rounds_of(scenario, settings) + levels + probes)
+    return total
+
+
+def is_probed(scenario, settings):
+    """Whether system calls are counted."""
+    return settings.syscalls and scenario.syscalls and not scenario.idle
+
+
+def plan_seconds(scenarios, contenders, settings):
+    """About how long it takes on a machine that is left alone."""
+    total = 0.0
+    for scenario in scenarios:
+        count = sum(who.kind in scenario.contenders for who in contenders)
+        warmup = min(settings.warmup * scenario.seconds, WARMUP_MAX_SECONDS)
+        slice_seconds = IDLE_SECONDS if scenario.idle else warmup + settings.seconds * scenario.seconds
+        seconds = rounds_of(scenario, settings) * (slice_seconds + START_SECONDS)
+        if scenario.latency:
+            seconds += settings.latency_rounds * len(LEVELS) * (settings.warmup + settings.latency_seconds + START_SECONDS)
+        if is_probed(scenario, settings):
+            seconds += probe.WARMUP_SECONDS + probe.SECONDS + 2 * START_SECONDS
+        total += count * seconds
     return total
 
 
@@ -95,7 +118,7 @@ def check(contenders, scenarios, bed):
     """Fails unless all contenders do the same work."""
     echo = start_echo(bed.origin_cpus)
     try:
-        for scenario in {one.balance: one for one in scenarios if not one.idle}.values():
+        for scenario in {(one.balance, one.tls, one.http2): one for one in scenarios if not one.idle}.values():
             origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
             try:
                 for who in contenders:
@@ -136,7 +159,7 @@ def run_scenario(contenders, scenario, bed, settings, progress):
         levels, calls = [], {}
         if scenario.latency and settings.latency_rounds:
             levels = open_loop(contenders, scenario, origin, bed, settings, slices, progress)
-        if settings.syscalls and not scenario.idle:
+        if is_probed(scenario, settings):
             for who in contenders:
                 with started(who, bed, origin, scenario) as server:
                     calls[who.label] = probe.measure(server, scenario, bed)
@@ -232,7 +255,8 @@ def summarise(contenders, scenario, slices, levels, calls):
         rows.append(row)
     idle = scenario.idle and slices
     title = f"{slices[0]['connections']:,} idle connections" if idle else scenario.title
-    return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body,
+    return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body, "tls": scenario.tls,
+            "streams": scenario.streams if scenario.http2 else 0,
             "connections": scenario.connections, "paced": scenario.paced, "idle": scenario.idle, "rows": rows,
             "slices": slices, "level_slices": levels, "syscalls": calls,
             "failures": [f"round {one['round'] + 1}, {one['contender']}: {one['errors']}"

@@ -5,6 +5,7 @@ import http.client
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -22,16 +23,35 @@ def die_with_parent():
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
 
+def pinned(cpus, command):
+    """A command that runs on CPUs."""
+    return ["taskset", "-c", ",".join(map(str, cpus)), *map(str, command)]
+
+
 def spawn(cpus, command, **options):
     """Starts a command pinned to CPUs."""
-    pinned = ["taskset", "-c", ",".join(map(str, cpus)), *map(str, command)]
-    return subprocess.Popen(pinned, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **options)
+    return subprocess.Popen(pinned(cpus, command), stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **options)
 
 
-def get(port, path="/", connection=None):
+def tls_context(protocols=("http/1.1",)):
+    """A client that takes any certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(list(protocols))
+    return context
+
+
+def connect(port, tls=False):
+    """A connection for requests of HTTP/1.1."""
+    if tls:
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=tls_context())
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+
+
+def get(port, path="/", connection=None, tls=False):
     """One GET; returns status and body. Without `connection`, on a connection of its own."""
     own = connection is None
-    connection = connection or http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = connection or connect(port, tls)
     try:
         connection.request("GET", path, headers={"Host": HOST})
         response = connection.getresponse()
@@ -50,13 +70,14 @@ class Server:
     directory: Path
     process: subprocess.Popen
     pids: list = field(default_factory=list)
+    tls: bool = False
 
     def wait_ready(self, path="/"):
         """Waits until the port answers 200, then notes the process tree."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if get(self.port, path)[0] == 200:
+                if get(self.port, path, tls=self.tls)[0] == 200:
                     self.pids = process_tree(self.process.pid)
                     return self
             except (OSError, http.client.HTTPException):

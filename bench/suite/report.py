@@ -1,6 +1,6 @@
 """The Markdown page with its charts, and what goes to the terminal."""
 
-from . import charts, sizing
+from . import charts, crypto, sizing
 from .contenders import LABELS
 from .text import cell, digits, micros, ratio, size, table
 
@@ -58,6 +58,9 @@ def whole(result, pictures):
         if group == "Small keep-alive requests":
             lines += picture("cpu", "CPU time per small request by number of connections")
             lines += picture("requests", "Small requests a second by number of connections")
+        if any(one["tls"] for one in members):
+            lines += picture("streams", "CPU time per HTTP/2 request by number of streams")
+            lines += crypto_table(members, result["crypto"])
         if members[0]["idle"]:
             lines += picture("memory", "Memory per idle connection")
     if any(one["level_slices"] for one in scenarios):
@@ -134,6 +137,22 @@ def idle_table(scenarios):
         "", "Each connection was served one request. Slab: the kernel's memory for both ends, the client's included."]
 
 
+def crypto_table(scenarios, speed):
+    """What of the CPU time is cryptography that nobody could spare."""
+    rows = []
+    for one in (one for one in scenarios if one["rows"]):
+        least = crypto.cost(speed, one["body"], crypto.handshake(one["name"]))
+        rows.append([one["title"], digits(least)] + [f"{least / row['cpu_us_per_request']['median']:.0%}" for row in one["rows"]])
+    labels = list(dict.fromkeys(row["contender"] for one in scenarios for row in one["rows"]))
+    return ["", "### How much of it is cryptography", "",
+            f"By `openssl speed` on the contender's CPU ({speed['version']}, which nginx and HAProxy use; Ringgate has AWS-LC): a record of "
+            f"256 bytes in AES-128-GCM {speed['small_record_us']:.2f} µs, of 16 KiB {speed['full_record_us']:.2f} µs; X25519 "
+            f"{speed['exchange_us']:.1f} µs an operation, ECDSA P-256 {speed['sign_us']:.1f} µs a signature. A request has a small record "
+            "and its response's records; a handshake two operations of X25519, a full one a signature too. Hashing and key "
+            "derivation are left out.", "",
+            *table(["", "crypto µs/request", *(f"share of {label}" for label in labels)], rows)]
+
+
 def level_table(scenarios):
     """Latency at shares of the maximum."""
     rows = []
@@ -202,6 +221,12 @@ def draw(scenarios):
         pictures["requests"] = charts.lines("Small requests a second", "thousands a second on the contender's CPUs, by number of "
                                             "connections; medians, higher is better (stars in the table: not its maximum)", names,
                                             series("requests_per_second", 1e-3), "thousand/s")
+    shared = [one for one in closed if one["streams"] and one["body"] < 1024]
+    if len(shared) > 1:
+        pictures["streams"] = charts.lines(
+            "CPU time per small HTTP/2 request", "µs of the contender's CPU per request over TLS, by number of streams on a connection; "
+            "medians, lower is better", [f"{one['streams']}" for one in shared],
+            [(kind, label, [value(one, kind, "cpu_us_per_request", 1) for one in shared]) for kind, label in present(shared)], "µs")
     rows = []
     for one in closed:
         own = next((row for row in one["rows"] if row["kind"] == "ringgate"), None)

@@ -93,4 +93,4 @@ def caveats():
         f"{NETWORK} for real network cards, {QUEUE_PACKETS:,.0f} packets/s a queue and {DIRECTOR_PACKETS:,.0f} packets/s "
         "a director core are assumptions, not measurements of ours. For bodies over one segment, packets "
         "are reckoned at an MTU of 1,500 with an acknowledgement for every other one, since loopback's segments are up to 64 KiB. "
-        "Without TLS; with it, handshakes and encryption come on top."]
+        "Without TLS; the section on HTTPS and HTTP/2 has what a request costs with it."]

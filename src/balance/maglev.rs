@@ -49,13 +49,24 @@ impl MaglevTable {
     }
 }
 
+/// A table with a given number of places, a prime, over the members that are no backups: for
+/// layer 4, which has its own way around members that are out. Empty if nobody has a weight.
+#[must_use]
+pub fn places(members: &[Member], keys: &[u64], size: u32) -> Box<[u16]> {
+    fill_sized(members, keys, false, Some(size))
+}
+
 /// Members take places in turn, each along its own permutation, until the table is full.
 fn fill(members: &[Member], keys: &[u64], backup: bool) -> Box<[u16]> {
+    fill_sized(members, keys, backup, None)
+}
+
+fn fill_sized(members: &[Member], keys: &[u64], backup: bool, fixed: Option<u32>) -> Box<[u16]> {
     let ranked = || {
         let rank = |(_, member): &(u16, &Member)| member.backup == backup && member.weight > 0;
         (0..).zip(members.iter().take(MAX_MEMBERS)).filter(rank)
     };
-    let size = size(ranked().map(|(_, member)| member.weight));
+    let size = fixed.unwrap_or_else(|| size(ranked().map(|(_, member)| member.weight)));
     let mut turns: BinaryHeap<Reverse<Turn>> = ranked()
         .map(|(index, member)| {
             let key = keys.get(usize::from(index)).copied().unwrap_or_else(|| u64::from(index));

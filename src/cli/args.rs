@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -14,6 +14,7 @@ const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
   SIGUSR1           reopen the access log file
+  SIGUSR2           start the binary again and drain once that serves, as `ringgate ctl upgrade`
 
 Examples:
   ringgate run /etc/ringgate/ringgate.toml
@@ -28,12 +29,36 @@ Examples:
   ringgate check ringgate.toml && systemctl restart ringgate";
 
 const CTL_EXAMPLES: &str = "\
-Exit code 0: done. 1: it was refused, or the process cannot be reached.
+Exit code 0: done. 1: it was refused, something is not as it should be (tune verify), or the process
+cannot be reached. 2: wrong usage.
 
 Examples:
-  ringgate ctl vrrp status            roles, priorities and why, peers, misconfigurations
-  ringgate ctl vrrp release           hand the addresses over to the peer, and stay behind it
-  ringgate ctl vrrp resume            be an ordinary member again";
+  ringgate ctl status                        everything in a few lines
+  ringgate ctl upstream list                 servers, their state and why, drift from the file
+  ringgate ctl upstream api drain 10.0.1.11:8080            no new requests, those on it finish
+  ringgate ctl upstream api weight 5 10.0.1.11:8080 --persist   and write it into the file
+  ringgate ctl log level debug               until the next restart
+  ringgate ctl vrrp release                  hand the addresses over to the peer, and stay behind it
+  ringgate ctl upgrade                       start the new binary, pass it the sockets, drain the old one
+  ringgate ctl --json connections            JSON, whatever is asked";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  ringgate completions bash > /usr/share/bash-completion/completions/ringgate
+  ringgate completions zsh > /usr/share/zsh/site-functions/_ringgate
+  ringgate completions fish > /usr/share/fish/vendor_completions.d/ringgate.fish";
+
+const MAN_EXAMPLES: &str = "\
+Examples:
+  ringgate man > /usr/local/share/man/man8/ringgate.8
+  ringgate man | man -l -";
+
+const UPSTREAM_USAGE: &str = "\
+ringgate ctl upstream list
+       ringgate ctl upstream NAME
+       ringgate ctl upstream NAME add [--weight N] [--backup] [--max-conns N] SERVER...
+       ringgate ctl upstream NAME remove|drain|undrain SERVER...
+       ringgate ctl upstream NAME weight WEIGHT SERVER...";
 
 /// One binary in place of LVS, nginx and keepalived.
 #[derive(Debug, Parser)]
@@ -65,10 +90,22 @@ pub enum Command {
         /// The socket (admin.socket)
         #[arg(long, value_name = "PATH", default_value = crate::control::config::ADMIN_SOCKET)]
         socket: PathBuf,
+        /// Print JSON
+        #[arg(long, global = true)]
+        json: bool,
         /// About what
         #[command(subcommand)]
         about: About,
     },
+    /// Print completions for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// Whose
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff
+    #[command(after_help = MAN_EXAMPLES)]
+    Man,
     /// Settings of the machine: plan, apply, verify, undo, explain
     #[command(after_help = crate::cli::tune::EXAMPLES)]
     Tune {
@@ -88,23 +125,97 @@ pub enum Command {
 /// What `ctl` is about.
 #[derive(Debug, Subcommand)]
 pub enum About {
+    /// Show the process: phase, requests, upstreams, VRRP, drift
+    Status,
+    /// Show or change the servers of upstreams
+    #[command(override_usage = UPSTREAM_USAGE)]
+    Upstream(UpstreamArgs),
+    /// Show connections, buffers and CPU of each shard
+    Shards,
+    /// Show client and server connections
+    Connections,
+    /// Show recent events, the newest last
+    Events,
+    /// Show or set the level of the log
+    Log {
+        /// What to do
+        #[command(subcommand)]
+        what: Log,
+    },
     /// Virtual addresses
     Vrrp {
         /// What to do
         #[command(subcommand)]
         what: Vrrp,
     },
+    /// Replace the running binary without losing a connection
+    Upgrade {
+        /// The new binary; default: the path the process was started by
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
+    /// The machine's settings, as the running process sees them
+    Tune {
+        /// What to do
+        #[command(subcommand)]
+        what: RunningTune,
+    },
+    /// List the verbs of the admin endpoint
+    Api,
+}
+
+/// What to do with upstreams. The first word is `list` or a name.
+#[derive(Debug, ClapArgs)]
+pub struct UpstreamArgs {
+    /// `list`, or the NAME of [upstream.NAME]
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What to do
+    #[arg(value_parser = ["add", "remove", "drain", "undrain", "weight"])]
+    pub what: Option<String>,
+    /// Servers as in the file, like 10.0.1.11:8080; before them the weight, with `weight`
+    #[arg(value_name = "SERVER")]
+    pub servers: Vec<String>,
+    /// The weight of servers that are added
+    #[arg(long)]
+    pub weight: Option<u32>,
+    /// Servers that are added stand in for the others only
+    #[arg(long)]
+    pub backup: bool,
+    /// Requests in flight a server that is added may have
+    #[arg(long, value_name = "COUNT")]
+    pub max_conns: Option<u32>,
+    /// Write it into the configuration file too, where comments and layout stay
+    #[arg(long)]
+    pub persist: bool,
+    /// Even if nobody is left to take requests
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What to do with the log.
+#[derive(Debug, Subcommand)]
+pub enum Log {
+    /// Show the level, or set it until the next restart
+    Level {
+        /// error, warn, info or debug
+        #[arg(value_parser = ["error", "warn", "info", "debug"])]
+        level: Option<String>,
+    },
+}
+
+/// What to do with the machine's settings.
+#[derive(Debug, Subcommand)]
+pub enum RunningTune {
+    /// Look at them now; exit code 1 when one is not as it should be
+    Verify,
 }
 
 /// What to do with virtual addresses.
 #[derive(Debug, Subcommand)]
 pub enum Vrrp {
     /// Show roles, priorities, peers and misconfigurations
-    Status {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status,
     /// Hand over to a peer: it is active before this node lets go
     Release {
         /// One [vrrp.NAME]; default: all

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod ctl;
+pub mod generated;
 pub mod run;
 pub mod tune;
 
@@ -12,11 +13,13 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use clap::Parser as _;
 
 use self::args::{Args, Command};
 use crate::control::config::{self, Config, ConfigErrors};
+use crate::control::upgrade::Inherited;
 
 /// Wrong usage or a wrong configuration; clap has the same code for usage.
 const EXIT_USAGE: u8 = 2;
@@ -29,9 +32,37 @@ pub const DEMO: &str = include_str!("../../deploy/demo.toml");
 /// Runs the program with the arguments it was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    match prepare(std::env::args_os(), &mut io::stdout(), &mut io::stderr()) {
-        Step::Exit(code) => ExitCode::from(code),
-        Step::Run { config, demo } => run::run(*config, demo),
+    let inherited = match Inherited::receive() {
+        Ok(inherited) => inherited,
+        Err(why) => {
+            print(&mut io::stderr(), &format!("ringgate: {why}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut told = Told::default();
+    match prepare(std::env::args_os(), &mut io::stdout(), &mut told) {
+        Step::Exit(code) => {
+            if let Some(inherited) = inherited {
+                inherited.failed(String::from_utf8_lossy(&told.0).trim_end());
+            }
+            ExitCode::from(code)
+        }
+        Step::Run { config, demo } => run::run(*config, demo, inherited.map(Rc::new)),
+    }
+}
+
+/// Standard error, and what was written there, for the process that an upgrade would replace.
+#[derive(Default)]
+struct Told(Vec<u8>);
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        io::stderr().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
@@ -65,7 +96,13 @@ where
         Err(help) => return Step::Exit(print_result(out, &help.to_string())),
     };
     match args.command {
-        Command::Ctl { socket, about } => Step::Exit(ctl::run(&socket, &about, out, err)),
+        Command::Ctl { socket, json, about } => {
+            Step::Exit(ctl::run(&ctl::Socket { path: &socket, json }, &about, out, err))
+        }
+        Command::Completions { shell } => {
+            Step::Exit(print_result(out, &generated::completions(shell)))
+        }
+        Command::Man => Step::Exit(print_result(out, &generated::manual())),
         Command::Check { file } => match loaded(config::load(&file), err) {
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),

@@ -2,9 +2,11 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::rc::Rc;
 
 use crate::control::config::Config;
 use crate::control::supervise;
+use crate::control::upgrade::Inherited;
 
 /// What to try while the demo runs.
 const DEMO_HINTS: &str = "
@@ -22,16 +24,19 @@ Ctrl-C ends it. The configuration is deploy/demo.toml.
 
 /// Serves `config`; exit code 0 after an orderly end, 1 when it cannot start or a shard fails.
 #[must_use]
-pub fn run(config: Config, demo: bool) -> ExitCode {
+pub fn run(config: Config, demo: bool, inherited: Option<Rc<Inherited>>) -> ExitCode {
     let serving = move || {
         if demo {
             let mut out = std::io::stdout().lock();
             let _ = out.write_all(DEMO_HINTS.as_bytes()).and_then(|()| out.flush());
         }
     };
-    match supervise::run(config, serving) {
+    match supervise::run(config, inherited.clone(), serving) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failed) => {
+            if let Some(inherited) = inherited {
+                inherited.failed(&failed.to_string());
+            }
             let _ = writeln!(std::io::stderr(), "ringgate: {failed}");
             ExitCode::FAILURE
         }

@@ -1,16 +1,20 @@
-//! The admin endpoint: `/metrics`, `/healthz`, `/readyz`, `/status`, and a page at `/` that shows the
-//! last to people. One request a connection.
+//! The admin endpoint: HTTP over the unix socket and over the loopback listener, one request a
+//! connection. What there is to ask stands in [`api::VERBS`].
 
 use std::cell::Cell;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 
-use crate::control::state::{Phase, State};
-use crate::control::{metrics, status, vrrp};
+use aws_lc_rs::{constant_time, digest};
+
+use crate::control::api::{self, Call, Handler, Reply, Request, Route, Verb, Who};
+use crate::control::state::State;
 use crate::l7::channel::Channel;
 use crate::l7::flow::flush;
-use crate::l7::input::Input;
-use crate::protocol::http1::{HeadScanner, Limits, Method, RequestHead, encode};
+use crate::l7::input::{BodyReadError, BodyReader, Input};
+use crate::protocol::http1::{Field, HeadScanner, Limits, Method, RequestHead};
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, Timer, WriteBuf};
@@ -22,23 +26,92 @@ const REST_MS: u64 = 100;
 /// A client has this long to ask, and to take the answer.
 const TIMEOUT_MS: u64 = 10_000;
 const LIMITS: Limits = Limits { head_bytes: 16 * 1024, headers: 64 };
+/// Longest body of an order.
+const BODY_MAX: usize = 64 * 1024;
 
-/// What a client of the endpoint may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The token that makes an operator of whoever has it; only its hash is kept.
+#[derive(Clone)]
+pub struct Token(digest::Digest);
+
+impl Token {
+    /// This one.
+    #[must_use]
+    pub fn new(secret: &[u8]) -> Self {
+        Self(digest::digest(&digest::SHA256, secret))
+    }
+
+    /// True for the same; takes the same time whatever differs.
+    fn is(&self, secret: &[u8]) -> bool {
+        let other = digest::digest(&digest::SHA256, secret);
+        constant_time::verify_slices_are_equal(self.0.as_ref(), other.as_ref()).is_ok()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+/// How clients come to an endpoint, which decides what they may.
+#[derive(Debug, Clone)]
 pub enum Access {
-    /// Look.
-    Read,
-    /// Give orders too: it came through the unix socket, whose permissions say who may.
-    Control,
+    /// Through the unix socket, whose permissions say who may give orders.
+    Local,
+    /// Over the network: whoever has the token, if there is one, may give orders; everybody may look.
+    Network(Option<Token>),
+}
+
+impl Access {
+    /// What a client with this `Authorization` may.
+    fn of(&self, authorization: Option<&[u8]>) -> Result<Who, Reply> {
+        let token = match (self, authorization) {
+            (Self::Local, _) => return Ok(Who::Operator),
+            (Self::Network(None), _) | (Self::Network(_), None) => return Ok(Who::Anyone),
+            (Self::Network(Some(token)), Some(value)) => (token, value),
+        };
+        let (token, value) = token;
+        let secret =
+            value.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
+        match secret {
+            Some((_, secret)) if token.is(secret.trim_ascii()) => Ok(Who::Operator),
+            _ => Err(unauthorized("this is not the token of admin.token_file")),
+        }
+    }
+
+    /// The answer to an order of somebody who may only look.
+    fn refuse(&self) -> Reply {
+        match self {
+            Self::Network(Some(_)) => unauthorized("orders need the token of admin.token_file"),
+            _ => Reply::error(
+                403,
+                "orders are taken through admin.socket, or here with admin.token_file",
+            ),
+        }
+    }
+}
+
+/// RFC 6750 section 3.
+fn unauthorized(why: &str) -> Reply {
+    Reply::error(401, why).with("WWW-Authenticate", "Bearer realm=\"ringgate\"")
 }
 
 /// Serves the endpoint for as long as the process runs.
-pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access: Access) {
+pub async fn serve(ring: Rc<Ring>, acceptor: Rc<Acceptor>, state: Rc<State>, access: Access) {
     let open = Rc::new(Cell::new(0));
     let pause = Timer::new(&ring);
     loop {
         let stream = if open.get() < CONNECTIONS_MAX {
-            acceptor.accept().await.ok()
+            let next = poll_fn(|cx| match state.upgrade.has_left() {
+                // What was accepted is answered; the successor takes the rest.
+                true => Poll::Ready(acceptor.take_accepted().ok_or(())),
+                false => acceptor.poll_accept(cx).map_err(drop),
+            });
+            let next = next.await.ok();
+            if next.is_none() && state.upgrade.has_left() {
+                return;
+            }
+            next
         } else {
             acceptor.stop();
             None
@@ -49,29 +122,46 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Acceptor, state: Rc<State>, access:
             continue;
         };
         open.set(open.get() + 1);
-        let (state, open) = (Rc::clone(&state), Rc::clone(&open));
+        let (state, open, access) = (Rc::clone(&state), Rc::clone(&open), access.clone());
         spawn(&ring, async move {
-            answer(&stream.into(), &state, access).await;
+            answer(&stream.into(), &state, &access).await;
             open.set(open.get() - 1);
         });
     }
 }
 
-async fn answer(stream: &Channel, state: &State, access: Access) {
+async fn answer(stream: &Channel, state: &Rc<State>, access: &Access) {
     let timer = Timer::new(stream.ring());
     timer.set(TIMEOUT_MS);
     let (mut input, mut scanner) = (Input::default(), HeadScanner::new());
     let (mut head, mut request) = (Vec::new(), RequestHead::new());
     let read = poll_fn(|cx| input.poll_head(stream, &mut scanner, &LIMITS, &mut head, cx));
     let Ok(Ok(())) = timer.guard(read).await else { return };
-    let page = match request.parse(&head, &LIMITS) {
-        Ok(()) if access == Access::Control && request.method == Method::Post => {
-            order(stream.ring(), request.target.of(&head), state).await
+    let reply = match request.parse(&head, &LIMITS) {
+        Ok(()) => {
+            let asked = Asked { head: &head, request: &request };
+            match permitted(&asked, access) {
+                Err(reply) => reply,
+                Ok((verb, argument)) => match body(stream, &mut input, &request, &timer).await {
+                    Err(Some(reply)) => reply,
+                    Err(None) => return,
+                    Ok(body) => {
+                        let request = asked.request(body);
+                        let (ring, state) = (Rc::clone(stream.ring()), Rc::clone(state));
+                        let call = Call { ring, state, request, argument };
+                        match verb.handler {
+                            Handler::Now(handler) => handler(&call),
+                            Handler::Later(handler) => handler(call).await,
+                        }
+                    }
+                },
+            }
         }
-        Ok(()) => page(&request, &head, state),
-        Err(error) => Page::text(error.status(), encode::reason(error.status())),
+        Err(error) => Reply::error(error.status(), error.to_string()),
     };
-    stream.write(page.render(stream.ring(), request.method == Method::Head));
+    let mut buffer = WriteBuf::new(stream.ring());
+    reply.write(&mut buffer.bytes, request.method == Method::Head);
+    stream.write(buffer);
     if flush(stream, 0, &timer, TIMEOUT_MS).await.is_ok() {
         stream.shutdown_write();
         // Until the client has closed: closing first could reset the answer away.
@@ -80,71 +170,114 @@ async fn answer(stream: &Channel, state: &State, access: Access) {
     }
 }
 
-struct Page {
-    status: u16,
-    content_type: &'static str,
-    body: String,
+/// A parsed head.
+struct Asked<'a> {
+    head: &'a [u8],
+    request: &'a RequestHead,
 }
 
-impl Page {
-    fn text(status: u16, text: &str) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", body: format!("{text}\n") }
+impl Asked<'_> {
+    fn target(&self) -> (&[u8], &[u8]) {
+        let target = self.request.target.of(self.head);
+        let end = target.iter().position(|byte| *byte == b'?').unwrap_or(target.len());
+        let (path, query) = target.split_at(end);
+        (path, query.get(1..).unwrap_or_default())
     }
 
-    fn render(&self, ring: &Rc<Ring>, head_only: bool) -> WriteBuf {
-        let mut buffer = WriteBuf::new(ring);
-        let out = &mut buffer.bytes;
-        encode::push_status_line(out, self.status, encode::reason(self.status).as_bytes());
-        encode::push_field(out, b"Content-Type", self.content_type.as_bytes());
-        encode::push_field(out, b"Content-Length", self.body.len().to_string().as_bytes());
-        encode::push_field(out, b"Cache-Control", b"no-store");
-        encode::push_field(out, b"Connection", b"close");
-        out.extend_from_slice(b"\r\n");
-        if !head_only {
-            out.extend_from_slice(self.body.as_bytes());
+    /// The first value of a field.
+    fn value(&self, name: &str) -> Option<&[u8]> {
+        let named = |field: &&Field| field.name.of(self.head).eq_ignore_ascii_case(name.as_bytes());
+        self.request.fields.iter().find(named).map(|field| field.value.of(self.head))
+    }
+
+    fn request(&self, body: Vec<u8>) -> Request {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (path, query) = self.target();
+        let accept = self.value("accept").map(text).unwrap_or_default();
+        Request { path: text(path), query: text(query), accept, body }
+    }
+}
+
+/// The verb that is asked for, if this client may use it.
+fn permitted(asked: &Asked<'_>, access: &Access) -> Result<(&'static Verb, String), Reply> {
+    let may = access.of(asked.value("authorization"))?;
+    let path = String::from_utf8_lossy(asked.target().0);
+    match api::route(asked.request.method, &path) {
+        Route::Verb(verb, argument) if verb.who == Who::Anyone || may == Who::Operator => {
+            Ok((verb, argument))
         }
-        buffer
+        Route::Verb(..) => Err(access.refuse()),
+        Route::Refused(reply) => Err(reply),
     }
 }
 
-/// Carries out `POST /vrrp/ORDER[?instance=NAME]`.
-async fn order(ring: &Rc<Ring>, target: &[u8], state: &State) -> Page {
-    let target = String::from_utf8_lossy(target);
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let instance = query.strip_prefix("instance=").map(str::to_owned);
-    let Some(order) = path.strip_prefix("/vrrp/").and_then(vrrp::order) else {
-        return Page::text(404, "there are POST /vrrp/release, /vrrp/prefer and /vrrp/resume");
-    };
-    match vrrp::carry_out(ring, state, order, instance).await {
-        Ok(done) => Page::text(200, &done),
-        Err(why) => Page::text(409, &why),
+/// The body, as far as it may be long. `None` as error: nobody waits for an answer.
+async fn body(
+    stream: &Channel,
+    input: &mut Input,
+    request: &RequestHead,
+    timer: &Timer,
+) -> Result<Vec<u8>, Option<Reply>> {
+    let mut reader = BodyReader::on(stream, request.framing);
+    let mut body = Vec::new();
+    if request.expect_continue {
+        let mut buffer = WriteBuf::new(stream.ring());
+        buffer.bytes.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write(buffer);
+    }
+    loop {
+        let read = timer.guard(poll_fn(|cx| reader.poll_piece(input, stream, cx))).await;
+        match read {
+            Ok(Ok(Some(piece))) if body.len() + piece.len() <= BODY_MAX => {
+                body.extend_from_slice(piece.as_slice());
+            }
+            Ok(Ok(Some(_))) => {
+                return Err(Some(Reply::error(413, format!("the body exceeds {BODY_MAX} bytes"))));
+            }
+            Ok(Ok(None)) => return Ok(body),
+            Ok(Err(BodyReadError::Malformed(_))) => {
+                return Err(Some(Reply::error(400, "the framing of the body is malformed")));
+            }
+            Ok(Err(_)) => return Err(None),
+            Err(_) => return Err(Some(Reply::error(408, "the body did not come in time"))),
+        }
     }
 }
 
-fn page(request: &RequestHead, head: &[u8], state: &State) -> Page {
-    if !matches!(request.method, Method::Get | Method::Head) {
-        return Page::text(405, "only GET and HEAD");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn may(access: &Access, value: Option<&str>) -> Result<Who, u16> {
+        access.of(value.map(str::as_bytes)).map_err(|reply| reply.status)
     }
-    let target = request.target.of(head);
-    match target.split(|byte| *byte == b'?').next().unwrap_or_default() {
-        b"/metrics" => Page {
-            status: 200,
-            content_type: "text/plain; version=0.0.4; charset=utf-8",
-            body: metrics::render(state),
-        },
-        b"/status" => Page {
-            status: 200,
-            content_type: "application/json",
-            body: format!("{:#}\n", status::render(state)),
-        },
-        b"/healthz" => Page::text(200, "ok"),
-        b"/readyz" if state.phase.get() == Phase::Serving => Page::text(200, "ready"),
-        b"/readyz" => Page::text(503, "draining"),
-        b"/" => Page {
-            status: 200,
-            content_type: "text/html; charset=utf-8",
-            body: include_str!("status.html").to_owned(),
-        },
-        _ => Page::text(404, "there are / /metrics /status /healthz /readyz"),
+
+    #[test]
+    fn who_may_what() {
+        let (local, open) = (Access::Local, Access::Network(None));
+        let guarded = Access::Network(Some(Token::new(b"secret-of-sixteen")));
+        assert_eq!(may(&local, None), Ok(Who::Operator));
+        assert_eq!(may(&open, None), Ok(Who::Anyone));
+        assert_eq!(may(&open, Some("Bearer secret-of-sixteen")), Ok(Who::Anyone));
+        assert_eq!(may(&guarded, None), Ok(Who::Anyone));
+        assert_eq!(may(&guarded, Some("Bearer secret-of-sixteen")), Ok(Who::Operator));
+        assert_eq!(may(&guarded, Some("bearer secret-of-sixteen")), Ok(Who::Operator));
+        for wrong in [
+            "Bearer secret-of-sixteeN",
+            "Bearer ",
+            "Bearer",
+            "Basic c2VjcmV0",
+            "",
+            "Bearer secret-of-sixteen2",
+            "secret-of-sixteen",
+        ] {
+            assert_eq!(may(&guarded, Some(wrong)), Err(401), "{wrong}");
+        }
+        assert_eq!((open.refuse().status, guarded.refuse().status), (403, 401));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        assert_eq!(format!("{:?}", Token::new(b"secret-of-sixteen")), "Token");
     }
 }

@@ -62,6 +62,9 @@ pub struct Ejections {
     pub spared: u64,
 }
 
+/// How probed servers stand, by upstream and server.
+pub type Rows = HashMap<(String, String), Row>;
+
 /// Where verdicts on a member go.
 struct MemberSink {
     member: Arc<Member>,
@@ -150,8 +153,10 @@ impl Checks {
         checked: &UpstreamCheck,
         member: &Arc<Member>,
     ) -> Option<Target> {
-        // A server that was added at run time has the upstream's check.
-        let own = checked.servers.get(member.server);
+        // A server that was added at run time has the upstream's check, whatever number it got.
+        let configured = upstream.shared.config.servers.get(member.server);
+        let same = configured.is_some_and(|server| server.address == member.config.address);
+        let own = checked.servers.get(member.server).filter(|_| same);
         let check = own.cloned().unwrap_or_else(|| Arc::new(checked.base.check.clone()));
         if member.config.down {
             return None;
@@ -178,7 +183,7 @@ impl Checks {
 
     /// How every probed server stands, by upstream and server.
     #[must_use]
-    pub fn rows(&self) -> HashMap<(String, String), Row> {
+    pub fn rows(&self) -> Rows {
         let rows = self.prober.as_ref().map(Prober::rows).unwrap_or_default();
         rows.into_iter().map(|row| ((row.group.clone(), row.server.clone()), row)).collect()
     }
@@ -362,22 +367,6 @@ pub fn log(logger: Logger, event: &Event) {
     }
 }
 
-/// A server's state in one word.
-#[must_use]
-pub fn state_name(member: &Member) -> &'static str {
-    if member.config.down {
-        "down"
-    } else if member.gate.is_down() {
-        "unhealthy"
-    } else if member.gate.is_ejected() {
-        "ejected"
-    } else if member.passive.is_out() {
-        "failed"
-    } else {
-        "up"
-    }
-}
-
 /// How a server stands with its check, for `/status`.
 #[must_use]
 pub fn check_status(row: &Row) -> Value {
@@ -405,7 +394,7 @@ pub fn check_status(row: &Row) -> Value {
 #[must_use]
 pub fn server_status(
     checks: &Checks,
-    rows: &HashMap<(String, String), Row>,
+    rows: &Rows,
     upstream: &UpstreamState,
     member: &Member,
 ) -> Vec<(&'static str, Value)> {

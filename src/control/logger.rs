@@ -1,23 +1,53 @@
 //! Log lines for the operator, on standard error: one event a line, with its fields.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::control::config::{Level, LogFormat};
+use crate::control::events::Events;
 use crate::l7::time::rfc3339_ms;
 use crate::l7::worker::unix_ms;
 
-/// Writes events at or above a level.
+/// Writes events at or above a level, and keeps those of normal work for `/status`. Copies are one
+/// logger.
 #[derive(Debug, Clone, Copy)]
 pub struct Logger {
-    level: Level,
+    shared: &'static Shared,
+}
+
+#[derive(Debug)]
+struct Shared {
+    level: AtomicU8,
     format: LogFormat,
+    events: Events,
 }
 
 impl Logger {
     /// In this format, from this level up.
     #[must_use]
     pub fn new(level: Level, format: LogFormat) -> Self {
-        Self { level, format }
+        // One a process, for as long as that runs.
+        let shared =
+            Shared { level: AtomicU8::new(level as u8), format, events: Events::default() };
+        Self { shared: Box::leak(Box::new(shared)) }
+    }
+
+    /// The level.
+    #[must_use]
+    pub fn level(self) -> Level {
+        let level = usize::from(self.shared.level.load(Ordering::Relaxed));
+        Level::ALL.get(level).copied().unwrap_or(Level::Info)
+    }
+
+    /// Writes from this level up, from now on.
+    pub fn set_level(self, level: Level) {
+        self.shared.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// The last events.
+    #[must_use]
+    pub fn events(self) -> &'static Events {
+        &self.shared.events
     }
 
     /// Logs what stops a service or loses requests.
@@ -41,10 +71,14 @@ impl Logger {
     }
 
     fn log(&self, level: Level, message: &str, fields: &[(&str, &str)]) {
-        if level > self.level {
+        let now = unix_ms();
+        if level <= Level::Info {
+            self.shared.events.add(now, level, message, fields);
+        }
+        if level > self.level() {
             return;
         }
-        let line = render(self.format, unix_ms(), level, message, fields);
+        let line = render(self.shared.format, now, level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
@@ -59,12 +93,7 @@ fn render(
 ) -> String {
     let time = rfc3339_ms(unix_ms);
     let time = String::from_utf8_lossy(&time);
-    let level = match level {
-        Level::Error => "error",
-        Level::Warn => "warn",
-        Level::Info => "info",
-        Level::Debug => "debug",
-    };
+    let level = level.name();
     match format {
         LogFormat::Text => {
             let mut line = format!("{time} {level:5} {message}");

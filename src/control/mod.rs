@@ -1,14 +1,21 @@
 //! The control thread: configuration, start and stop, logs, name resolution, the admin endpoint.
 
 pub mod admin;
+pub mod api;
 pub mod certificates;
 pub mod config;
+pub mod events;
 pub mod health;
 pub mod logger;
 pub mod metrics;
+pub mod page;
+pub mod persist;
 pub mod resolve;
+pub mod servers;
 pub mod state;
 pub mod status;
 pub mod supervise;
+pub mod systemd;
 pub mod tuning;
+pub mod upgrade;
 pub mod vrrp;

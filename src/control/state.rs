@@ -1,13 +1,21 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use crate::control::certificates::Board;
 use crate::control::health::Checks;
+use crate::control::logger::Logger;
+use crate::control::resolve::Name;
+use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
+use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
@@ -22,9 +30,24 @@ pub enum Phase {
     Draining,
 }
 
+/// Looks a name up again and again, from now until the flag is true.
+pub struct Lookups(pub Box<dyn Fn(Name, Arc<AtomicBool>) -> io::Result<()>>);
+
+impl fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookups")
+    }
+}
+
 /// The state of the process.
 #[derive(Debug)]
 pub struct State {
+    /// Writes log lines, and keeps the last of them.
+    pub logger: Logger,
+    /// The configuration file; `None` for the demo.
+    pub file: Option<PathBuf>,
+    /// Looks up the names of servers that are added.
+    pub lookups: Lookups,
     /// When it was started.
     pub started: Instant,
     /// The clock that all rings share began then.
@@ -47,6 +70,8 @@ pub struct State {
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// What succeeding this process takes.
+    pub upgrade: Office,
 }
 
 /// The machine's settings.
@@ -60,6 +85,8 @@ pub struct TuningState {
     pub changed: usize,
     /// Where they stood when last looked at.
     pub standing: RefCell<Standing>,
+    /// What is tuned, to look again.
+    pub config: crate::tune::Config,
 }
 
 /// An upstream and its members now.
@@ -67,6 +94,8 @@ pub struct TuningState {
 pub struct UpstreamState {
     /// What the shards share.
     pub shared: Arc<SharedUpstream>,
+    /// Its servers as they stand now.
+    pub servers: RefCell<Servers>,
     /// Its members.
     pub set: RefCell<Arc<MemberSet>>,
     /// Addresses of each server as last resolved.
@@ -81,19 +110,40 @@ impl State {
     }
 
     /// Takes over the addresses a server's name resolved to; true when that changed the members.
-    pub fn resolved(&self, upstream: usize, server: usize, addresses: Vec<SocketAddr>) -> bool {
+    pub fn resolved(
+        &self,
+        upstream: usize,
+        server: usize,
+        host: &str,
+        addresses: Vec<SocketAddr>,
+    ) -> bool {
         let Some(upstream) = self.upstreams.get(upstream) else { return false };
         {
+            if !upstream.servers.borrow().has_name(server, host) {
+                // It was removed meanwhile.
+                return false;
+            }
             let mut resolved = upstream.resolved.borrow_mut();
             match resolved.get_mut(server) {
                 Some(known) if *known != addresses => *known = addresses,
                 _ => return false,
             }
         }
-        let set =
-            upstream.shared.members(&upstream.resolved.borrow(), Some(&upstream.set.borrow()));
-        upstream.set.replace(Arc::new(set));
+        upstream.rebuild();
         self.checks.refresh(&self.upstreams);
         true
+    }
+}
+
+impl UpstreamState {
+    /// Puts the members together from the servers and their addresses as they are now; members that
+    /// were there before keep their state. The shards have still to be told.
+    pub fn rebuild(&self) {
+        let set = self.shared.members_of(
+            self.servers.borrow().now(),
+            &self.resolved.borrow(),
+            Some(&self.set.borrow()),
+        );
+        self.set.replace(Arc::new(set));
     }
 }

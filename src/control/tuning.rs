@@ -53,7 +53,9 @@ pub struct Drift {
 }
 
 impl Standing {
-    fn of(plan: &Plan) -> Self {
+    /// As a plan finds them.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
         let drift = |item: &crate::tune::plan::Item| Drift {
             key: item.key.clone(),
             now: item.now.clone().unwrap_or_default(),

@@ -4,21 +4,26 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::control::config::AdminSocket;
+use crate::control::events::TRANSITION;
 use crate::control::logger::Logger;
 use crate::control::metrics::connections;
-use crate::control::state::State;
+use crate::control::state::{State, UpstreamState};
+use crate::ha::health::Health;
 use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
 use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
+use crate::l7::upstream::Member;
 use crate::l7::worker::Yielding;
 use crate::protocol::vrrp::{Error, State as Role};
 use crate::ring::{Ring, Timer};
@@ -45,7 +50,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 pub fn log(logger: Logger, event: &Event) {
     match event {
         Event::Transition { instance, from, to, reason, priority } => logger.warn(
-            "vrrp transition",
+            TRANSITION,
             &[
                 ("instance", instance),
                 ("from", from.name()),
@@ -62,13 +67,20 @@ pub fn log(logger: Logger, event: &Event) {
 pub async fn watch_upstreams(ring: Rc<Ring>, state: Rc<State>) {
     let timer = Timer::new(&ring);
     loop {
-        for (upstream, usable) in state.upstreams.iter().zip(&state.health.usable) {
-            let set = upstream.set.borrow();
-            let up = set.members.iter().filter(|member| member.is_usable()).count();
-            usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
-        }
+        count_usable(&state.upstreams, &state.health);
         timer.set(COUNT_EVERY_MS);
         timer.fired().await;
+    }
+}
+
+/// Counts them once.
+pub fn count_usable(upstreams: &[UpstreamState], health: &Health) {
+    for (upstream, usable) in upstreams.iter().zip(&health.usable) {
+        let set = upstream.set.borrow();
+        let takes =
+            |(index, member): &(usize, &Arc<Member>)| set.weight(*index) > 0 && member.is_usable();
+        let up = set.members.iter().enumerate().filter(takes).count();
+        usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 }
 
@@ -273,16 +285,21 @@ fn peer(peer: &PeerStatus) -> Value {
     })
 }
 
-/// The unix socket's path, removed when the process ends.
+/// The unix socket's path, removed when the process ends unless another has taken it over.
 #[derive(Debug)]
-pub struct LocalSocket(PathBuf);
+pub struct LocalSocket {
+    path: PathBuf,
+    /// Device and inode.
+    made: (u64, u64),
+}
 
 impl LocalSocket {
-    /// Listens at `path`, for the owner only.
+    /// Listens as configured.
     ///
     /// # Errors
     /// Text for the operator: another process listens there, or the file system's verdict.
-    pub fn open(path: &Path) -> Result<(Self, OwnedFd), String> {
+    pub fn open(wanted: &AdminSocket) -> Result<(Self, OwnedFd), String> {
+        let path = wanted.path.as_path();
         let failed = |error: io::Error| {
             format!(
                 "cannot listen on {}: {error}: write another path to admin.socket, or \"off\"",
@@ -295,6 +312,7 @@ impl LocalSocket {
                 path.display()
             ));
         }
+        let (user, group) = owner_ids(&wanted.owner)?;
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
         }
@@ -302,20 +320,67 @@ impl LocalSocket {
         let beside = path.with_extension(format!("{}.tmp", std::process::id()));
         let _ = fs::remove_file(&beside);
         let listener = UnixListener::bind(&beside).map_err(failed)?;
-        let moved = fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))
-            .and_then(|()| fs::rename(&beside, path))
-            .and_then(|()| listener.set_nonblocking(true));
-        if let Err(error) = moved {
-            let _ = fs::remove_file(&beside);
-            return Err(failed(error));
+        let ready = || {
+            chown(&beside, user, group)?;
+            fs::set_permissions(&beside, fs::Permissions::from_mode(wanted.mode))?;
+            let meta = fs::symlink_metadata(&beside)?;
+            fs::rename(&beside, path)?;
+            listener.set_nonblocking(true)?;
+            Ok((meta.dev(), meta.ino()))
+        };
+        match ready() {
+            Ok(made) => Ok((Self { path: path.to_owned(), made }, listener.into())),
+            Err(error) => {
+                let _ = fs::remove_file(&beside);
+                Err(failed(error))
+            }
         }
-        Ok((Self(path.to_owned()), listener.into()))
+    }
+}
+
+impl LocalSocket {
+    /// One that an earlier process opened.
+    #[must_use]
+    pub fn inherited(path: &Path) -> Self {
+        let made = fs::symlink_metadata(path).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+        Self { path: path.to_owned(), made }
+    }
+
+    /// Another process serves; when it listens at this path, that is its now.
+    pub fn leave_to_successor(self) {
+        if UnixStream::connect(&self.path).is_ok() {
+            std::mem::forget(self);
+        }
     }
 }
 
 impl Drop for LocalSocket {
     fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = fs::remove_file(&self.0);
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.made);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Numbers of a user and a group.
+fn owner_ids(
+    owner: &(Option<String>, Option<String>),
+) -> Result<(Option<u32>, Option<u32>), String> {
+    let number = |name: &Option<String>, database: &str| {
+        let Some(name) = name else { return Ok(None) };
+        if let Ok(number) = name.parse() {
+            return Ok(Some(number));
+        }
+        let known = fs::read_to_string(database).unwrap_or_default();
+        let line = known.lines().find_map(|line| line.strip_prefix(&format!("{name}:")[..]));
+        let id = line.and_then(|rest| rest.split(':').nth(1)?.parse().ok());
+        id.map(Some).ok_or_else(|| {
+            format!(
+                "admin.socket_owner: {name} is not in {database}: write a name that is, or a number"
+            )
+        })
+    };
+    Ok((number(&owner.0, "/etc/passwd")?, number(&owner.1, "/etc/group")?))
 }

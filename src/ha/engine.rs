@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::claims::Claims;
 use super::clock::{Clock, received_at};
 use super::config;
+use super::handoff::{Step, Takeover};
 use super::health::Pulse;
 use super::instance::{Arrival, Instance, World};
 use super::network::Network;
@@ -51,6 +52,8 @@ pub(super) struct Engine {
     pub(super) pulses: Vec<Pulse>,
     pub(super) shard_timeout: Duration,
     pub(super) commands: Receiver<Command>,
+    pub(super) steps: Receiver<Step>,
+    pub(super) takeover: Option<Takeover>,
     pub(super) wake: Arc<EventFd>,
     pub(super) board: Arc<Board>,
     pub(super) notifier: Notifier,
@@ -87,6 +90,12 @@ impl Engine {
     pub(super) fn run(mut self, over: &AtomicBool) {
         let now = self.clock.now();
         self.state.drained = now;
+        if let Some(takeover) = self.takeover.take()
+            && !self.take_over(&takeover)
+        {
+            return over.store(true, Ordering::Release);
+        }
+        let now = self.clock.now();
         // What is known of this host's health comes before the first state.
         self.check_shards(now);
         self.stand(now);
@@ -97,6 +106,9 @@ impl Engine {
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let more = self.round();
+            if !self.heed_successor() {
+                return over.store(true, Ordering::Release);
+            }
             if self.state.stopping && self.is_idle() {
                 break;
             }
@@ -151,6 +163,19 @@ impl Engine {
         more
     }
 
+    /// Has the sockets open for what is to start.
+    pub(super) fn prepare_ways(&mut self) {
+        let virtual_addresses: Vec<IpAddr> =
+            self.instances.iter().flat_map(Instance::virtual_addresses).collect();
+        for instance in &mut self.instances {
+            instance.look(&mut self.network, &virtual_addresses);
+        }
+        let needed: Vec<_> = self.instances.iter().flat_map(Instance::needs).collect();
+        self.state.socket_problems = self.state.sockets.reconcile(&needed);
+        self.state.own.clear();
+        self.state.own.extend(self.network.own());
+    }
+
     /// Links or addresses have changed.
     fn look(&mut self, now: Moment) {
         let mut out = Vec::new();
@@ -173,7 +198,7 @@ impl Engine {
     }
 
     /// Takes in what waits on the sockets; true when not everything could be.
-    fn hear(&mut self) -> bool {
+    pub(super) fn hear(&mut self) -> bool {
         let (now, unix) = (self.clock.now(), Clock::unix());
         let (mut out, mut todo) = (Vec::new(), Vec::new());
         let Rounds { sockets, buffers, own, drained, foreign, dropped, .. } = &mut self.state;
@@ -253,7 +278,7 @@ impl Engine {
         }
     }
 
-    fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
+    pub(super) fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
         for action in actions.drain(..) {
             let Some(instance) = self.instances.get_mut(place) else { continue };
             let mut world = World {
@@ -269,7 +294,7 @@ impl Engine {
     }
 
     /// Asks shards whether they live.
-    fn check_shards(&mut self, now: Moment) {
+    pub(super) fn check_shards(&mut self, now: Moment) {
         let every = self.ask_every();
         if now.since(self.state.round_at) > self.shard_timeout / 2 {
             // It was us who did not run.
@@ -294,7 +319,7 @@ impl Engine {
     }
 
     /// Applies tracking.
-    fn stand(&mut self, now: Moment) {
+    pub(super) fn stand(&mut self, now: Moment) {
         let mut out = Vec::new();
         for place in 0..self.instances.len() {
             let standing =

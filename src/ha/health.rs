@@ -12,12 +12,22 @@ use crate::sys::notify::EventFd;
 pub struct Heartbeat {
     asked: AtomicU64,
     answered: AtomicU64,
+    beats: AtomicU64,
 }
 
 impl Heartbeat {
     /// Answers what was asked; called by the shard each time it is woken.
     pub fn answer(&self) {
         self.answered.store(self.asked.load(Ordering::Acquire), Ordering::Release);
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Heartbeat {
+    /// How often the shard has been awake: it grows after each time it is woken, if the shard runs.
+    #[must_use]
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Ordering::Relaxed)
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) struct World<'a> {
 pub(super) struct Instance {
     pub(super) config: config::Instance,
     pub(super) router: VirtualRouter,
-    receiver: Receiver,
+    pub(super) receiver: Receiver,
     sender: Sender,
     observer: Observer,
     lease: Lease,
@@ -254,6 +254,16 @@ impl Instance {
         if let Some(vmac) = &mut self.vmac {
             vmac.remove(network);
         }
+    }
+
+    /// Its interface allows it to take part.
+    pub(super) fn can_take_part(&self) -> bool {
+        self.way_problem.is_none()
+    }
+
+    /// It takes part from now on, as its router was told.
+    pub(super) fn mark_started(&mut self) {
+        self.started = true;
     }
 
     /// Takes part, or stops to, as its interface allows.

@@ -9,6 +9,7 @@ mod claims;
 mod clock;
 pub mod config;
 mod engine;
+pub mod handoff;
 pub mod health;
 mod instance;
 mod lease;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use self::clock::Clock;
 use self::config::Tracked;
 use self::engine::{Engine, Rounds};
+use self::handoff::{Step, Takeover};
 use self::health::{Health, Heartbeat, Pulse};
 use self::instance::Instance;
 use self::network::Network;
@@ -108,6 +110,8 @@ pub struct Plan {
     pub shards: Vec<(Arc<Heartbeat>, Arc<EventFd>)>,
     /// Where events go.
     pub reporter: Reporter,
+    /// Go on with the routers of an earlier process.
+    pub takeover: Option<Takeover>,
 }
 
 /// The running thread; dropping it resigns and removes the addresses.
@@ -116,6 +120,7 @@ pub struct Ha {
     /// What it shows.
     pub board: Arc<Board>,
     commands: SyncSender<Command>,
+    steps: SyncSender<Step>,
     wake: Arc<EventFd>,
     over: Arc<AtomicBool>,
 }
@@ -132,14 +137,15 @@ impl Ha {
         let over = Arc::new(AtomicBool::new(false));
         let priority = plan.config.realtime;
         let lock = plan.config.lock_memory;
-        let mut engine = engine(plan, inbox, &wake, &board)?;
+        let (steps, successor) = sync_channel(ORDERS_MAX);
+        let mut engine = engine(plan, (inbox, successor), &wake, &board)?;
         let ended = Arc::clone(&over);
         thread::Builder::new().name("ha".into()).spawn(move || {
             engine.realtime = prepare(&engine.reporter, priority);
             engine.locked = lock && lock_memory(&engine.reporter);
             engine.run(&ended);
         })?;
-        Ok(Self { board, commands, wake, over })
+        Ok(Self { board, commands, steps, wake, over })
     }
 
     /// Gives an order for one instance, or for all; the answer comes to the receiver.
@@ -173,11 +179,11 @@ impl Drop for Ha {
 
 fn engine(
     plan: Plan,
-    commands: Receiver<Command>,
+    (commands, steps): (Receiver<Command>, Receiver<Step>),
     wake: &Arc<EventFd>,
     board: &Arc<Board>,
 ) -> io::Result<Engine> {
-    let Plan { config, health, shards, reporter } = plan;
+    let Plan { config, health, shards, reporter, takeover } = plan;
     let clock = Clock::new();
     let mut scripts = Vec::new();
     for script in config.scripts {
@@ -209,6 +215,8 @@ fn engine(
         pulses,
         shard_timeout: config.shard_timeout,
         commands,
+        steps,
+        takeover,
         wake: Arc::clone(wake),
         board: Arc::clone(board),
         notifier: Notifier::start()?,

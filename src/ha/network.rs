@@ -63,6 +63,7 @@ impl Known {
                 self.changes.addresses = true;
                 self.addresses.retain(|known| !is_same(known, &address));
             }
+            Event::Neighbour(_) => {}
             Event::Lost => self.stale = true,
         }
     }

@@ -42,6 +42,11 @@ impl Sources {
         standing
     }
 
+    /// Every script has had its first verdict.
+    pub(super) fn is_known(&self) -> bool {
+        self.scripts.iter().all(|(_, state)| state.verdict.is_good().is_some())
+    }
+
     fn judge_process(&self, standing: &mut Standing) {
         for shard in &self.dead_shards {
             standing.bad(format!("shard {shard} does not answer"));

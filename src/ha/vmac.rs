@@ -137,6 +137,7 @@ mod tests {
             mac,
             parent,
             flags: 0,
+            mtu: 1500,
         };
         assert!(vmac.check(&link(Some(2), Some(mac)), 2).is_ok());
         for (link, says) in [

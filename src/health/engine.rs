@@ -99,6 +99,7 @@ pub(super) struct Engine {
     versions: u32,
 }
 
+#[allow(clippy::mutable_key_type)] // patterns are compared and hashed by their text
 impl Engine {
     pub(super) fn new(
         inbox: Receiver<Vec<Target>>,

@@ -287,7 +287,7 @@ pub enum ProxyVersion {
 }
 
 /// A member of an upstream.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Where it is.
     pub address: ServerAddress,
@@ -312,6 +312,15 @@ pub enum ServerAddress {
     Socket(SocketAddr),
     /// A name and port; every address it resolves to is a member, refreshed in the background.
     Name(String, u16),
+}
+
+impl std::fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
 }
 
 /// Format of the access log.

@@ -247,7 +247,7 @@ impl Client {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
-                if self.worker.draining().is_none() {
+                if !self.worker.closes_idle() {
                     if let Some(key) = self.key {
                         self.worker.wake_on_drain(key, cx);
                     }
@@ -322,7 +322,7 @@ impl Client {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if self.worker.draining().is_some() {
+            if self.worker.closes_idle() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
@@ -339,7 +339,7 @@ impl Client {
     /// While draining, nobody waits for the client to close an idle connection as well: it took its
     /// last response long ago.
     fn end_of_idleness(&self) -> After {
-        if self.worker.draining().is_some() { After::CloseIdle } else { After::Close }
+        if self.worker.closes_idle() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {

@@ -212,13 +212,14 @@ impl Pool {
     }
 
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
-    /// members that are still there move over, the others are closed.
+    /// members that are still there and take requests move over, the others are closed.
     pub fn replace(&self, set: Arc<MemberSet>) {
         let mut new = Local::new(&self.upstream, set, self.seed);
         let old = self.local.borrow();
         for (index, member) in new.set.members.iter().enumerate() {
             let known = old.set.members.iter().position(|known| Arc::ptr_eq(known, member));
-            if let Some(known) = known {
+            // Who takes nothing new needs no idle connections.
+            if let Some(known) = known.filter(|_| new.set.weight(index) > 0) {
                 new.idle[index].replace(old.idle[known].take());
                 new.http2[index] = Rc::clone(&old.http2[known]);
             }
@@ -352,6 +353,7 @@ impl Pool {
             let member = &lease.local.set.members[lease.index];
             current.set.members.iter().position(|known| Arc::ptr_eq(known, member))
         };
+        let index = index.filter(|index| current.set.weight(*index) > 0);
         let usable = connection.input.is_empty() && connection.stream.is_quiet();
         let Some(index) = index.filter(|_| usable && !worn && self.idle_max > 0) else { return };
         connection.stream.end_bulk();

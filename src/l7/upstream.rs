@@ -19,7 +19,7 @@ pub struct Member {
     pub address: SocketAddr,
     /// The address as text, for logs and metrics.
     pub label: String,
-    /// Index into the upstream's servers in the configuration.
+    /// Which of the upstream's servers it is ([`Standing::id`]).
     pub server: usize,
     /// What the configuration says of the server.
     pub config: Server,
@@ -66,11 +66,34 @@ impl Member {
     }
 }
 
+/// A server as it stands now: as in the file, or as the operator has it since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Names it among the servers of its upstream.
+    pub id: usize,
+    /// What it is; the weight is the one in force.
+    pub server: Server,
+    /// Takes no new requests.
+    pub drained: bool,
+}
+
+impl Standing {
+    /// The servers of a configuration, in its order.
+    #[must_use]
+    pub fn of(servers: &[Server]) -> Vec<Self> {
+        let standing =
+            |(id, server): (usize, &Server)| Self { id, server: server.clone(), drained: false };
+        servers.iter().enumerate().map(standing).collect()
+    }
+}
+
 /// The members of an upstream at one time; replaced as a whole when names resolve anew.
 #[derive(Debug)]
 pub struct MemberSet {
     /// Members in the order of the configuration.
     pub members: Vec<Arc<Member>>,
+    /// The weight of each now; 0: takes no new requests.
+    weights: Vec<u32>,
     /// The table of [`Policy::Maglev`].
     table: Option<Arc<MaglevTable>>,
 }
@@ -113,8 +136,11 @@ impl SharedUpstream {
 
     /// Judges whether too few members are usable; true when that has changed.
     pub fn judge_panic(&self, set: &MemberSet) -> bool {
-        let usable = set.members.iter().filter(|member| member.is_usable()).count() as u64;
-        let all = set.members.iter().filter(|member| !member.config.down).count() as u64;
+        let taking = set.members.iter().zip(&set.weights);
+        let taking = taking.filter(|(member, weight)| **weight > 0 && !member.config.down);
+        let (all, usable) = taking.fold((0_u64, 0_u64), |(all, usable), (member, _)| {
+            (all + 1, usable + u64::from(member.is_usable()))
+        });
         let panic = usable * 100 < all * u64::from(self.config.panic_threshold);
         self.panic.swap(panic, Relaxed) != panic
     }
@@ -123,41 +149,61 @@ impl SharedUpstream {
     /// Members that `previous` has already keep their state.
     #[must_use]
     pub fn members(&self, resolved: &[Vec<SocketAddr>], previous: Option<&MemberSet>) -> MemberSet {
-        let mut members = Vec::new();
-        for (index, server) in self.config.servers.iter().enumerate() {
+        self.members_of(&Standing::of(&self.config.servers), resolved, previous)
+    }
+
+    /// The same for servers that may differ from the configuration's; `resolved` is by
+    /// [`Standing::id`].
+    #[must_use]
+    pub fn members_of(
+        &self,
+        servers: &[Standing],
+        resolved: &[Vec<SocketAddr>],
+        previous: Option<&MemberSet>,
+    ) -> MemberSet {
+        let (mut members, mut weights) = (Vec::new(), Vec::new());
+        for standing in servers {
             let literal;
-            let addresses = match &server.address {
+            let addresses = match &standing.server.address {
                 ServerAddress::Socket(address) => {
                     literal = [*address];
                     &literal[..]
                 }
-                ServerAddress::Name(..) => resolved.get(index).map_or(&[][..], Vec::as_slice),
+                ServerAddress::Name(..) => resolved.get(standing.id).map_or(&[][..], Vec::as_slice),
             };
             for &address in addresses {
-                members.push(self.member(index, address, previous));
+                members.push(self.member(standing, address, previous));
+                weights.push(if standing.drained { 0 } else { standing.server.weight });
             }
         }
-        let table = matches!(self.config.balance, Policy::Maglev)
-            .then(|| Arc::new(MaglevTable::new(&weights(&members), &keys(&members))));
-        MemberSet { members, table }
+        let mut set = MemberSet { members, weights, table: None };
+        if matches!(self.config.balance, Policy::Maglev) {
+            set.table = Some(Arc::new(MaglevTable::new(&set.shares(), &keys(&set.members))));
+        }
+        set
     }
 
     fn member(
         &self,
-        server: usize,
+        standing: &Standing,
         address: SocketAddr,
         previous: Option<&MemberSet>,
     ) -> Arc<Member> {
+        let server = &standing.server;
         let known = previous.and_then(|set| {
-            set.members.iter().find(|known| known.server == server && known.address == address)
+            set.members.iter().find(|known| {
+                known.server == standing.id
+                    && known.address == address
+                    && known.config.down == server.down
+            })
         });
         known.map_or_else(
             || {
                 Arc::new(Member {
                     address,
                     label: address.to_string(),
-                    server,
-                    config: self.config.servers[server].clone(),
+                    server: standing.id,
+                    config: server.clone(),
                     in_flight: InFlight::new(),
                     passive: Passive::new(),
                     gate: Gate::new(),
@@ -171,7 +217,8 @@ impl SharedUpstream {
     /// `max_fails` of a member: a member that is alone is never taken out, as in nginx.
     #[must_use]
     pub fn max_fails(&self, set: &MemberSet, member: &Member) -> u32 {
-        if set.members.len() == 1 { 0 } else { member.config.max_fails }
+        let taking = set.weights.iter().filter(|weight| **weight > 0).count();
+        if taking <= 1 { 0 } else { member.config.max_fails }
     }
 }
 
@@ -179,20 +226,26 @@ impl MemberSet {
     /// A scheduler over these members; `seed` keeps shards from marching in step.
     #[must_use]
     pub fn scheduler(&self, policy: Policy, seed: u64) -> Scheduler {
-        let weights = weights(&self.members);
+        let weights = self.shares();
         match &self.table {
             Some(table) => Scheduler::with_table(&weights, Arc::clone(table), seed),
             None => Scheduler::new(policy, &weights, &keys(&self.members), seed),
         }
     }
-}
 
-fn weights(members: &[Arc<Member>]) -> Vec<Weight> {
-    let weight = |member: &Arc<Member>| Weight {
-        weight: member.config.weight,
-        backup: member.config.backup,
-    };
-    members.iter().map(weight).collect()
+    /// The weight of the member at this index now; 0: it takes no new requests.
+    #[must_use]
+    pub fn weight(&self, index: usize) -> u32 {
+        self.weights.get(index).copied().unwrap_or_default()
+    }
+
+    fn shares(&self) -> Vec<Weight> {
+        let share = |(member, &weight): (&Arc<Member>, &u32)| Weight {
+            weight,
+            backup: member.config.backup,
+        };
+        self.members.iter().zip(&self.weights).map(share).collect()
+    }
 }
 
 /// What identifies a member in a consistent hash: its address, so that order and other members do

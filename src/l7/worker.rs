@@ -87,6 +87,8 @@ pub struct Worker {
     connections: RefCell<Slab<Option<Waker>>>,
     /// When draining began.
     draining: Cell<Option<Millis>>,
+    /// A successor accepts in this process's place.
+    handed_over: Cell<bool>,
     /// When the addresses were about to be handed over, and how far that is.
     yielding: Cell<Option<(Millis, Yielding)>>,
     /// A connection was closed.
@@ -136,6 +138,7 @@ impl Worker {
             date: Cell::new((0, http_date(0))),
             connections: RefCell::default(),
             draining: Cell::new(None),
+            handed_over: Cell::new(false),
             yielding: Cell::new(None),
             departed: Event::default(),
             pooled: Event::default(),
@@ -252,8 +255,29 @@ impl Worker {
 
     /// From now on connections are closed after the request they are serving, idle ones soon.
     pub fn drain(&self) {
+        self.handed_over.set(false);
         self.draining.set(Some(self.now()));
         self.wake_idle();
+    }
+
+    /// A successor accepts from now on. Connections end after a request; idle ones may have one on its
+    /// way, so they are left to it and to `keepalive_timeout`.
+    pub fn hand_over(&self) {
+        self.handed_over.set(true);
+        self.draining.set(Some(self.now()));
+        self.wake_idle();
+    }
+
+    /// A successor accepts, and nothing hurries.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.handed_over.get()
+    }
+
+    /// Idle connections are to be closed.
+    #[must_use]
+    pub fn closes_idle(&self) -> bool {
+        !self.handed_over.get() && self.draining().is_some()
     }
 
     /// Tells the sweeper that there are idle connections.

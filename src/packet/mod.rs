@@ -2,6 +2,9 @@
 
 pub mod claims;
 pub mod frames;
+pub mod neighbour_socket;
 pub mod netlink;
 mod options;
+pub mod ring;
 pub mod vrrp_socket;
+pub mod xdp;

@@ -43,6 +43,18 @@ pub fn gratuitous(operation: Operation, mac: Mac, address: Ipv4Addr) -> [u8; FRA
     frame
 }
 
+/// A frame that asks who has `target`; the answer goes to `source` at `mac`, which may be unspecified (an
+/// address probe, RFC 5227 section 1.1). With `to` only that host is asked.
+#[must_use]
+pub fn request(mac: Mac, source: Ipv4Addr, target: Ipv4Addr, to: Option<Mac>) -> [u8; FRAME] {
+    let mut frame = gratuitous(Operation::Request, mac, source);
+    frame[..6].copy_from_slice(&to.unwrap_or(Mac::BROADCAST).0);
+    let message = &mut frame[ethernet::HEADER..];
+    message[18..24].copy_from_slice(&Mac::ZERO.0);
+    message[24..].copy_from_slice(&target.octets());
+    frame
+}
+
 /// The sender's claim in an ARP message: who says to be where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
@@ -89,6 +101,17 @@ mod tests {
         assert_eq!(reply[21], 2);
         reply[21] = 1;
         assert_eq!(reply, gratuitous(Operation::Request, MAC, VIP));
+    }
+
+    #[test]
+    fn a_question_names_the_asker_and_the_target() {
+        let own = Ipv4Addr::new(192, 0, 2, 1);
+        let frame = request(MAC, own, VIP, None);
+        assert_eq!(frame[..6], [0xff; 6]);
+        assert_eq!(frame[20..28], [0, 1, 2, 0, 0, 0, 0, 7]);
+        assert_eq!(frame[28..], [192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 192, 0, 2, 100]);
+        let other = Mac([2, 0, 0, 0, 0, 9]);
+        assert_eq!(request(MAC, own, VIP, Some(other))[..6], other.0);
     }
 
     #[test]

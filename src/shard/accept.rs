@@ -64,15 +64,35 @@ const HANDSHAKE_MS: u64 = 250;
 
 /// Accepts on all listeners until the shard drains, and then as long as handshakes under way may
 /// take: their clients have sent a request perhaps, and closing the listener would reset them.
-pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, limit: ConnectionLimit) {
+pub(super) async fn run(
+    worker: &Rc<Worker>,
+    listeners: Vec<(usize, OwnedFd)>,
+    limit: ConnectionLimit,
+) {
+    // After an upgrade to fewer shards there are several sockets of a listener here.
+    let (numbers, sockets): (Vec<usize>, Vec<OwnedFd>) = listeners.into_iter().unzip();
     let acceptors: Vec<Acceptor> =
-        listeners.into_iter().map(|listener| Acceptor::new(&worker.ring, listener)).collect();
+        sockets.into_iter().map(|socket| Acceptor::new(&worker.ring, socket)).collect();
+    let start = |worker: &Rc<Worker>, stream, place: usize, limit: &ConnectionLimit| {
+        start(worker, stream, numbers[place], limit);
+    };
     let rest = Rest { timer: Timer::new(&worker.ring), reported: Cell::new(None) };
     while let Some((listener, accepted)) = next(worker, &acceptors, &limit, &rest.timer).await {
         match accepted {
             Ok(stream) => start(worker, stream, listener, &limit),
-            Err(error) => rest.after(worker, listener, &error).await,
+            Err(error) => rest.after(worker, numbers[listener], &error).await,
         }
+    }
+    if worker.is_handed_over() {
+        // The successor takes what waits in the queues of the same sockets.
+        acceptors.iter().for_each(Acceptor::stop);
+        for (place, acceptor) in acceptors.iter().enumerate() {
+            poll_fn(|cx| acceptor.poll_stopped(cx)).await;
+            while let Some(stream) = acceptor.take_accepted() {
+                start(worker, stream, place, &limit);
+            }
+        }
+        return;
     }
     acceptors.iter().for_each(Acceptor::ignore_new_handshakes);
     let over = Timer::new(&worker.ring);
@@ -80,7 +100,7 @@ pub(super) async fn run(worker: &Rc<Worker>, listeners: Vec<OwnedFd>, limit: Con
     while let Some((listener, accepted)) = next_within(&over, &acceptors).await {
         match accepted {
             Ok(stream) => start(worker, stream, listener, &limit),
-            Err(error) => rest.after(worker, listener, &error).await,
+            Err(error) => rest.after(worker, numbers[listener], &error).await,
         }
     }
     acceptors.iter().for_each(Acceptor::stop);

@@ -44,8 +44,8 @@ pub struct Plan {
     pub ring: Settings,
     /// The configuration.
     pub service: Service,
-    /// Its sockets, one for each listener of the configuration.
-    pub listeners: Vec<OwnedFd>,
+    /// Its sockets, each with the number of its listener in the configuration.
+    pub listeners: Vec<(usize, OwnedFd)>,
     /// Certificates and keys in force.
     pub tls: Arc<Current>,
     /// Upstreams with their members at the start.
@@ -82,6 +82,9 @@ pub enum Message {
     ReopenLog(OwnedFd),
     /// The addresses are about to go to another node, or (`None`) that is over.
     Yield(Option<Yielding>),
+    /// Another process accepts on the same sockets from now on: accept nothing more, and let
+    /// connections end after the request they are serving or the next one. [`Message::Drain`] follows.
+    HandOver,
     /// Finish what is in flight within this time, then end.
     Drain(Duration),
 }
@@ -153,6 +156,11 @@ impl Shard {
             .spawn(move || run(plan, messages, shared, making))?;
         let shard = Self { cpu, metrics, ring, heartbeat, inbox, wake, thread };
         Ok(Starting { shard, made })
+    }
+
+    /// Has it show that it runs ([`Heartbeat::beats`]).
+    pub fn ask(&self) {
+        self.wake.notify();
     }
 
     /// What wakes it.
@@ -293,6 +301,7 @@ async fn obey(
                     }
                 }
                 Message::Yield(how) => worker.yield_to_peer(how),
+                Message::HandOver => worker.hand_over(),
                 Message::Drain(timeout) => return timeout,
             }
         }

@@ -2,13 +2,16 @@
 //!
 //! The `unsafe` of everything that is not the ring or a packet socket lives here.
 
+pub mod bpf;
 pub mod cpu;
+pub mod datagram;
 pub mod epoll;
 pub mod ethtool;
 pub mod file;
 pub mod kernel;
 pub mod limits;
 pub mod notify;
+pub mod passing;
 pub mod poll;
 pub mod process;
 pub mod realtime;

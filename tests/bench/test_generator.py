@@ -548,14 +548,22 @@ class FullQueue:
         self.listener.close()
 
 
+def sleeping(pid):
+    """Whether all load threads of a process sleep."""
+    threads = [task for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text().startswith("load-")]
+    return threads and all((task / "stat").read_text().rpartition(")")[2].split()[0] == "S" for task in threads)
+
+
 def test_a_late_start_is_no_timeout(tmp_path, serve):
     plan = load(url(serve()), *SHORT, "--connections", 1)["options"]
     with FullQueue() as slow, background(tmp_path / "a", "agent") as agent:
         plan |= {"url": url(slow), "timeout_ms": 2500, "duration_ms": 2500}
         with Client(agent.address) as client:
-            tell(client, {"message": "prepare", "protocol": 1, "plan": plan})
+            tell(client, {"message": "prepare", "protocol": 2, "plan": plan})
             assert hear(client)["message"] == "ready"
-            time.sleep(3)  # other agents may take their time; the rings sleep meanwhile
+            # Other agents may take their time, here longer than the timeout; the rings sleep meanwhile.
+            late = time.monotonic() + 1.2 * plan["timeout_ms"] / 1000
+            eventually(lambda: time.monotonic() > late and sleeping(agent.process.pid), 10, "load threads that sleep")
             tell(client, {"message": "start"})
             threading.Timer(0.3, slow.open).start()
             totals, last = Counter(), False
@@ -619,7 +627,7 @@ def test_the_json_goes_to_a_file_too(counting, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["https://127.0.0.1/"], "no TLS"),
+        (["ftp://127.0.0.1/"], "https://"),
         (["http://127.0.0.1/", "--rate", "0"], "rate"),
         (["http://127.0.0.1/", "--header", "Connection: close"], "set by the generator"),
         (["http://127.0.0.1/", "--requests", "/nonexistent"], "/nonexistent"),

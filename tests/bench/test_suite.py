@@ -18,7 +18,7 @@ from .generator import background
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from suite import BenchError, charts, compare, contenders, load, measure, report, sizing, stats  # noqa: E402
+from suite import BenchError, charts, cli, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
 from suite.scenarios import ALL, choose  # noqa: E402
 
 BED = measure.Bed((0,), (1,), (1,), irq_time=False)
@@ -101,6 +101,11 @@ def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
     assert load.is_disturbed(0.0, 0.08, 1.0, BED)
 
 
+def test_a_whole_run_fits_into_a_quarter_of_an_hour():
+    entered = [contenders.Contender(kind, kind, kind) for kind in contenders.NAMES]
+    assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 870
+
+
 # Charts and arithmetic
 
 
@@ -125,6 +130,22 @@ def test_sizing_is_the_arithmetic_that_it_shows():
     large = one | {"body": 16 * 1024}
     assert sizing.packets(large, row) >= 2 * 16 * 1024 / 1448
     assert sizing.page([]) == []
+
+
+def test_the_share_of_cryptography_is_the_arithmetic_that_it_shows(monkeypatch):
+    speed = {"version": "X", "small_record_us": 0.5, "full_record_us": 4.0, "sign_us": 20.0, "exchange_us": 30.0}
+    assert crypto.cost(speed, 128) == 1.0
+    assert crypto.cost(speed, 16 * 1024) == 4.5
+    assert crypto.cost(speed, 2 ** 20) == 0.5 + 64 * 4
+    assert crypto.cost(speed, 128, "resumed") == 61.0 and crypto.cost(speed, 128, "full") == 81.0
+    row = {"contender": "ringgate", "cpu_us_per_request": spread(162.0)}
+    page = "\n".join(report.crypto_table([{"name": "tls-full", "title": "full", "body": 128, "rows": [row]}], speed))
+    assert "50%" in page and "81.0" in page
+    # As openssl tells it: a signature costs less than an exchange, a large record more than a small one.
+    monkeypatch.setattr(crypto, "TIMES", 1)
+    seen = crypto.measure((0,))
+    assert seen["version"].startswith("OpenSSL") and seen["small_record_us"] < seen["full_record_us"] < 1000
+    assert 1 < seen["sign_us"] < 5000 and 1 < seen["exchange_us"] < 5000
 
 
 def every_chart():
@@ -209,6 +230,35 @@ def test_a_contender_that_does_less_work_is_refused(left_out, says, tmp_path, mo
         origin.stop()
 
 
+@pytest.mark.parametrize(
+    "instead, of, says",
+    [
+        ("", "ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;", "TLSv1.3: cipher"),
+        ("ssl_ciphers ECDHE-ECDSA-AES256-GCM-SHA384;", "ssl_ciphers ECDHE-ECDSA-AES128-GCM-SHA256;", "TLSv1.2: cipher"),
+        ("ssl_session_tickets off;", "ssl_session_tickets on;", "not resumed"),
+        ("ssl_protocols TLSv1.3;", "ssl_protocols TLSv1.2 TLSv1.3;", "TLSv1.2: "),
+    ],
+)
+def test_a_contender_with_other_tls_is_refused(instead, of, says, tmp_path, monkeypatch):
+    for template in contenders.PEERS.iterdir():
+        text = template.read_text()
+        assert template.name != "nginx-tls.conf" or of in text
+        (tmp_path / template.name).write_text(text.replace(of, instead))
+    monkeypatch.setattr(contenders, "PEERS", tmp_path)
+    with pytest.raises(BenchError, match=says):
+        checked("nginx")
+
+
+@pytest.mark.parametrize("kind", ["ringgate", "nginx", "haproxy"])
+def test_contenders_do_the_same_work_and_agree_to_the_same_tls(kind):
+    checked(kind)
+
+
+def checked(kind):
+    """The check that a run begins with, over TLS and HTTP/2."""
+    measure.check([contenders.named(kind)], choose(["tls-64", "h2-1"]), BED)
+
+
 def without_pool(parts):
     """nginx's fragments, the echo without its pool of connections."""
     def changed(*arguments):
@@ -290,6 +340,49 @@ def test_two_binaries_are_compared(tmp_path):
     # The same program: whatever the noise, the sides are not far apart.
     assert 0.5 < one["ratios"]["cpu_us_per_request"]["median"] < 2
     assert "CPU ours/base" in done.stdout and path.with_suffix(".md").exists()
+
+
+CARGO = """#!/usr/bin/env python3
+import os, pathlib, shutil, subprocess, sys
+head = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip()
+with open({log!r}, "a") as log:
+    print(os.getcwd(), head, *sys.argv[1:], file=log)
+release = pathlib.Path(os.environ["CARGO_TARGET_DIR"]) / "release"
+if release != pathlib.Path({release!r}):
+    release.mkdir(parents=True, exist_ok=True)
+    shutil.copy2({binary!r}, release / "ringgate")
+"""
+
+
+def test_a_revision_is_built_in_a_tree_of_its_own_and_compared(tmp_path, monkeypatch):
+    # Compiling takes minutes: what stands for cargo hands out the program that is there.
+    log, stand_in, bases = tmp_path / "log", tmp_path / "cargo", tmp_path / "bases"
+    stand_in.write_text(CARGO.format(log=str(log), release=str(contenders.RELEASE), binary=str(contenders.RINGGATE)))
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("CARGO", str(stand_in))
+    monkeypatch.setenv("RINGGATE_BENCH_BASES", str(bases))
+    revision = run_tool("git", "-C", ROOT, "rev-parse", "HEAD").stdout.strip()
+    trees = run_tool("git", "-C", ROOT, "worktree", "list").stdout
+    path = tmp_path / "compare.json"
+    options = ("--base", "HEAD", "--pairs", 5, "--no-pure", "--scenario", "keepalive-16", "--scenario", "h2-10", "--out", path)
+    done = bench_run(*options)
+    base, ours = log.read_text().splitlines()
+    assert base.split()[0] != str(ROOT) and base.split()[1] == revision and ours.split()[0] == str(ROOT)
+    assert "--release" in base and "--bin ringgate" in base
+    result = json.loads(path.read_text())
+    assert [one["name"] for one in result["scenarios"]] == ["keepalive-16", "h2-10"]
+    for one in result["scenarios"]:
+        assert len(one["slices"]) == 10 and not one["failures"]
+        ratio = one["ratios"]["cpu_us_per_request"]
+        assert ratio["low"] <= ratio["median"] <= ratio["high"] and 0.5 < ratio["median"] < 2
+        assert one["verdict"] in ("slower", "faster", "no difference shown")
+    assert result["contenders"]["base"]["binary"] == str(bases / revision / "ringgate")
+    assert "CPU ours/base" in done.stdout and path.with_suffix(".md").exists()
+    # The tree is gone, the program is kept: the next comparison builds no base.
+    assert run_tool("git", "-C", ROOT, "worktree", "list").stdout == trees
+    log.write_text("")
+    bench_run("--base", revision[:12], "--pairs", 3, "--no-pure", "--scenario", "keepalive-16", "--out", path)
+    assert len(log.read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

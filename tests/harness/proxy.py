@@ -45,7 +45,12 @@ def complete(config):
     config = {k: v for k, v in config.items()}
     config["node"] = {"shards": 2, "pin": False, "drain_timeout": "5s", **config.get("node", {})}
     config["log"] = {"level": "debug", **config.get("log", {})}
-    config.setdefault("admin", {"bind": f"127.0.0.1:{free_port()}"})
+    # The default socket is the machine's, and other tests run beside this one.
+    config["admin"] = {
+        "bind": f"127.0.0.1:{free_port()}",
+        "socket": "off",
+        **config.get("admin", {}),
+    }
     listeners = config.get("listener") or [{}]
     config["listener"] = [
         {"name": "web" if i == 0 else f"web{i}", "bind": f"127.0.0.1:{free_port()}", **item}

@@ -43,9 +43,16 @@ pub struct Board {
     pub replaced: AtomicU64,
     /// Changes refused.
     pub refused: AtomicU64,
+    /// Random secrets of session tickets, for this process's successor.
+    tickets: Mutex<Vec<Secret>>,
 }
 
 impl Board {
+    /// Random secrets of session tickets.
+    pub fn ticket_secrets(&self) -> Vec<Secret> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Certificates in force now.
     #[must_use]
     pub fn certificates(&self) -> Vec<InForce> {
@@ -212,11 +219,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Puts what was loaded in force.
+    /// Puts what was loaded in force. `inherited`: random secrets of the process that this one succeeds.
     ///
     /// # Errors
     /// When the system gives no random bytes, or what was loaded does not go together.
-    pub fn new(service: Service, base: PathBuf, mut loaded: Loaded) -> Result<Self, String> {
+    pub fn new(
+        service: Service,
+        base: PathBuf,
+        mut loaded: Loaded,
+        inherited: Vec<Secret>,
+    ) -> Result<Self, String> {
         let read = std::mem::take(&mut loaded.read);
         let mut keeper = Self {
             service,
@@ -226,12 +238,14 @@ impl Keeper {
             read,
             pending: HashSet::new(),
             told: Vec::new(),
-            random: Vec::new(),
+            random: inherited,
             period: 0,
             current: Arc::default(),
             board: Arc::default(),
         };
         keeper.period = keeper.period_now();
+        let (period, before) = (keeper.period, keeper.period.saturating_sub(1));
+        keeper.random.retain(|secret| secret.is_of(period) || secret.is_of(before));
         keeper.renew_secrets()?;
         let problems = keeper.put_in_force();
         match problems.first() {
@@ -357,10 +371,14 @@ impl Keeper {
         if self.service.tls.ticket_keys.is_some() {
             return Ok(());
         }
-        if self.random.len() > 1 {
-            self.random.remove(0);
+        if !self.random.iter().any(|secret| secret.is_of(self.period)) {
+            if self.random.len() > 1 {
+                self.random.remove(0);
+            }
+            self.random.push(Secret::random(self.period)?);
         }
-        self.random.push(Secret::random(self.period)?);
+        let tickets = &self.board.tickets;
+        tickets.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.random);
         Ok(())
     }
 

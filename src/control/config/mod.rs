@@ -22,6 +22,7 @@ pub use self::error::{ConfigError, ConfigErrors, Position};
 use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
+use crate::l4::config::L4;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -42,9 +43,13 @@ pub struct Config {
     /// Where metrics and status are served; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// The unix socket for `ringgate ctl`; `None`: there is none.
-    pub admin_socket: Option<PathBuf>,
+    pub admin_socket: Option<AdminSocket>,
+    /// The file with the token that lets clients of the loopback listener give orders.
+    pub admin_token: Option<PathBuf>,
     /// The layer-7 proxy.
     pub service: Service,
+    /// The file it was read from; `None`: from memory.
+    pub file: Option<PathBuf>,
     /// Active health checks, in the order of the upstreams.
     pub checks: Vec<Option<checks::UpstreamCheck>>,
     /// Where relative paths of certificates start: the directory of the file.
@@ -53,8 +58,23 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The layer-4 director.
+    pub l4: L4,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
+}
+
+/// The unix socket for `ringgate ctl`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminSocket {
+    /// Where.
+    pub path: PathBuf,
+    /// Without it the process does not start; else it only says so.
+    pub required: bool,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its user and group, by name or number; `None`: as made.
+    pub owner: (Option<String>, Option<String>),
 }
 
 /// `[node]`
@@ -76,6 +96,12 @@ pub struct Node {
     pub buffer_memory: u64,
     /// How often server names are looked up again.
     pub resolve_interval: Duration,
+    /// How long a new binary may take until it could serve.
+    pub upgrade_timeout: Duration,
+    /// How long connections of the old process run on after an upgrade.
+    pub upgrade_drain_timeout: Duration,
+    /// Where the process's number is written.
+    pub pid_file: Option<PathBuf>,
 }
 
 /// How many shards run, and where.
@@ -124,6 +150,22 @@ pub enum Level {
     Info,
     /// What helps to find a fault.
     Debug,
+}
+
+impl Level {
+    /// All of them, the fewest lines first.
+    pub const ALL: [Self; 4] = [Self::Error, Self::Warn, Self::Info, Self::Debug];
+
+    /// As in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
 }
 
 /// The form of log lines.
@@ -188,6 +230,7 @@ fn text_of(name: &str, path: &Path) -> Result<String, ConfigErrors> {
 /// Parses the text and reads the certificates it names.
 fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let mut config = parse(name, text)?;
+    config.file = Some(path.to_owned());
     config.base = path.parent().unwrap_or_else(|| Path::new("")).to_owned();
     let source = Source { name, text };
     let mut loaded = certificates::load(&config.service, &config.base).map_err(|problems| {

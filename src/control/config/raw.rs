@@ -71,9 +71,51 @@ tables! {
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
+        director: Node<Director>,
+        virtual_server: Nodes<VirtualServer>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
+    }
+    /// `[director]`
+    Director {
+        cpus: Leaf,
+        interfaces: Leaf,
+        peers: Leaf,
+        seed: Leaf,
+        flows_max: Leaf,
+        new_flows_per_second: Leaf,
+        tcp_timeout: Leaf,
+        tcp_fin_timeout: Leaf,
+        tcp_syn_timeout: Leaf,
+        closed_timeout: Leaf,
+        udp_timeout: Leaf,
+        sctp_timeout: Leaf,
+    }
+    /// `[[virtual_server]]`
+    VirtualServer {
+        address: Leaf,
+        protocol: Leaf,
+        scheduler: Leaf,
+        forward: Leaf,
+        tunnel_type: Leaf,
+        tunnel_port: Leaf,
+        one_packet: Leaf,
+        persistence_timeout: Leaf,
+        persistence_granularity: Leaf,
+        on_server_down: Leaf,
+        quorum: Leaf,
+        hysteresis: Leaf,
+        sorry_server: Leaf,
+        servers: Nodes<RealServer>,
+    }
+    /// An element of a virtual server's `servers`
+    RealServer {
+        address: Leaf,
+        weight: Leaf,
+        uthreshold: Leaf,
+        lthreshold: Leaf,
+        inhibit_on_failure: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -132,6 +174,9 @@ tables! {
         receive_buffers: Leaf,
         buffer_memory: Leaf,
         resolve_interval: Leaf,
+        upgrade_timeout: Leaf,
+        upgrade_drain_timeout: Leaf,
+        pid_file: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -167,7 +212,10 @@ tables! {
     /// `[admin]`
     Admin {
         bind: Leaf,
+        token_file: Leaf,
         socket: Leaf,
+        socket_mode: Leaf,
+        socket_owner: Leaf,
     }
     /// `[http]`
     Http {
@@ -377,6 +425,9 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[upstream.NAME.tls]", UpstreamTls::KEYS),
     ("retry", Retry::KEYS),
     ("servers", Server::KEYS),
+    ("[director]", Director::KEYS),
+    ("[[virtual_server]]", VirtualServer::KEYS),
+    ("servers of a virtual server", RealServer::KEYS),
     ("check", Check::KEYS),
     ("[upstream.NAME.outlier]", Outlier::KEYS),
     ("breaker", Breaker::KEYS),
@@ -475,6 +526,7 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
+wanted!(Director VirtualServer RealServer);
 wanted!(Check Outlier Breaker);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}

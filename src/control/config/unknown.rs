@@ -170,7 +170,7 @@ mod tests {
             (
                 "admin = { bind = \"off\", x = 1 }",
                 "1:25",
-                "unknown key `x`: write one of `bind`, `socket`",
+                "unknown key `x`: write one of `bind`, `token_file`, `socket`",
             ),
             ("http.send_timout = \"1s\"", "1:6", "did you mean `send_timeout`?"),
         ]);

@@ -1,6 +1,7 @@
 //! Health checks, ejections, breakers.
 
 use super::Page;
+use crate::control::health::Ejections;
 use crate::control::state::{State, UpstreamState};
 use crate::health::Row;
 use crate::l7::metrics::UpstreamMetrics;
@@ -8,6 +9,17 @@ use crate::l7::upstream::Member;
 
 /// A family, its kind, its help, and what it shows of a row.
 type OfRow = (&'static str, &'static str, &'static str, fn(&Row) -> f64);
+
+/// A family, its help, and what it shows of a server.
+type OfServer = (&'static str, &'static str, fn(&Ejections) -> u64);
+
+/// A bound of the breaker, and what it refused.
+type Limit = (&'static str, fn(&UpstreamMetrics) -> u64);
+
+const LIMITS: [Limit; 2] = [
+    ("max_in_flight", |m| m.refused_in_flight.value()),
+    ("max_pending", |m| m.refused_pending.value()),
+];
 
 #[allow(clippy::cast_precision_loss)] // counts stay far below 2^52
 const OF_ROWS: [OfRow; 6] = [
@@ -75,7 +87,7 @@ fn outliers(page: &mut Page, state: &State) {
     if state.upstreams.iter().find(detecting).is_none() {
         return;
     }
-    let families: [(&str, &str, fn(&crate::control::health::Ejections) -> u64); 2] = [
+    let families: [OfServer; 2] = [
         ("ringgate_server_ejections_total", "Times ejected as an outlier.", |e| e.made),
         (
             "ringgate_server_ejections_spared_total",
@@ -97,21 +109,17 @@ fn outliers(page: &mut Page, state: &State) {
 }
 
 fn upstreams(page: &mut Page, state: &State) {
+    const REFUSED: &str = "ringgate_upstream_breaker_refused_total";
     page.family("ringgate_upstream_panic", "gauge", "1 while too few servers are usable.");
     for upstream in &state.upstreams {
         let panic = u8::from(upstream.shared.is_panicking());
         let labels = [("upstream", upstream.shared.config.name.as_str())];
         page.sample("ringgate_upstream_panic", &labels, panic);
     }
-    const REFUSED: &str = "ringgate_upstream_breaker_refused_total";
     page.family(REFUSED, "counter", "Requests refused at a bound of the breaker.");
     for (index, upstream) in state.upstreams.iter().enumerate() {
         let name = upstream.shared.config.name.as_str();
-        let limits: [(&str, fn(&UpstreamMetrics) -> u64); 2] = [
-            ("max_in_flight", |m| m.refused_in_flight.value()),
-            ("max_pending", |m| m.refused_pending.value()),
-        ];
-        for (limit, pick) in limits {
+        for (limit, pick) in LIMITS {
             let of = |shard: &crate::shard::Shard| pick(&shard.metrics.upstreams[index]);
             let value: u64 = state.shards.iter().map(of).sum();
             page.sample(REFUSED, &[("upstream", name), ("limit", limit)], value);

@@ -2,6 +2,7 @@
 
 mod health;
 mod tls;
+mod upgrade;
 mod vrrp;
 
 use std::fmt::Write as _;
@@ -15,10 +16,46 @@ use crate::ring::Stats;
 /// Writes one family at a time: its head, then its samples.
 struct Page {
     text: String,
+    format: Format,
+}
+
+/// How figures are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format, version 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What a client that sends this `Accept` takes.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
+        let open = accept.split(',').any(|one| {
+            one.trim().to_ascii_lowercase().starts_with("application/openmetrics-text")
+                && !one.replace(' ', "").contains(";q=0,")
+        });
+        if open { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Its media type.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
 }
 
 impl Page {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // OpenMetrics calls a family of counters by what comes before `_total`.
+        let name = match self.format {
+            Format::OpenMetrics if kind == "counter" => name.strip_suffix("_total").unwrap_or(name),
+            _ => name,
+        };
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
@@ -44,8 +81,8 @@ impl Page {
 
 /// Everything the process counts.
 #[must_use]
-pub fn render(state: &State) -> String {
-    let mut page = Page { text: String::with_capacity(16 * 1024) };
+pub fn render(state: &State, format: Format) -> String {
+    let mut page = Page { text: String::with_capacity(16 * 1024), format };
     process(&mut page, state);
     http2(&mut page, state);
     listeners(&mut page, state);
@@ -58,6 +95,10 @@ pub fn render(state: &State) -> String {
         vrrp::write(&mut page, &ha.board.read());
     }
     tuning(&mut page, state);
+    upgrade::write(&mut page, state);
+    if format == Format::OpenMetrics {
+        page.text.push_str("# EOF\n");
+    }
     page.text
 }
 
@@ -376,11 +417,36 @@ fn servers(page: &mut Page, state: &State) {
         "gauge",
         "0 while out: failures, health checks, ejection, or by hand.",
     );
-    each_server(state, |upstream, server, member| {
-        let up = u8::from(member.is_usable());
+    each_standing(state, |upstream, server, member, weight| {
+        let up = u8::from(weight > 0 && member.is_usable());
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });
+    let help = "The weight in force; 0 for a server that was drained.";
+    page.family("ringgate_server_weight", "gauge", help);
+    each_standing(state, |upstream, server, _, weight| {
+        let labels = [("upstream", upstream), ("server", server)];
+        page.sample("ringgate_server_weight", &labels, weight);
+    });
+    let help = "Servers that differ from the configuration file since an operator changed them.";
+    page.family("ringgate_upstream_drift", "gauge", help);
+    for upstream in &state.upstreams {
+        let labels = [("upstream", upstream.shared.config.name.as_str())];
+        page.sample("ringgate_upstream_drift", &labels, upstream.servers.borrow().drift().len());
+    }
+}
+
+/// Each server with its weight now.
+fn each_standing(
+    state: &State,
+    mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member, u32),
+) {
+    for upstream in &state.upstreams {
+        let set = upstream.set.borrow();
+        for (index, member) in set.members.iter().enumerate() {
+            each(&upstream.shared.config.name, &member.label, member, set.weight(index));
+        }
+    }
 }
 
 fn each_server(state: &State, mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member)) {

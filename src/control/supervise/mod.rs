@@ -2,6 +2,7 @@
 //! process ends when its shards have.
 
 mod start;
+mod succession;
 mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -18,7 +19,9 @@ use crate::control::certificates::Change;
 use crate::control::config::Config;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
+use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
+use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
 use crate::ha;
 use crate::ha::health::Health;
@@ -30,13 +33,14 @@ use crate::ring::{Ring, Settings, probe};
 use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
-use start::{listen_once, placement};
+use start::placement;
 use watch::Watch;
 
 /// News that may wait for the control thread; more are dropped and counted.
 const NEWS_MAX: usize = 1024;
 
-const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGHUP];
+const SIGNALS: [libc::c_int; 5] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
 
 /// Why serving did not begin, or ended badly; says what to do about it.
 #[derive(Debug)]
@@ -76,11 +80,16 @@ impl Desk {
     }
 }
 
-/// Serves `config` until a signal ends it. `serving` is called once everything is open.
+/// Serves `config` until a signal ends it, in the place of an earlier process if there is something
+/// inherited from one. `serving` is called once everything is open.
 ///
 /// # Errors
 /// When it cannot start, or a shard fails.
-pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Failed> {
+pub fn run(
+    config: Config,
+    inherited: Option<Rc<Inherited>>,
+    serving: impl FnOnce() + 'static,
+) -> Result<(), Failed> {
     probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
     let signals = SignalFd::block(&SIGNALS)
         .map_err(|error| Failed(format!("cannot block signals: {error}")))?;
@@ -93,7 +102,8 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
     let (news, inbox) = sync_channel(NEWS_MAX);
     let desk = Desk { news, wake };
     let settings = Settings { buffers: 16, buffers_limit: 128, epoch };
-    let control = Control { config, tuned, logger, signals, desk, inbox, epoch, descriptors };
+    let control =
+        Control { config, inherited, tuned, logger, signals, desk, inbox, epoch, descriptors };
     executor::run(settings, Arc::default(), |ring| control.serve(ring, serving)).map_err(
         |error| {
             let unusable = probe::explain(&error, 0);
@@ -105,6 +115,7 @@ pub fn run(config: Config, serving: impl FnOnce() + 'static) -> Result<(), Faile
 /// Everything the control thread starts with.
 struct Control {
     config: Config,
+    inherited: Option<Rc<Inherited>>,
     tuned: Option<Tuned>,
     logger: Logger,
     signals: SignalFd,
@@ -130,22 +141,29 @@ impl End {
 impl Control {
     async fn serve(self, ring: Rc<Ring>, serving: impl FnOnce()) -> Result<(), Failed> {
         let logger = self.logger;
+        let office =
+            Office::new(logger, self.config.node.upgrade_timeout, self.inherited.is_some());
         let cpus = placement(&self.config, self.tuned.as_ref())?;
-        let sockets = self.listen(cpus.len())?;
+        let sockets = self.listen(cpus.len(), &office)?;
         self.steer(&cpus, &sockets)?;
-        let admin = self.config.admin.map(listen_once).transpose()?;
+        let admin = self.admin(&office)?;
+        let token = self.token()?;
         let upstreams = self.upstreams(cpus.len())?;
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
-        let local = self.config.admin_socket.as_deref().map(vrrp::LocalSocket::open).transpose();
-        let local = local.map_err(Failed)?;
+        let local = self.local_socket(&office)?;
         let checks = self.start_checks(&ring, &upstreams).await?;
         let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
         self.watch_certificates(keeper)?;
         let health = Arc::new(Health::new(upstreams.len()));
-        let ha = self.start_ha(&shards, &health)?;
+        vrrp::count_usable(&upstreams, &health);
+        health.listeners.set(true);
+        let ha = self.succeed(&shards, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
+            logger,
+            file: self.config.file.clone(),
+            lookups: self.lookups(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
@@ -157,20 +175,22 @@ impl Control {
             ha,
             health,
             tuning,
+            upgrade: office,
         });
+        let mut acceptors = Vec::new();
+        let mut open = |listener, access| {
+            let acceptor = Rc::new(Acceptor::new(&ring, listener));
+            acceptors.push(Rc::clone(&acceptor));
+            spawn(&ring, admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), access));
+        };
         if let Some(admin) = admin {
-            let acceptor = Acceptor::new(&ring, admin);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Read);
-            spawn(&ring, open);
+            open(admin, Access::Network(token));
         }
         // Removes its path at the end.
-        let _local = local.map(|(guard, listener)| {
-            let acceptor = Acceptor::new(&ring, listener);
-            let open = admin::serve(Rc::clone(&ring), acceptor, Rc::clone(&state), Access::Control);
-            spawn(&ring, open);
+        let local = local.map(|(guard, listener)| {
+            open(listener, Access::Local);
             guard
         });
-        state.health.listeners.set(true);
         if state.ha.is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
@@ -179,15 +199,38 @@ impl Control {
         self.warn_of_few_descriptors(&logger);
         warn_of_expired(&logger, &state);
         serving();
+        if let Some(inherited) = &self.inherited {
+            state.upgrade.succeed(inherited);
+        }
+        self.tell_manager(&ring, &state);
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
-        let watch = Watch { logger, state, end: Rc::clone(&end), log: self.config.log.clone() };
+        let watch = Watch {
+            logger,
+            state,
+            end: Rc::clone(&end),
+            log: self.config.log.clone(),
+            hurried: Cell::new(false),
+        };
         let (watch, other) = (Rc::new(watch), ring.clone());
         let drain_timeout = self.config.node.drain_timeout;
         let signals_watch = Rc::clone(&watch);
         spawn(&ring, async move { signals_watch.obey(other, self.signals, drain_timeout).await });
+        let (succession, other) = (Rc::clone(&watch), ring.clone());
+        let limit = self.config.node.upgrade_drain_timeout;
+        spawn(&ring, async move {
+            succession.leave(&other, &acceptors, (limit, drain_timeout)).await;
+        });
+        let state = Rc::clone(&watch.state);
         let other = ring.clone();
         spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
         end.event.take().await;
+        systemd::notify("STOPPING=1\n");
+        if let Some(path) = self.config.node.pid_file.as_deref() {
+            pid_file::remove(path);
+        }
+        if let Some(local) = local.filter(|_| state.upgrade.has_left()) {
+            local.leave_to_successor();
+        }
         let result = end.result.take();
         result.unwrap_or(Ok(()))
     }

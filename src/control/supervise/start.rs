@@ -8,28 +8,35 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::watch::open_log;
 use super::{Control, Failed, News};
+use crate::control::admin::Token;
 use crate::control::certificates::Keeper;
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::health::Checks;
 use crate::control::logger::Logger;
 use crate::control::resolve;
-use crate::control::state::{TuningState, UpstreamState};
+use crate::control::servers::Servers;
+use crate::control::state::{Lookups, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
+use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
 use crate::ring::{Ring, Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
-use crate::shard::{Message, Plan, Shard};
+use crate::shard::{Plan, Shard};
 use crate::sys::{cpu, socket};
 
 /// How long the start waits for the first answers of name servers.
 const RESOLVE_FIRST: Duration = Duration::from_secs(2);
+/// Length of the admin token.
+const TOKEN_MIN: usize = 16;
+const TOKEN_MAX: usize = 512;
 /// Descriptors that are not client or upstream connections.
 const DESCRIPTORS_RESERVED: u64 = 64;
 
@@ -37,7 +44,9 @@ impl Control {
     /// What keeps certificates and keys, with those that were loaded in force.
     pub(super) fn keeper(&self) -> Result<Keeper, Failed> {
         let (service, base) = (self.config.service.clone(), self.config.base.clone());
-        Keeper::new(service, base, self.config.loaded.clone()).map_err(Failed)
+        let tickets = self.inherited.as_ref().map(|inherited| inherited.tickets());
+        let loaded = self.config.loaded.clone();
+        Keeper::new(service, base, loaded, tickets.unwrap_or_default()).map_err(Failed)
     }
 
     pub(super) fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
@@ -69,29 +78,11 @@ impl Control {
         }
     }
 
-    /// Opens every listener once for each shard, so that what cannot be opened is known before
-    /// anything serves.
-    pub(super) fn listen(&self, shards: usize) -> Result<Vec<Vec<OwnedFd>>, Failed> {
-        let listeners = &self.config.service.listeners;
-        for listener in listeners {
-            let bind = listener.bind;
-            socket::probe_bind(bind).map_err(|error| cannot_listen(bind, &error))?;
-        }
-        let open = |_| {
-            let sockets = listeners.iter().map(|listener| {
-                socket::listen(listener.bind, listener.backlog)
-                    .map_err(|error| cannot_listen(listener.bind, &error))
-            });
-            sockets.collect()
-        };
-        (0..shards).map(open).collect()
-    }
-
     /// Has the kernel hand connections to the shard on the CPU that took them, if that is configured.
     pub(super) fn steer(
         &self,
         cpus: &[Option<usize>],
-        sockets: &[Vec<OwnedFd>],
+        sockets: &[Vec<(usize, OwnedFd)>],
     ) -> Result<(), Failed> {
         if self.config.node.steering == Steering::Hash {
             return Ok(());
@@ -104,7 +95,7 @@ impl Control {
                     .to_owned(),
             ));
         }
-        for socket in sockets.first().into_iter().flatten() {
+        for (_, socket) in sockets.first().into_iter().flatten() {
             socket::steer_by_cpu(socket.as_fd(), &known)
                 .map_err(|error| Failed(format!("cannot steer connections by CPU: {error}")))?;
         }
@@ -128,6 +119,7 @@ impl Control {
             profiles: tuned.config.profiles.clone(),
             changed: tuned.changed,
             standing: RefCell::new(tuned.standing.clone()),
+            config: tuned.config.clone(),
         })
     }
 
@@ -160,7 +152,12 @@ impl Control {
         let state = |(config, resolved): (&crate::l7::config::Upstream, Vec<Vec<SocketAddr>>)| {
             let shared = Arc::new(SharedUpstream::new(config.clone(), shards));
             let set = Arc::new(shared.members(&resolved, None));
-            UpstreamState { shared, set: RefCell::new(set), resolved: RefCell::new(resolved) }
+            UpstreamState {
+                servers: RefCell::new(Servers::new(&shared.config.servers)),
+                shared,
+                set: RefCell::new(set),
+                resolved: RefCell::new(resolved),
+            }
         };
         Ok(configs.iter().zip(resolved).map(state).collect())
     }
@@ -184,11 +181,46 @@ impl Control {
         Ok(checks)
     }
 
+    /// The token of the loopback listener, if there is one.
+    pub(super) fn token(&self) -> Result<Option<Token>, Failed> {
+        let Some(path) = &self.config.admin_token else { return Ok(None) };
+        let path = self.config.base.join(path);
+        let failed = |why: &str| {
+            Failed(format!(
+                "cannot use admin.token_file {}: {why}: `openssl rand -hex 32` makes one",
+                path.display()
+            ))
+        };
+        let text = std::fs::read_to_string(&path).map_err(|error| failed(&error.to_string()))?;
+        let secret = text.trim();
+        if !(TOKEN_MIN..=TOKEN_MAX).contains(&secret.len())
+            || !secret.bytes().all(|byte| byte.is_ascii_graphic())
+        {
+            return Err(failed("it has no line of 16 to 512 visible characters"));
+        }
+        Ok(Some(Token::new(secret.as_bytes())))
+    }
+
+    /// What looks up the names of servers that are added at run time.
+    pub(super) fn lookups(&self) -> Lookups {
+        let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
+        Lookups(Box::new(move |name, over| {
+            let desk = desk.clone();
+            let tell = move |name: &resolve::Name, result| {
+                let (upstream, server, host) = (name.upstream, name.server, name.host.clone());
+                let wanted = !over.load(Ordering::Relaxed);
+                wanted && desk.tell(News::Resolved { upstream, server, host, result })
+            };
+            resolve::start(vec![name], interval, tell)
+        }))
+    }
+
     /// Starts VRRP, if there is any: what it claims can be served from now on.
     pub(super) fn start_ha(
         &self,
         shards: &[Shard],
         health: &Arc<Health>,
+        takeover: Option<Takeover>,
     ) -> Result<Option<Ha>, Failed> {
         if self.config.ha.instances.is_empty() {
             return Ok(None);
@@ -202,6 +234,7 @@ impl Control {
                 .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
                 .collect(),
             reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+            takeover,
         };
         Ha::start(plan).map(Some).map_err(|error| {
             Failed(format!(
@@ -214,7 +247,7 @@ impl Control {
     pub(super) fn start_shards(
         &self,
         cpus: &[Option<usize>],
-        sockets: Vec<Vec<OwnedFd>>,
+        sockets: Vec<Vec<(usize, OwnedFd)>>,
         upstreams: &[UpstreamState],
         tls: &Arc<Current>,
     ) -> Result<Vec<Shard>, Failed> {
@@ -269,11 +302,7 @@ impl Control {
             .into_iter()
             .enumerate()
             .map(|(index, starting)| starting.made().map_err(|error| cannot_start(index, &error)));
-        let shards = made.collect::<Result<Vec<Shard>, Failed>>()?;
-        for shard in &shards {
-            let _ = shard.send(Message::Accept); // the inbox is empty yet
-        }
-        Ok(shards)
+        made.collect()
     }
 }
 
@@ -328,7 +357,7 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
         .map_err(|error| cannot_listen(bind, &error))
 }
 
-fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+pub(super) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
     let hint = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())

@@ -1,5 +1,6 @@
 //! While it serves: signals, news from other threads, and the end.
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
-use crate::control::{health, tuning, vrrp};
+use crate::control::{health, systemd, tuning, vrrp};
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -34,6 +35,8 @@ pub(super) struct Watch {
     pub(super) state: Rc<State>,
     pub(super) end: Rc<End>,
     pub(super) log: crate::control::config::Log,
+    /// After a hand-over: a signal has asked to end sooner.
+    pub(super) hurried: Cell<bool>,
 }
 
 /// A descriptor in a form the ring can keep.
@@ -66,6 +69,10 @@ impl Watch {
                 Some(libc::SIGHUP) => {
                     self.logger.warn("SIGHUP: there is no reload yet; restart to change", &[]);
                 }
+                Some(libc::SIGUSR2) => self.upgrade(&ring),
+                Some(_) if self.state.upgrade.has_left() && !self.hurried.replace(true) => {
+                    self.logger.info("a signal: what is left gets the drain timeout", &[]);
+                }
                 Some(_) if self.state.phase.get() == Phase::Draining => {
                     self.logger.warn("second signal: ending at once", &[]);
                     self.end.with(Ok(()));
@@ -78,6 +85,8 @@ impl Watch {
 
     fn drain(self: &Rc<Self>, ring: &Rc<Ring>, timeout: Duration) {
         self.state.phase.set(Phase::Draining);
+        self.state.upgrade.forget_sockets();
+        systemd::notify("STOPPING=1\nSTATUS=draining\n");
         if self.state.ha.is_some() {
             self.logger.info("resigning", &[]);
             let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
@@ -91,7 +100,7 @@ impl Watch {
         self.drain_shards(ring, timeout);
     }
 
-    fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
+    pub(super) fn drain_shards(&self, ring: &Rc<Ring>, timeout: Duration) {
         self.logger.info("draining", &[("drain_timeout", &format!("{timeout:?}"))]);
         self.state.health.listeners.set(false);
         for shard in &self.state.shards {
@@ -223,7 +232,7 @@ impl Watch {
             }
         };
         let text = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if !self.state.resolved(upstream, server, addresses) {
+        if !self.state.resolved(upstream, server, host, addresses) {
             return;
         }
         let state = &self.state.upstreams[upstream];

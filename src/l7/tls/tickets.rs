@@ -71,6 +71,24 @@ impl Secret {
         Ok(secrets)
     }
 
+    /// A random secret of an earlier process.
+    #[must_use]
+    pub fn import(period: u64, bytes: Vec<u8>) -> Self {
+        Self { bytes, period: Some(period) }
+    }
+
+    /// Period and bytes of a random secret, for this process's successor; a file's secrets are read by it.
+    #[must_use]
+    pub fn export(&self) -> Option<(u64, Vec<u8>)> {
+        Some((self.period?, self.bytes.clone()))
+    }
+
+    /// Good for this period.
+    #[must_use]
+    pub fn is_of(&self, period: u64) -> bool {
+        self.period == Some(period)
+    }
+
     fn key(&self, scope: &[u8], period: u64) -> Option<Key> {
         struct Length;
         impl KeyType for Length {

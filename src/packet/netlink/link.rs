@@ -7,6 +7,7 @@ use super::message::{Request, attributes, text, u16_at, u32_at};
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
@@ -29,6 +30,8 @@ pub struct Link {
     pub parent: Option<u32>,
     /// `IFF_UP` and so on (netdevice(7)).
     pub flags: u32,
+    /// The largest packet it takes, in bytes.
+    pub mtu: u32,
 }
 
 impl Link {
@@ -48,11 +51,12 @@ pub fn parse(body: &[u8]) -> Option<Link> {
         return None;
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
-    let mut link = Link { index, name: String::new(), mac: None, parent: None, flags };
+    let mut link = Link { index, name: String::new(), mac: None, parent: None, flags, mtu: 0 };
     for (kind, value) in attributes(body.get(BODY..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
+            IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
             IFLA_LINK => link.parent = u32_at(value, 0).filter(|parent| *parent != 0),
             _ => {}
         }

@@ -3,6 +3,9 @@
 pub mod address;
 pub mod link;
 pub mod message;
+pub mod neighbour;
+pub mod nft;
+pub mod route;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -105,6 +108,8 @@ pub enum Event {
     Address(address::Assigned),
     /// An address has gone.
     AddressGone(address::Assigned),
+    /// A neighbour has an address on the link, as far as the kernel knows.
+    Neighbour(neighbour::Neighbour),
     /// Events were lost: everything has to be looked at anew.
     Lost,
 }
@@ -122,8 +127,22 @@ impl Events {
     /// What socket(2) and bind(2) say.
     pub fn open() -> io::Result<Self> {
         let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
-        options::set_receive_buffer(&fd, EVENT_BUFFER);
         let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        Self::listen(fd, groups)
+    }
+
+    /// Begins listening, to news of neighbours too.
+    ///
+    /// # Errors
+    /// What socket(2) and bind(2) say.
+    pub fn with_neighbours() -> io::Result<Self> {
+        let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
+        let addresses = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        Self::listen(fd, addresses | libc::RTMGRP_NEIGH)
+    }
+
+    fn listen(fd: OwnedFd, groups: i32) -> io::Result<Self> {
+        options::set_receive_buffer(&fd, EVENT_BUFFER);
         options::bind(&fd, address_of_groups(u32::try_from(groups).unwrap_or_default()))?;
         Ok(Self { fd, buffer: vec![0; DATAGRAM_MAX] })
     }
@@ -148,6 +167,7 @@ impl Events {
                 libc::RTM_DELLINK => link::parse(message.body).map(|l| Event::LinkGone(l.index)),
                 libc::RTM_NEWADDR => address::parse(message.body).map(Event::Address),
                 libc::RTM_DELADDR => address::parse(message.body).map(Event::AddressGone),
+                libc::RTM_NEWNEIGH => neighbour::parse(message.body).map(Event::Neighbour),
                 _ => None,
             };
             event.into_iter().for_each(&mut each);

@@ -245,6 +245,17 @@ impl Receiver {
         self.forms.iter().map(|(_, form)| *form)
     }
 
+    /// Each peer's form, for a successor of this process.
+    #[must_use]
+    pub fn peers_forms(&self) -> &[(IpAddr, Form)] {
+        &self.forms
+    }
+
+    /// Knows what an earlier process had learned: a peer that only listens does not show its form.
+    pub fn inherit_forms(&mut self, forms: impl Iterator<Item = (IpAddr, Form)>) {
+        forms.for_each(|(source, form)| self.learn(source, form));
+    }
+
     /// The form in which `peer` was last heard.
     #[must_use]
     pub fn learned(&self, peer: IpAddr) -> Option<Form> {

@@ -23,7 +23,8 @@ pub(super) fn listeners(
 ) -> Vec<Listener> {
     let tables = root.good_tables("listener", file.listener.as_ref(), "write it as `[[listener]]`");
     let given = file.listener.as_ref().map(toml::Spanned::get_ref);
-    if given.is_none_or(|list| matches!(list, Content::Wanted(list) if list.is_empty())) {
+    let none = given.is_none_or(|list| matches!(list, Content::Wanted(list) if list.is_empty()));
+    if none && file.virtual_server.is_none() {
         root.child("listener", 0..0).problem(format_args!(
             "is missing, so nothing could be reached: write `[[listener]]` and below it \
              `bind = \"{EXAMPLE}\"`"

@@ -3,6 +3,7 @@
 mod address;
 mod check;
 mod conditions;
+mod director;
 mod headers;
 mod host;
 mod http;
@@ -12,10 +13,12 @@ mod routes;
 mod tls;
 mod tuning;
 mod upstreams;
+mod virtual_servers;
 mod vrrp;
 
 use super::place::{Place, Report, Reported};
 use super::{Config, raw};
+use crate::l4::config::L4;
 use crate::l7::config::Service;
 
 /// Builds the configuration; `Err` says that `report` holds at least one problem.
@@ -38,7 +41,11 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     };
     let routes = routes::routes(&root, file, &names);
     let ha = vrrp::ha(&root, file, &names.upstreams);
+    let director = director::director(&root, file);
+    let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
+    let services = virtual_servers::virtual_servers(&root, file, &others);
     let admin_socket = node::admin_socket(&root, file);
+    let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
     let (base, loaded) = Default::default();
     Ok(Config {
@@ -47,9 +54,12 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         tuning,
         admin: admin?,
         admin_socket: admin_socket?,
+        admin_token: admin_token?,
         service,
         checks,
         ha: ha?,
+        file: None,
+        l4: L4 { director: director?, services: services? },
         base,
         loaded,
         warnings: Vec::new(),

@@ -9,7 +9,7 @@ use crate::control::config::place::{BYTES_MAX, Place, Reported};
 use crate::control::config::raw::{self, Content, Scalar};
 use crate::control::config::units::{self, CPUS_MAX};
 use crate::control::config::{
-    ADMIN_SOCKET, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
+    ADMIN_SOCKET, AdminSocket, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
 };
 use crate::l7::config::AccessLogFormat;
 
@@ -24,6 +24,7 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
     let (place, raw) = table.unwrap_or_else(|| (root.child("node", 0..0), &empty));
     let shards = shards(&place, raw);
     let receive_buffers = receive_buffers(&place, raw);
+    let pid_file = pid_file(&place, raw);
     Ok(Node {
         pin: place.boolean("pin", &raw.pin, true),
         steering: place.choice(
@@ -49,6 +50,17 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
             &raw.resolve_interval,
             Duration::from_secs(10),
         ),
+        upgrade_timeout: place.duration(
+            "upgrade_timeout",
+            &raw.upgrade_timeout,
+            Duration::from_secs(30),
+        ),
+        upgrade_drain_timeout: place.duration_or_zero(
+            "upgrade_drain_timeout",
+            &raw.upgrade_drain_timeout,
+            Duration::from_secs(3600),
+        ),
+        pid_file: pid_file?,
         shards: shards?,
         receive_buffers: receive_buffers?,
     })
@@ -85,6 +97,17 @@ fn receive_buffers(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<u16, Report
             _ => Err(place.wrong(scalar, "write a power of two from 16 to 32768")),
         },
         other => Err(place.wrong(other, "write a power of two from 16 to 32768")),
+    }
+}
+
+fn pid_file(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<Option<PathBuf>, Reported> {
+    const WRITE: &str = r#"write a path like "/run/ringgate/ringgate.pid""#;
+    match place.text("pid_file", &raw.pid_file, WRITE) {
+        None => Ok(None),
+        Some(read) => match read? {
+            (_, path) if path.starts_with('/') && !path.contains('\0') => Ok(Some(path.into())),
+            (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
+        },
     }
 }
 
@@ -142,26 +165,81 @@ pub(super) fn admin(root: &Place<'_>, file: &raw::File) -> Result<Option<SocketA
     }
 }
 
-/// The unix socket; without the key there is one when there is something to control.
+/// The unix socket. By default there is one, but only VRRP and a path of its own insist on it.
 pub(super) fn admin_socket(
     root: &Place<'_>,
     file: &raw::File,
-) -> Result<Option<PathBuf>, Reported> {
+) -> Result<Option<AdminSocket>, Reported> {
     const WRITE: &str = r#"write a path like "/run/ringgate/admin.sock", or "off""#;
-    let default = file.vrrp.is_some().then(|| PathBuf::from(ADMIN_SOCKET));
+    let mut socket = AdminSocket {
+        path: PathBuf::from(ADMIN_SOCKET),
+        required: file.vrrp.is_some(),
+        mode: 0o600,
+        owner: (None, None),
+    };
     let Some(Content::Wanted(raw)) = file.admin.as_ref().map(raw::Node::get_ref) else {
-        return Ok(default);
+        return Ok(Some(socket));
     };
     let place = root.child("admin", 0..0);
-    match place.text("socket", &raw.socket, WRITE) {
-        None => Ok(default),
-        Some(read) => match read? {
-            (_, "off") => Ok(None),
-            (_, path) if path.starts_with('/') && !path.contains('\0') && path.len() < 108 => {
-                Ok(Some(PathBuf::from(path)))
-            }
-            (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
-        },
+    let mode =
+        place.text("socket_mode", &raw.socket_mode, WRITE_MODE).map(|read| read.and_then(mode));
+    let owner = place.text("socket_owner", &raw.socket_owner, WRITE_OWNER);
+    let owner = owner.map(|read| read.and_then(owner_of));
+    let path = place.text("socket", &raw.socket, WRITE).map(|read| match read? {
+        (_, "off") => Ok(None),
+        (_, path) if path.starts_with('/') && !path.contains('\0') && path.len() < 108 => {
+            Ok(Some(PathBuf::from(path)))
+        }
+        (place, path) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
+    });
+    socket.mode = mode.transpose()?.unwrap_or(socket.mode);
+    socket.owner = owner.transpose()?.unwrap_or(socket.owner);
+    match path.transpose()? {
+        Some(None) => return Ok(None),
+        Some(Some(path)) => (socket.path, socket.required) = (path, true),
+        None => {}
+    }
+    Ok(Some(socket))
+}
+
+const WRITE_MODE: &str = r#"write octal permissions like "0660""#;
+const WRITE_OWNER: &str = r#"write a user, a group or both, like "root:adm" or ":adm""#;
+
+fn mode((place, text): (Place<'_>, &str)) -> Result<u32, Reported> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 && mode & 0o600 == 0o600 && text.len() <= 4 => Ok(mode),
+        Ok(mode) if mode <= 0o777 => {
+            Err(place.problem("keeps the owner out: write \"0600\" or more"))
+        }
+        _ => Err(place.wrong(&Scalar::Text(text.to_owned()), WRITE_MODE)),
+    }
+}
+
+type Owner = (Option<String>, Option<String>);
+
+fn owner_of((place, text): (Place<'_>, &str)) -> Result<Owner, Reported> {
+    let (user, group) = text.split_once(':').unwrap_or((text, ""));
+    let plain = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if user.is_empty() && group.is_empty() || !plain(user) || !plain(group) {
+        return Err(place.wrong(&Scalar::Text(text.to_owned()), WRITE_OWNER));
+    }
+    let name = |name: &str| (!name.is_empty()).then(|| name.to_owned());
+    Ok((name(user), name(group)))
+}
+
+/// The file with the token for the loopback listener.
+pub(super) fn admin_token(root: &Place<'_>, file: &raw::File) -> Result<Option<PathBuf>, Reported> {
+    const WRITE: &str = r#"write a path like "/etc/ringgate/admin.token""#;
+    let Some(Content::Wanted(raw)) = file.admin.as_ref().map(raw::Node::get_ref) else {
+        return Ok(None);
+    };
+    let place = root.child("admin", 0..0);
+    match place.text("token_file", &raw.token_file, WRITE).transpose()? {
+        None => Ok(None),
+        Some((_, path)) if !path.is_empty() && !path.contains('\0') => {
+            Ok(Some(PathBuf::from(path)))
+        }
+        Some((place, path)) => Err(place.wrong(&Scalar::Text(path.to_owned()), WRITE)),
     }
 }
 
@@ -196,6 +274,8 @@ mod tests {
             ("buffer_memory = \"1k\"", "2:17", "`node.buffer_memory` is \"1k\": write at least \"64k\""),
             ("buffer_memory = \"lots\"", "2:17", r#"`node.buffer_memory` is "lots": write bytes or a size like "16k""#),
             ("buffer_memory = -1", "2:17", r#"`node.buffer_memory` is -1: write bytes or a size like "16k""#),
+            ("upgrade_timeout = \"0s\"", "2:19", r#"`node.upgrade_timeout` is "0s": write a time above zero"#),
+            ("pid_file = \"run.pid\"", "2:12", r#"`node.pid_file` is "run.pid": write a path like"#),
             ("resolve_interval = \"0s\"", "2:20", r#"`node.resolve_interval` is "0s": write a time above zero (the default is "10s")"#),
         ].map(|(line, at, says)| (format!("[node]\n{line}"), at, says)));
         bad(&[

@@ -23,6 +23,28 @@ impl VirtualRouter {
         self.join_or_leave(now, Reason::Startup, out);
     }
 
+    /// Goes on where an earlier process on this host left off: as the active router, which advertises
+    /// at once and keeps its addresses, or as a backup, which listens for a whole
+    /// Active_Down_Interval; with the operator's will (released, preferred). To peers nothing happened,
+    /// so there is no transition. One that may not take part now leaves in the ordinary way.
+    pub fn go_on(
+        &mut self,
+        now: Moment,
+        active: bool,
+        (released, preferred): (bool, bool),
+        out: &mut Vec<Action>,
+    ) {
+        self.started = true;
+        (self.released, self.preferred) = (released, preferred);
+        self.reset_backup(now);
+        if active {
+            self.claim_silently(now, out);
+        } else if self.is_fit() {
+            self.state = State::Backup;
+        }
+        self.join_or_leave(now, Reason::Unhealthy, out);
+    }
+
     /// Shutdown event: an active router resigns and gives up its addresses at once. For a hand-over
     /// without a gap, [`VirtualRouter::release`] comes first.
     pub fn shutdown(&mut self, now: Moment, out: &mut Vec<Action>) {

@@ -487,6 +487,15 @@ impl VirtualRouter {
         self.enter(now, State::Active, reason, out);
     }
 
+    /// Active, as before; hosts know where the addresses are.
+    pub(super) fn claim_silently(&mut self, now: Moment, out: &mut Vec<Action>) {
+        self.state = State::Active;
+        self.active = Active { advert_at: now, sent: now, listening: None, primary_heard: None };
+        self.advertise(now, out);
+        out.push(Action::Claim);
+        self.announcer.start(now, &self.config.announce);
+    }
+
     /// RFC 9568 (700) to (725).
     fn become_backup(&mut self, now: Moment, heard: &Heard, reason: Reason, out: &mut Vec<Action>) {
         out.push(Action::Release);

@@ -111,7 +111,10 @@ fn required_interface(place: &Place<'_>, raw: &raw::Vrrp) -> Result<String, Repo
 }
 
 /// A name that the kernel would give an interface; whether there is one is seen at run time.
-pub(super) fn interface_name(place: &Place<'_>, name: &str) -> Result<(), Reported> {
+pub(in crate::control::config::validate) fn interface_name(
+    place: &Place<'_>,
+    name: &str,
+) -> Result<(), Reported> {
     let bad = |c: char| c == '/' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(bad) {
         let name = name.escape_debug();

@@ -5,6 +5,8 @@ mod instance;
 mod script;
 mod track;
 
+pub(super) use instance::interface_name;
+
 use std::ops::Range;
 use std::time::Duration;
 

@@ -140,8 +140,10 @@ fn values() {
     assert_eq!(ha.scripts[0].timeout, Duration::from_secs(3));
     let six = good(&router("addresses = [\"2001:db8::1\", \"fe80::1/64\"]"));
     assert_eq!(six.ha.instances[0].addresses[0], vip("fe80::1", 64, None, None));
-    assert_eq!(six.admin_socket.as_deref(), Some(std::path::Path::new("/run/ringgate/admin.sock")));
-    assert_eq!(good("").admin_socket, None);
+    let socket = six.admin_socket.unwrap();
+    assert_eq!(socket.path, std::path::Path::new("/run/ringgate/admin.sock"));
+    assert!(socket.required && !good("").admin_socket.unwrap().required);
+    assert_eq!(good("[admin]\nsocket = \"off\"").admin_socket, None);
     let warned = good(&router("addresses = [\"2001:db8::1\"]"));
     assert!(warned.warnings[0].contains("no link-local address"), "{:?}", warned.warnings);
 }

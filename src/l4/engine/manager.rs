@@ -1,0 +1,446 @@
+//! The `l4` thread: facts, netlink and neighbours in; tables, rings and silence out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use super::neighbours::{Change, Neighbours, Target};
+use super::network::Network;
+use super::real_server::{RealServer, Role};
+use super::worker::Order;
+use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
+use crate::l4::config::{Forward, L4};
+use crate::l4::registry::Registry;
+use crate::l4::tables::Neighbour;
+use crate::packet::neighbour_socket::NeighbourSocket;
+use crate::packet::netlink::nft::Silence;
+use crate::packet::ring::filter::{self, Service};
+use crate::packet::ring::{Ring, Shape};
+use crate::protocol::ethernet::Mac;
+use crate::sys::notify::EventFd;
+
+/// Routes have no events here: they are looked at this often, besides when links or addresses change.
+const LOOK_EVERY_MS: u64 = 2_000;
+/// Longest sleep.
+const SLEEP_MAX_MS: u64 = 500;
+/// Memory of one ring: 4096 ordinary frames.
+const RING_MEMORY: usize = 8 << 20;
+const LOOPBACK: u32 = 1;
+
+/// Everything the thread owns.
+#[derive(Debug)]
+pub(super) struct Manager {
+    registry: Registry,
+    desks: Vec<Desk>,
+    board: Arc<Board>,
+    reporter: Reporter,
+    network: Network,
+    sockets: NeighbourSocket,
+    silence: Option<Silence>,
+    neighbours: Neighbours,
+    /// The way to each address that frames go to.
+    ways: BTreeMap<IpAddr, Target>,
+    /// Interfaces with rings, by number.
+    rings: BTreeMap<u32, String>,
+    role: Option<Role>,
+    role_troubles: Vec<String>,
+    troubles: BTreeSet<String>,
+    told: BTreeSet<String>,
+    began: Instant,
+    looked: u64,
+    /// Ways, rings or interfaces have to be looked at.
+    stale: bool,
+    /// The tables have to be made anew.
+    dirty: bool,
+}
+
+impl Manager {
+    pub(super) fn open(
+        registry: Registry,
+        desks: Vec<Desk>,
+        board: Arc<Board>,
+        reporter: Reporter,
+    ) -> Result<Self, String> {
+        let network = Network::open().map_err(|error| needs("netlink", &error))?;
+        let sockets = NeighbourSocket::open().map_err(|error| needs("packet sockets", &error))?;
+        Ok(Self {
+            registry,
+            desks,
+            board,
+            reporter,
+            network,
+            sockets,
+            silence: None,
+            neighbours: Neighbours::default(),
+            ways: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            role: None,
+            role_troubles: Vec::new(),
+            troubles: BTreeSet::new(),
+            told: BTreeSet::new(),
+            began: Instant::now(),
+            looked: 0,
+            stale: true,
+            dirty: true,
+        })
+    }
+
+    /// What has to hold before anything is served.
+    pub(super) fn begin(&mut self, role: Option<RealServer>) -> Result<(), String> {
+        if !self.desks.is_empty() {
+            let name = format!("ringgate-{}", std::process::id());
+            let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
+            silence
+                .set(&services(self.registry.config()))
+                .map_err(|error| needs("nf_tables", &error))?;
+            self.silence = Some(silence);
+        }
+        if let Some(role) = role {
+            let now = self.now();
+            let role = Role::begin(role, &mut self.network, now);
+            self.role = Some(role.map_err(|trouble| format!("real_server: {trouble}"))?);
+        }
+        self.round();
+        for (target, mac) in self.network.known() {
+            self.hear(target, mac);
+        }
+        self.round();
+        Ok(())
+    }
+
+    pub(super) fn run(mut self, inbox: &Receiver<Fact>, wake: &EventFd) {
+        let (mut ready, mut scratch) = (Vec::new(), Vec::new());
+        let [arp, nd] = self.sockets.fds();
+        let fds = [wake.as_raw_fd(), self.network.as_raw_fd(), arp, nd];
+        loop {
+            while let Ok(fact) = inbox.try_recv() {
+                if !self.learn(fact) {
+                    return self.end();
+                }
+            }
+            self.round();
+            let next = self.neighbours.next().into_iter().chain(self.role.as_ref().map(Role::next));
+            let wait = next.min().unwrap_or(u64::MAX).saturating_sub(self.now()).min(SLEEP_MAX_MS);
+            sleep(&fds, Duration::from_millis(wait), &mut ready, &mut scratch);
+            if ready.contains(&wake.as_raw_fd()) {
+                wake.clear();
+            }
+        }
+    }
+
+    fn end(mut self) {
+        if let Some(mut role) = self.role.take() {
+            role.end(&mut self.network);
+        }
+        for desk in &self.desks {
+            desk.give(Order::Stop);
+        }
+    }
+
+    /// Takes in a fact; false at the end.
+    fn learn(&mut self, fact: Fact) -> bool {
+        match fact {
+            Fact::Configure(config) => {
+                self.configure(*config);
+                self.stale = true;
+            }
+            Fact::State(service, server, state) => self.registry.set_state(service, server, state),
+            Fact::Active(address, active) => self.registry.set_active(address, active),
+            Fact::Stop => return false,
+        }
+        self.dirty = true;
+        true
+    }
+
+    fn configure(&mut self, config: L4) {
+        let services = services(&config);
+        self.registry.configure(config);
+        if let Some(silence) = &mut self.silence
+            && let Err(error) = silence.set(&services)
+        {
+            let trouble = format!("the kernel is not silent as configured: {error}");
+            self.troubles.insert(trouble);
+        }
+        let filter = Arc::new(filter::services(&services));
+        for desk in &self.desks {
+            desk.give(Order::Filter(Arc::clone(&filter)));
+        }
+    }
+
+    /// Everything once.
+    fn round(&mut self) {
+        let news = self.network.update();
+        for (target, mac) in news.neighbours {
+            self.hear(target, mac);
+        }
+        let mut claims = Vec::new();
+        self.sockets.read(|claim| claims.push(claim));
+        for claim in claims {
+            let target = Target { interface: claim.interface, address: claim.address };
+            self.hear(target, claim.mac);
+        }
+        let now = self.now();
+        if self.stale || news.changed || now.saturating_sub(self.looked) >= LOOK_EVERY_MS {
+            self.look(now);
+        }
+        self.ask(now);
+        self.renew(now);
+        if std::mem::take(&mut self.dirty) {
+            self.publish();
+        }
+        self.tell_trouble();
+    }
+
+    fn hear(&mut self, target: Target, mac: Mac) {
+        let now = self.now();
+        if let Some(change) = self.neighbours.hear(target, mac, now) {
+            self.apply(change);
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.dirty = true;
+        let event = match change {
+            Change::Found(target, mac) => Event::Found(target.address, mac.to_string()),
+            Change::Lost(target) => Event::Lost(target.address),
+        };
+        (self.reporter.0)(event);
+        self.tell_ways();
+    }
+
+    /// Asks who is due.
+    fn ask(&mut self, now: u64) {
+        let (questions, changes) = self.neighbours.due(now);
+        for question in questions {
+            let target = question.target;
+            let Some(mac) = self.network.mac(target.interface) else { continue };
+            let source = self.network.source(target);
+            // What cannot be sent is not answered either: it shows as lost.
+            let _ = self.sockets.ask(target.interface, mac, source, target.address, question.to);
+        }
+        for change in changes {
+            self.apply(change);
+        }
+    }
+
+    fn renew(&mut self, now: u64) {
+        let Some(role) = self.role.as_mut().filter(|role| role.next() <= now) else { return };
+        let troubles = role.renew(&mut self.network, now);
+        if troubles != self.role_troubles {
+            self.role_troubles = troubles;
+            self.stale = true;
+            self.dirty = true;
+        }
+    }
+
+    /// Looks at ways, interfaces and rings.
+    fn look(&mut self, now: u64) {
+        self.stale = false;
+        self.looked = now;
+        let before = (self.ways.clone(), std::mem::take(&mut self.troubles));
+        self.find_ways(now);
+        self.reconcile_rings();
+        self.troubles.extend(self.role_troubles.iter().cloned());
+        let own: BTreeMap<u32, Vec<Mac>> = self
+            .rings
+            .keys()
+            .filter_map(|index| Some((*index, vec![self.network.mac(*index)?])))
+            .collect();
+        self.registry.set_interfaces(own.into_iter().collect::<HashMap<_, _>>());
+        self.registry.set_local(self.network.addresses.iter().map(|one| one.address));
+        self.tell_ways();
+        if before != (self.ways.clone(), self.troubles.clone()) {
+            self.dirty = true;
+        }
+    }
+
+    /// How each server and each peer is reached.
+    fn find_ways(&mut self, now: u64) {
+        let config = self.registry.config();
+        let mut wanted: BTreeMap<IpAddr, bool> = BTreeMap::new();
+        for service in &config.services {
+            let tunnel = service.forward != Forward::Dr;
+            let servers = service.servers.iter().map(|server| server.address);
+            for address in servers.chain(service.sorry_server) {
+                *wanted.entry(address).or_insert(true) &= tunnel;
+            }
+        }
+        for peer in &config.director.peers {
+            wanted.entry(*peer).or_insert(false);
+        }
+        self.ways.clear();
+        for (address, tunnel) in wanted {
+            match self.network.route(address) {
+                Ok(route) if route.local => {}
+                Ok(route) => {
+                    let (interface, hop) = (route.interface, route.gateway);
+                    if let Some(gateway) = hop.filter(|_| !tunnel) {
+                        self.troubles.insert(format!(
+                            "{address} is behind the router {gateway}: direct routing reaches only \
+                             servers on a network of this host; use forward = \"tunnel\""
+                        ));
+                        continue;
+                    }
+                    let target = Target { interface, address: hop.unwrap_or(address) };
+                    self.ways.insert(address, target);
+                }
+                Err(error) => {
+                    self.troubles.insert(format!("there is no route to {address}: {error}"));
+                }
+            }
+        }
+        let targets: BTreeSet<Target> = self.ways.values().copied().collect();
+        self.neighbours.watch(&targets.into_iter().collect::<Vec<_>>(), now);
+    }
+
+    /// What is known of the ways, to the registry.
+    fn tell_ways(&mut self) {
+        let peers = self.registry.config().director.peers.clone();
+        let mut macs = Vec::new();
+        let mut found = Vec::new();
+        for service in &self.registry.config().services {
+            let servers = service.servers.iter().map(|server| server.address);
+            found.extend(servers.chain(service.sorry_server));
+        }
+        for address in found.into_iter().chain(peers.iter().copied()) {
+            let way = self.ways.get(&address).copied();
+            let neighbour = way.and_then(|target| {
+                let mac = self.neighbours.mac(target)?;
+                let source = self.network.mac(target.interface)?;
+                Some(Neighbour { mac, source, ifindex: target.interface, vlan: None })
+            });
+            if peers.contains(&address) {
+                macs.extend(neighbour.map(|one| one.mac));
+            }
+            self.registry.set_neighbour(address, neighbour);
+        }
+        self.registry.set_peers(macs);
+    }
+
+    /// The interfaces that frames come in by: as configured, or those that have a virtual address, those that it
+    /// would be reached by, and those of servers and peers.
+    fn wanted_interfaces(&mut self) -> BTreeSet<u32> {
+        let names = self.registry.config().director.interfaces.clone();
+        if !names.is_empty() {
+            let mut wanted = BTreeSet::new();
+            for name in names {
+                match self.network.links.iter().find(|link| link.name == name) {
+                    Some(link) => {
+                        wanted.insert(link.index);
+                    }
+                    None => {
+                        self.troubles.insert(format!("director.interfaces: there is no {name}"));
+                    }
+                }
+            }
+            return wanted;
+        }
+        let vips: BTreeSet<IpAddr> =
+            self.registry.config().services.iter().map(|service| service.key.address).collect();
+        let mut wanted: BTreeSet<u32> = self.ways.values().map(|way| way.interface).collect();
+        for vip in vips {
+            wanted.extend(self.network.holders(vip));
+            if let Ok(route) = self.network.route(vip)
+                && !route.local
+            {
+                wanted.insert(route.interface);
+            }
+        }
+        wanted.remove(&LOOPBACK);
+        wanted
+    }
+
+    fn reconcile_rings(&mut self) {
+        if self.desks.is_empty() {
+            return;
+        }
+        let wanted = self.wanted_interfaces();
+        let gone: Vec<u32> =
+            self.rings.keys().copied().filter(|index| !wanted.contains(index)).collect();
+        for index in gone {
+            self.rings.remove(&index);
+            for desk in &self.desks {
+                desk.give(Order::Close(index));
+            }
+        }
+        for index in wanted {
+            if self.rings.contains_key(&index) {
+                continue;
+            }
+            let Some(link) = self.network.link(index).cloned() else { continue };
+            if link.mac.is_none() {
+                let trouble = format!("{} has no hardware address: it is left out", link.name);
+                self.troubles.insert(trouble);
+                continue;
+            }
+            match self.open_rings(index, link.mtu) {
+                Ok(()) => {
+                    self.rings.insert(index, link.name);
+                    self.dirty = true;
+                }
+                Err(error) => {
+                    self.troubles.insert(format!("no ring on {}: {error}", link.name));
+                }
+            }
+        }
+    }
+
+    /// One for each worker, which share the interface's frames.
+    fn open_rings(&self, interface: u32, mtu: u32) -> std::io::Result<()> {
+        let filter = filter::services(&services(self.registry.config()));
+        let shape = Shape { interface, mtu, memory: RING_MEMORY, filter };
+        let spread = filter::by_client();
+        let mut rings = Vec::new();
+        let mut group = None;
+        for _ in &self.desks {
+            let ring = Ring::open(&shape)?;
+            if self.desks.len() > 1 {
+                group = Some(ring.join(group, &spread)?);
+            }
+            rings.push(ring);
+        }
+        for (desk, ring) in self.desks.iter().zip(rings) {
+            desk.give(Order::Open(Box::new(ring)));
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let tables = self.registry.tables();
+        for desk in &self.desks {
+            desk.give(Order::Tables(Arc::clone(&tables)));
+        }
+        let view = NetworkView {
+            neighbours: self.neighbours.view(),
+            interfaces: self.rings.values().cloned().collect(),
+            troubles: self.troubles.iter().cloned().collect(),
+            real_server: self.role.as_ref().map(Role::held).unwrap_or_default(),
+        };
+        self.board.publish(tables, view);
+    }
+
+    /// Tells what is wrong, once as long as it lasts.
+    fn tell_trouble(&mut self) {
+        for trouble in self.troubles.difference(&self.told) {
+            (self.reporter.0)(Event::Trouble(trouble.clone()));
+        }
+        self.told.clone_from(&self.troubles);
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What filter and silence are about.
+fn services(config: &L4) -> Vec<Service> {
+    let service = |one: &crate::l4::config::VirtualServer| Service {
+        address: one.key.address,
+        protocol: one.key.protocol.number(),
+        port: one.key.port,
+    };
+    config.services.iter().map(service).collect()
+}

@@ -1,0 +1,411 @@
+//! A director's thread: frames out of its rings, verdicts, frames out. One clock read a batch; sleeps only when no
+//! ring has a frame.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use super::{Pulse, sleep};
+use crate::counter::Counter;
+use crate::l4::tables::Tables;
+use crate::l4::{Director, Frame, Verdict};
+use crate::packet::ring::bpf::Program;
+use crate::packet::ring::{Fate, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
+use crate::protocol::checksum::Sum;
+use crate::sys::cpu;
+
+/// Frames judged between two clock reads.
+const BATCH: usize = 64;
+/// Rounds between two looks at sleepless housekeeping.
+const ROUNDS_BETWEEN_LOOKS: u32 = 64;
+/// How often flows expire and figures are read; also the longest sleep.
+const TICK: Duration = Duration::from_millis(100);
+/// Fruitless wake-ups by one ring in a row, after which the thread pauses: nothing may spin.
+const FRUITLESS_MAX: u32 = 16;
+const PAUSE: Duration = Duration::from_millis(10);
+/// The loopback interface, on which what is for this host itself is delivered.
+const LOOPBACK: u32 = 1;
+const VLAN: u16 = 0x8100;
+/// Frames of our own that one batch may give rise to.
+const OWN_MAX: usize = 2 * BATCH;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Decide by these from now on.
+    Tables(Arc<Tables>),
+    /// Take frames from this ring too.
+    Open(Box<Ring>),
+    /// No longer from the rings on this interface.
+    Close(u32),
+    /// These frames only.
+    Filter(Arc<Program>),
+    /// End.
+    Stop,
+}
+
+/// Names of what becomes of a frame, in the order of [`Counts::outcomes`].
+pub const OUTCOMES: [&str; 8] =
+    ["forwarded", "local", "passed", "replied", "encapsulated", "held", "dropped", "unsent"];
+const FORWARDED: usize = 0;
+const LOCAL: usize = 1;
+const PASSED: usize = 2;
+const REPLIED: usize = 3;
+const ENCAPSULATED: usize = 4;
+const HELD: usize = 5;
+const DROPPED: usize = 6;
+const UNSENT: usize = 7;
+
+/// What a director's thread counts.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Frames taken out of rings.
+    pub received: Counter,
+    /// Of these, by [`OUTCOMES`]: what the verdict was. The last is a verdict to send in a tunnel what cannot be.
+    pub outcomes: [Counter; OUTCOMES.len()],
+    /// Frames cut short because the queue for large ones was full; they are not judged.
+    pub cut: Counter,
+    /// Frames given to an interface.
+    pub sent: Counter,
+    /// Frames that an interface refused, by [`Refusal::ALL`].
+    pub refused: [Counter; Refusal::ALL.len()],
+    /// Frames that found no free slot in a ring.
+    pub ring_drops: Counter,
+    /// Errors that rings reported: their interface went down or away.
+    pub ring_errors: Counter,
+    /// Batches, each with one clock read.
+    pub batches: Counter,
+    /// Held fragments that went after all, or were given up.
+    pub released: Counter,
+}
+
+impl Counts {
+    fn outcome(&self, which: usize) {
+        if let Some(counter) = self.outcomes.get(which) {
+            counter.increment();
+        }
+    }
+
+    fn sent(&self, sent: &Sent) {
+        self.sent.add(sent.frames.into());
+        for (counter, count) in self.refused.iter().zip(sent.refused) {
+            if count > 0 {
+                counter.add(count.into());
+            }
+        }
+    }
+
+    fn turn(&self, turn: &Turn) {
+        self.received.add(turn.taken.into());
+        if turn.cut > 0 {
+            self.cut.add(turn.cut.into());
+        }
+        self.sent(&turn.sent);
+    }
+}
+
+/// A frame that is not in a ring.
+#[derive(Debug)]
+struct Own {
+    bytes: Vec<u8>,
+    interface: u32,
+}
+
+/// Everything a director's thread owns.
+#[derive(Debug)]
+pub(super) struct Worker {
+    director: Director,
+    sender: Sender,
+    orders: Receiver<Order>,
+    waiting: Arc<AtomicBool>,
+    wake: Arc<crate::sys::notify::EventFd>,
+    rings: Vec<Ring>,
+    own: Vec<Own>,
+    began: Instant,
+    ticked: u64,
+    fruitless: u32,
+    stopping: bool,
+}
+
+impl Worker {
+    pub(super) fn new(
+        director: Director,
+        sender: Sender,
+        orders: Receiver<Order>,
+        waiting: Arc<AtomicBool>,
+        wake: Arc<crate::sys::notify::EventFd>,
+    ) -> Self {
+        Self {
+            director,
+            sender,
+            orders,
+            waiting,
+            wake,
+            rings: Vec::new(),
+            own: Vec::new(),
+            began: Instant::now(),
+            ticked: 0,
+            fruitless: 0,
+            stopping: false,
+        }
+    }
+
+    pub(super) fn run(mut self, cpu: Option<usize>, counts: &Counts, pulse: &Pulse) {
+        if let Some(cpu) = cpu {
+            // Refused, it runs anywhere: the placement was checked when the configuration was.
+            let _ = cpu::pin(cpu);
+        }
+        let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
+        let mut rounds = 0;
+        while !self.stopping {
+            let busy = self.round(counts);
+            rounds += 1;
+            if busy && rounds < ROUNDS_BETWEEN_LOOKS && !self.waiting.load(Ordering::Acquire) {
+                continue;
+            }
+            rounds = 0;
+            fds.clear();
+            fds.push(self.wake.as_raw_fd());
+            fds.extend(self.rings.iter().map(AsRawFd::as_raw_fd));
+            let timeout = if busy { Duration::ZERO } else { TICK };
+            sleep(&fds, timeout, &mut ready, &mut scratch);
+            if ready.contains(&self.wake.as_raw_fd()) {
+                self.wake.clear();
+                pulse.0();
+            }
+            self.obey();
+            self.look_at_errors(&ready, counts);
+            self.tick(counts);
+        }
+    }
+
+    /// A batch from each ring; true when there was a frame.
+    fn round(&mut self, counts: &Counts) -> bool {
+        let now = self.now();
+        let mut taken = 0;
+        let Self { director, sender, rings, own, .. } = self;
+        for ring in rings {
+            let interface = ring.interface();
+            let turn = ring.turn(BATCH, sender, |received| {
+                judge(director, now, interface, received, own, counts)
+            });
+            counts.turn(&turn);
+            taken += turn.taken;
+        }
+        if taken > 0 {
+            counts.batches.increment();
+            self.release(now, counts);
+        }
+        if !self.own.is_empty() {
+            self.send_own(counts);
+        }
+        taken > 0
+    }
+
+    /// Held fragments whose first one has come.
+    fn release(&mut self, now: u64, counts: &Counts) {
+        for _ in 0..OWN_MAX {
+            let Some((verdict, bytes)) = self.director.release(now) else { break };
+            counts.released.increment();
+            match verdict {
+                Verdict::Forward { ifindex, vlan, .. } => {
+                    self.own.push(Own { bytes: tagged(bytes, vlan), interface: ifindex });
+                }
+                Verdict::Local(_) => {
+                    to_loopback(bytes);
+                    self.own.push(Own { bytes: bytes.to_vec(), interface: LOOPBACK });
+                }
+                Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
+                    let inner = bytes.get(skip..).unwrap_or_default().to_vec();
+                    let whole = [self.director.head(), &inner].concat();
+                    self.own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn send_own(&mut self, counts: &Counts) {
+        for one in self.own.drain(..) {
+            let mut sent = Sent::default();
+            match self.sender.send(&one.bytes, one.interface) {
+                Ok(()) => sent.frames = 1,
+                Err(refusal) => {
+                    let all = Refusal::ALL.iter().zip(&mut sent.refused);
+                    all.filter(|(one, _)| **one == refusal).for_each(|(_, count)| *count = 1);
+                }
+            }
+            counts.sent(&sent);
+        }
+    }
+
+    fn obey(&mut self) {
+        self.waiting.store(false, Ordering::Release);
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                Order::Tables(tables) => self.director.swap(tables),
+                Order::Open(ring) => self.rings.push(*ring),
+                Order::Close(interface) => self.rings.retain(|ring| ring.interface() != interface),
+                Order::Filter(filter) => {
+                    for ring in &self.rings {
+                        // It keeps the old one then, and the verdict passes what is not for us.
+                        let _ = ring.filter(&filter);
+                    }
+                }
+                Order::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    /// A ring that is said to be ready and has no frame has an error, which is taken, or it would be ready for ever.
+    fn look_at_errors(&mut self, ready: &[RawFd], counts: &Counts) {
+        let mut fruitless = false;
+        for ring in &self.rings {
+            if ready.contains(&ring.as_raw_fd()) && !ring.is_ready() {
+                fruitless = true;
+                if ring.take_error().is_some() {
+                    counts.ring_errors.increment();
+                }
+            }
+        }
+        self.fruitless = if fruitless { self.fruitless + 1 } else { 0 };
+        if self.fruitless > FRUITLESS_MAX {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn tick(&mut self, counts: &Counts) {
+        let now = self.now();
+        if now.saturating_sub(self.ticked) < u64::try_from(TICK.as_millis()).unwrap_or_default() {
+            return;
+        }
+        self.ticked = now;
+        self.director.expire(now);
+        self.release(now, counts);
+        self.send_own(counts);
+        for ring in &self.rings {
+            if let Ok(statistics) = ring.statistics() {
+                counts.ring_drops.add(statistics.drops.into());
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Asks for the verdict on a frame and does what takes no sending.
+fn judge(
+    director: &mut Director,
+    now: u64,
+    interface: u32,
+    received: Received<'_>,
+    own: &mut Vec<Own>,
+    counts: &Counts,
+) -> Fate {
+    let Received { frame: bytes, tag, merged, partial } = received;
+    let length = bytes.len();
+    let mut frame = Frame { bytes, vlan: tag.map(|tag| tag.control), ifindex: interface, length };
+    let verdict = director.judge(now, &mut frame);
+    let bytes = frame.bytes;
+    match verdict {
+        Verdict::Pass => counts.outcome(PASSED),
+        Verdict::Hold => counts.outcome(HELD),
+        Verdict::Drop(_) => counts.outcome(DROPPED),
+        Verdict::Local(_) => {
+            counts.outcome(LOCAL);
+            to_loopback(bytes);
+            return Fate::Send(LOOPBACK, None);
+        }
+        Verdict::Forward { ifindex, vlan, .. } => {
+            counts.outcome(FORWARDED);
+            let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
+            // On the way back out of a trunk it keeps the tag it came with.
+            return Fate::Send(ifindex, own_tag.or(tag.filter(|_| ifindex == interface)));
+        }
+        Verdict::Reply { ifindex, vlan } => {
+            counts.outcome(REPLIED);
+            if own.len() < OWN_MAX {
+                own.push(Own { bytes: tagged(director.reply(), vlan), interface: ifindex });
+            }
+        }
+        // A tunnel has no place for "these are several packets", so it cannot carry merged ones.
+        Verdict::Encapsulate { .. } if merged || own.len() >= OWN_MAX => counts.outcome(UNSENT),
+        Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
+            counts.outcome(ENCAPSULATED);
+            complete(bytes, partial);
+            let inner = bytes.get(skip..).unwrap_or_default();
+            let whole = [director.head(), inner].concat();
+            own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
+        }
+    }
+    Fate::Release
+}
+
+/// Loopback's hardware address is zero: anything else would be for another host.
+fn to_loopback(frame: &mut [u8]) {
+    if let Some(destination) = frame.first_chunk_mut::<6>() {
+        *destination = [0; 6];
+    }
+}
+
+/// A copy, with a tag behind the addresses if there is to be one.
+fn tagged(frame: &[u8], vlan: Option<u16>) -> Vec<u8> {
+    let mut bytes = frame.to_vec();
+    if let Some(control) = vlan
+        && bytes.len() >= 12
+    {
+        let [a, b] = VLAN.to_be_bytes();
+        let [c, d] = control.to_be_bytes();
+        bytes.splice(12..12, [a, b, c, d]);
+    }
+    bytes
+}
+
+/// Completes a checksum that the sender left to the hardware: the field holds the pseudo header's sum, and `partial` says where
+/// summing begins and where the field is from there.
+fn complete(frame: &mut [u8], partial: Option<(u16, u16)>) {
+    let Some((start, offset)) = partial else { return };
+    let Some(part) = frame.get_mut(usize::from(start)..) else { return };
+    let sum = Sum::new().bytes(part).finish();
+    // Zero means "none" to UDP.
+    let sum = if sum == 0 { u16::MAX } else { sum };
+    if let Some(field) = part.get_mut(usize::from(offset)..).and_then(<[u8]>::first_chunk_mut) {
+        *field = sum.to_be_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partial_checksum_is_completed() {
+        // A UDP datagram whose field holds the folded sum of the pseudo header.
+        let (from, to) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+        let mut frame = vec![0; 14 + 20];
+        frame.extend([0, 53, 0, 99, 0, 12, 0, 0, 1, 2, 3, 4]);
+        let pseudo = !Sum::new().pseudo_v4(from, to, 17, 12).finish();
+        frame[40..42].copy_from_slice(&pseudo.to_be_bytes());
+        complete(&mut frame, Some((34, 6)));
+        let sum = Sum::new().pseudo_v4(from, to, 17, 12).bytes(&frame[34..]);
+        assert_eq!(sum.finish(), 0);
+        let before = frame.clone();
+        complete(&mut frame, None);
+        complete(&mut frame, Some((9000, 6)));
+        complete(&mut frame, Some((44, 600)));
+        assert_eq!(frame, before);
+    }
+
+    #[test]
+    fn tags_stand_behind_the_addresses() {
+        let frame: Vec<u8> = (0..20).collect();
+        assert_eq!(tagged(&frame, None), frame);
+        let with = tagged(&frame, Some(0x2005));
+        assert_eq!(with[..18], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0x81, 0, 0x20, 5, 12, 13]);
+        assert_eq!(tagged(&[1, 2], Some(5)), [1, 2]);
+    }
+}

@@ -1,0 +1,429 @@
+//! The flow table of one director: bounded, without locks, 60 bytes a flow at most.
+//!
+//! Entries are chained from an array of heads as large as the table; what a packet touches is the
+//! head and the entry (32 bytes), and the links (20 bytes) only where chains branch and where a
+//! flow changes its state. Each state has a queue in which flows wait to be looked at: a quarter of
+//! the state's timeout after they were queued they are forgotten if over, and queued again if not.
+//! So no packet moves a queue, and a flow is forgotten at most a quarter late; a packet that finds
+//! an entry which is over treats it as gone.
+
+use std::time::Duration;
+
+use super::config::Timeouts;
+use super::tables::ServerId;
+
+/// Of [`Flow::seen`] and all times here: `now` in milliseconds shifted by this, 128 ms.
+const TICK_SHIFT: u32 = 7;
+/// Entries of a queue that making room looks at.
+const VICTIMS: usize = 8;
+const NONE: u32 = u32::MAX;
+
+/// What a flow is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    /// The client's address; IPv4 mapped.
+    pub(super) client: u128,
+    /// Slot of the virtual server.
+    pub(super) service: u16,
+    /// Port that the client asked for.
+    pub(super) port: u16,
+    /// The client's port.
+    pub(super) client_port: u16,
+}
+
+/// What a flow is doing, as far as the client's half shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum State {
+    /// SYN or INIT, and nothing since.
+    Opening,
+    /// TCP: the client has answered the server.
+    Established,
+    /// The client has ended its direction.
+    Closing,
+    /// Over.
+    Closed,
+    /// UDP.
+    Udp,
+    /// SCTP, as `Established`.
+    Sctp,
+    /// Began elsewhere: a single packet of it was seen. A second one makes it established.
+    Adopted,
+}
+
+const STATES: usize = 7;
+
+/// Who makes room for others first, and how long such a flow must have been silent: a part of its
+/// timeout (0: not at all).
+const VICTIMS_ORDER: [(State, u32); STATES] = [
+    (State::Closed, 0),
+    (State::Opening, 0),
+    (State::Adopted, 0),
+    (State::Closing, 16),
+    (State::Udp, 8),
+    (State::Sctp, 8),
+    (State::Established, 8),
+];
+
+impl State {
+    /// Counts as `ActiveConn`.
+    pub(super) const fn is_established(self) -> bool {
+        matches!(self, Self::Established | Self::Sctp)
+    }
+}
+
+/// A flow.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flow {
+    client: [u64; 2],
+    pub(super) server: ServerId,
+    seen: u32,
+    pub(super) service: u16,
+    port: u16,
+    client_port: u16,
+    pub(super) state: State,
+    live: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Links {
+    /// The next of the same head, or the next free one.
+    chain: u32,
+    prev: u32,
+    next: u32,
+    queued: u32,
+    hash: u32,
+}
+
+/// What a flow takes beside its share of the heads, of which there are two to a flow at most.
+#[cfg(test)]
+pub(super) const BYTES: usize = size_of::<Flow>() + size_of::<Links>() + 2 * size_of::<u32>();
+
+#[derive(Debug, Clone, Copy)]
+struct Queue {
+    first: u32,
+    last: u32,
+}
+
+/// How each state's flows time out, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticks([u32; STATES]);
+
+impl Ticks {
+    pub(super) fn new(timeouts: &Timeouts) -> Self {
+        let ticks = |time: Duration| {
+            u32::try_from(time.as_millis() >> TICK_SHIFT).unwrap_or(u32::MAX / 2).max(1)
+        };
+        let mut all = [0; STATES];
+        for (state, time) in [
+            (State::Opening, timeouts.tcp_syn),
+            (State::Established, timeouts.tcp),
+            (State::Closing, timeouts.tcp_fin),
+            (State::Closed, timeouts.closed),
+            (State::Udp, timeouts.udp),
+            (State::Sctp, timeouts.sctp),
+            (State::Adopted, timeouts.tcp),
+        ] {
+            all[state as usize] = ticks(time);
+        }
+        Self(all)
+    }
+
+    fn of(&self, state: State) -> u32 {
+        self.0[state as usize]
+    }
+}
+
+/// A flow that left the table.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Gone {
+    pub(super) server: ServerId,
+    pub(super) state: State,
+}
+
+/// Flows by key.
+#[derive(Debug)]
+pub(super) struct FlowTable {
+    heads: Box<[u32]>,
+    flows: Vec<Flow>,
+    links: Vec<Links>,
+    capacity: usize,
+    free: u32,
+    live: usize,
+    queues: [Queue; STATES],
+    /// The state whose queue is looked at next.
+    turn: usize,
+}
+
+/// `now` as the table counts it.
+pub(super) fn tick(now: u64) -> u32 {
+    // Wraps after 17 years; differences are taken modulo that.
+    u32::try_from((now >> TICK_SHIFT) & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+/// Ticks from `then` to `now`; none if the clock has gone backwards.
+fn since(now: u32, then: u32) -> u32 {
+    Some(now.wrapping_sub(then)).filter(|ticks| *ticks < 1 << 31).unwrap_or_default()
+}
+
+impl FlowTable {
+    /// For so many flows. Memory is taken as they come, heads apart.
+    pub(super) fn new(capacity: usize) -> Self {
+        let capacity = capacity.clamp(1, NONE as usize - 1);
+        Self {
+            heads: vec![0; capacity.next_power_of_two()].into(),
+            flows: Vec::new(),
+            links: Vec::new(),
+            capacity,
+            free: NONE,
+            live: 0,
+            queues: [Queue { first: NONE, last: NONE }; STATES],
+            turn: 0,
+        }
+    }
+
+    /// Flows in the table, those included that are over but not yet forgotten.
+    pub(super) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// The flow with this key, over or not.
+    pub(super) fn find(&self, hash: u64, key: &Key) -> Option<u32> {
+        let mut at = self.head(low(hash));
+        // A chain has no loop; the bound is against a bug that would make one.
+        for _ in 0..=self.live {
+            let flow = self.flows.get(at as usize)?;
+            if flow.client == halves(key.client)
+                && flow.client_port == key.client_port
+                && (flow.service, flow.port) == (key.service, key.port)
+            {
+                return Some(at);
+            }
+            at = self.links.get(at as usize)?.chain;
+        }
+        None
+    }
+
+    pub(super) fn get(&self, at: u32) -> Option<&Flow> {
+        self.flows.get(at as usize).filter(|flow| flow.live)
+    }
+
+    pub(super) fn is_over(&self, at: u32, now: u32, ticks: &Ticks) -> bool {
+        self.get(at).is_none_or(|flow| since(now, flow.seen) >= ticks.of(flow.state))
+    }
+
+    /// A packet of it was seen.
+    pub(super) fn touch(&mut self, at: u32, now: u32) {
+        if let Some(flow) = self.flows.get_mut(at as usize)
+            && flow.seen != now
+        {
+            flow.seen = now;
+        }
+    }
+
+    /// Changes state and server; the caller has to account for both.
+    pub(super) fn change(&mut self, at: u32, server: ServerId, state: State, now: u32) {
+        let Some(flow) = self.flows.get_mut(at as usize) else { return };
+        flow.server = server;
+        let before = std::mem::replace(&mut flow.state, state);
+        if before != state {
+            self.unqueue(at, before);
+            self.queue(at, state, now);
+        }
+    }
+
+    /// Takes a flow in; the key must not be there. `gone` is what had to leave for it; `None` in
+    /// place of an index if nobody could.
+    pub(super) fn insert(
+        &mut self,
+        hash: u64,
+        key: &Key,
+        (server, state): (ServerId, State),
+        now: u32,
+        ticks: &Ticks,
+    ) -> (Option<u32>, Option<Gone>) {
+        let mut gone = None;
+        if self.live >= self.capacity {
+            gone = self.make_room(now, ticks);
+            if gone.is_none() {
+                return (None, None);
+            }
+        }
+        let flow = Flow {
+            client: halves(key.client),
+            server,
+            seen: now,
+            service: key.service,
+            port: key.port,
+            client_port: key.client_port,
+            state,
+            live: true,
+        };
+        let chain = self.head(low(hash));
+        let links = Links { chain, prev: NONE, next: NONE, queued: now, hash: low(hash) };
+        let at = self.place(flow, links);
+        self.set_head(low(hash), at);
+        self.queue(at, state, now);
+        self.live += 1;
+        (Some(at), gone)
+    }
+
+    /// Looks at up to `budget` flows whose turn it is; those that are over leave.
+    pub(super) fn expire(
+        &mut self,
+        now: u32,
+        ticks: &Ticks,
+        budget: usize,
+        mut gone: impl FnMut(Gone),
+    ) {
+        let mut idle = 0;
+        for _ in 0..budget {
+            if idle == STATES {
+                return;
+            }
+            let queue = self.turn;
+            let at = self.queues[queue].first;
+            let timeout = ticks.0[queue];
+            let waits = |links: &Links| since(now, links.queued) < timeout.div_ceil(4);
+            if self.links.get(at as usize).is_none_or(waits) {
+                self.turn = (queue + 1) % STATES;
+                idle += 1;
+                continue;
+            }
+            idle = 0;
+            if self.is_over(at, now, ticks) {
+                self.remove(at).into_iter().for_each(&mut gone);
+            } else {
+                self.requeue(at, now);
+            }
+        }
+    }
+
+    /// Takes a flow out.
+    pub(super) fn remove(&mut self, at: u32) -> Option<Gone> {
+        let flow = *self.get(at)?;
+        let links = *self.links.get(at as usize)?;
+        self.unqueue(at, flow.state);
+        self.unchain(at, links);
+        if let (Some(flow), Some(links)) =
+            (self.flows.get_mut(at as usize), self.links.get_mut(at as usize))
+        {
+            flow.live = false;
+            // No packet finds it: no client is `::` at port 0 of service 65535.
+            flow.client = [0; 2];
+            flow.service = u16::MAX;
+            links.chain = self.free;
+        }
+        self.free = at;
+        self.live -= 1;
+        Some(Gone { server: flow.server, state: flow.state })
+    }
+
+    /// Takes out the one that is missed least: never a flow that is established and not idle.
+    fn make_room(&mut self, now: u32, ticks: &Ticks) -> Option<Gone> {
+        for (state, part) in VICTIMS_ORDER {
+            let silent = ticks.of(state).checked_div(part).unwrap_or_default();
+            for _ in 0..VICTIMS {
+                let at = self.queues[state as usize].first;
+                let Some(flow) = self.get(at) else { break };
+                if since(now, flow.seen) >= silent {
+                    return self.remove(at);
+                }
+                self.requeue(at, now);
+            }
+        }
+        None
+    }
+
+    fn place(&mut self, flow: Flow, links: Links) -> u32 {
+        let at = self.free;
+        if let (Some(free), Some(its)) =
+            (self.flows.get_mut(at as usize), self.links.get_mut(at as usize))
+        {
+            self.free = its.chain;
+            (*free, *its) = (flow, links);
+            return at;
+        }
+        self.flows.push(flow);
+        self.links.push(links);
+        // Below the capacity, which is below 2^32.
+        u32::try_from(self.flows.len() - 1).unwrap_or(NONE)
+    }
+
+    fn head(&self, hash: u32) -> u32 {
+        // Zero is no entry, so that an untouched array is an empty one.
+        self.heads.get(self.bucket(hash)).map_or(NONE, |head| head.wrapping_sub(1))
+    }
+
+    fn set_head(&mut self, hash: u32, at: u32) {
+        let bucket = self.bucket(hash);
+        if let Some(head) = self.heads.get_mut(bucket) {
+            *head = at.wrapping_add(1);
+        }
+    }
+
+    fn bucket(&self, hash: u32) -> usize {
+        hash as usize & (self.heads.len() - 1)
+    }
+
+    fn unchain(&mut self, at: u32, links: Links) {
+        let mut before = self.head(links.hash);
+        if before == at {
+            self.set_head(links.hash, links.chain);
+            return;
+        }
+        for _ in 0..=self.live {
+            let Some(one) = self.links.get_mut(before as usize) else { return };
+            if one.chain == at {
+                one.chain = links.chain;
+                return;
+            }
+            before = one.chain;
+        }
+    }
+
+    fn queue(&mut self, at: u32, state: State, now: u32) {
+        let queue = &mut self.queues[state as usize];
+        let last = std::mem::replace(&mut queue.last, at);
+        if queue.first == NONE {
+            queue.first = at;
+        }
+        if let Some(before) = self.links.get_mut(last as usize) {
+            before.next = at;
+        }
+        if let Some(links) = self.links.get_mut(at as usize) {
+            (links.prev, links.next, links.queued) = (last, NONE, now);
+        }
+    }
+
+    fn unqueue(&mut self, at: u32, state: State) {
+        let Some(Links { prev, next, .. }) = self.links.get(at as usize).copied() else { return };
+        match self.links.get_mut(prev as usize) {
+            Some(before) => before.next = next,
+            None => self.queues[state as usize].first = next,
+        }
+        match self.links.get_mut(next as usize) {
+            Some(after) => after.prev = prev,
+            None => self.queues[state as usize].last = prev,
+        }
+    }
+
+    fn requeue(&mut self, at: u32, now: u32) {
+        if let Some(state) = self.get(at).map(|flow| flow.state) {
+            self.unqueue(at, state);
+            self.queue(at, state, now);
+        }
+    }
+}
+
+fn low(hash: u64) -> u32 {
+    u32::try_from(hash & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+fn halves(client: u128) -> [u64; 2] {
+    let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+    [half(client >> 64), half(client)]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,140 @@
+//! Flows that the packet socket forwards, told to the program.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::balance::siphash::Key;
+use crate::l4::config::Protocol;
+use crate::l4::hash::Tuple;
+use crate::l4::tables::ServerId;
+use crate::packet::xdp::layout::{Flow, FlowKey, State};
+use crate::packet::xdp::{FlowTable, clock};
+use crate::protocol::ip::Packet;
+use crate::protocol::transport::{Ports, Sctp, TcpFlags};
+use crate::protocol::{ethernet, ip};
+
+/// Flows that are told in one go at most.
+const BATCH: usize = 256;
+/// Flows of which one frame was seen.
+const SEEN: usize = 1 << 14;
+
+/// Collects flows on one director's thread.
+///
+/// A flow is told when its second frame in the middle comes: one that is over after a question and an answer
+/// is not worth an entry, and a flood of SYNs makes none.
+#[derive(Debug)]
+pub struct Learner {
+    table: Arc<FlowTable>,
+    seen: Box<[u32]>,
+    pending: Vec<(FlowKey, Flow)>,
+}
+
+impl Learner {
+    /// For a program's flows.
+    #[must_use]
+    pub fn new(table: Arc<FlowTable>) -> Self {
+        Self { table, seen: vec![0; SEEN].into(), pending: Vec::with_capacity(BATCH) }
+    }
+
+    /// Takes note of a frame that was forwarded to a server; `headers` is its beginning.
+    ///
+    /// # Errors
+    /// What bpf(2) says when a batch was full; the flows in it are not told.
+    pub fn forwarded(&mut self, headers: &[u8], server: ServerId) -> io::Result<()> {
+        let Some((tuple, stage)) = stage(headers) else { return Ok(()) };
+        let hash = tuple.hash(Key(0, 0));
+        let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
+        let place = usize::from(u16::from_le_bytes([e, f])) % SEEN;
+        let mark = u32::from_le_bytes([a, b, c, d]);
+        let Some(seen) = self.seen.get_mut(place) else { return Ok(()) };
+        let known = *seen == mark;
+        let key = FlowKey {
+            source: (tuple.client, tuple.client_port),
+            destination: (tuple.address, tuple.port),
+            protocol: tuple.protocol,
+        };
+        match stage {
+            Stage::Middle if known => self.learn(key, server),
+            Stage::Middle => {
+                *seen = mark;
+                Ok(())
+            }
+            // The program forgets it too when it sees it; what was on its way there must not outlive that.
+            Stage::Beginning if known => {
+                *seen = 0;
+                self.pending.retain(|(other, _)| *other != key);
+                self.table.forget(&key)
+            }
+            Stage::Beginning | Stage::End => Ok(()),
+        }
+    }
+
+    fn learn(&mut self, key: FlowKey, server: ServerId) -> io::Result<()> {
+        let now = clock();
+        let flow = Flow {
+            slot: server.slot,
+            generation: server.generation,
+            state: State::Established,
+            seen: now,
+            shown: now,
+        };
+        self.pending.push((key, flow));
+        if self.pending.len() == BATCH { self.flush() } else { Ok(()) }
+    }
+
+    /// Tells what was collected; to be called after each batch of frames.
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let told = self.table.remember(&self.pending);
+        self.pending.clear();
+        told
+    }
+}
+
+/// Where in its flow a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Beginning,
+    Middle,
+    End,
+}
+
+/// The flow of a frame that the program can recognise too.
+fn stage(frame: &[u8]) -> Option<(Tuple, Stage)> {
+    let view = ethernet::View::parse(frame)?;
+    let bytes = frame.get(view.payload..)?;
+    // There may be more on the wire.
+    let packet = Packet::parse(bytes, usize::MAX).ok()?;
+    let plain = if packet.source.is_ipv4() { ip::V4_HEADER } else { ip::V6_HEADER };
+    if packet.fragment.is_some() || packet.payload != plain {
+        return None;
+    }
+    let payload = bytes.get(packet.payload..)?;
+    let ports = Ports::parse(payload)?;
+    let stage = match Protocol::from_number(packet.protocol)? {
+        Protocol::Tcp => match TcpFlags::parse(payload)? {
+            flags if flags.opens() => Stage::Beginning,
+            flags if flags.fin() || flags.rst() => Stage::End,
+            _ => Stage::Middle,
+        },
+        Protocol::Sctp => match Sctp::parse(payload)? {
+            Sctp::Init => Stage::Beginning,
+            Sctp::End | Sctp::Shutdown => Stage::End,
+            Sctp::Other => Stage::Middle,
+        },
+        Protocol::Udp => Stage::Middle,
+    };
+    let tuple = Tuple {
+        client: packet.source,
+        client_port: ports.source,
+        address: packet.destination,
+        port: ports.destination,
+        protocol: packet.protocol,
+    };
+    Some((tuple, stage))
+}

@@ -1,0 +1,188 @@
+//! Tables out of facts.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::quorum::quorate;
+use super::slots::Occupant;
+use super::{Registry, ServerState};
+use crate::l4::config::{RealServer, VirtualServer};
+use crate::l4::schedule;
+use crate::l4::tables::{Condition, Path, Server, Service, Tables};
+
+/// A real server on its way into the tables.
+struct Candidate {
+    server: Server,
+    /// Counts for quorum.
+    alive: bool,
+    sorry: bool,
+}
+
+impl Registry {
+    pub(super) fn build(&mut self) -> Tables {
+        self.give_up();
+        let mut tables = Tables {
+            interfaces: self.interfaces.clone(),
+            peers: self.peers.clone(),
+            timeouts: self.config.director.timeouts,
+            seed: self.config.director.seed,
+            new_flows_per_second: self.config.director.new_flows_per_second,
+            ..Tables::default()
+        };
+        for at in 0..self.config.services.len() {
+            self.build_service(at, &mut tables);
+        }
+        tables.servers.resize(self.servers.len(), None);
+        tables.services.resize(self.services.len(), None);
+        tables
+    }
+
+    /// Frees slots: of virtual servers that are gone with all their servers, and of real servers
+    /// that are gone and have no flows.
+    fn give_up(&mut self) {
+        let configured: HashMap<_, _> =
+            self.config.services.iter().map(|service| (service.key, service)).collect();
+        self.services.keep(|key| configured.contains_key(&key));
+        self.servers.keep(|one| {
+            let Some(service) = configured.get(&one.service) else { return false };
+            let load = &one.figures.load;
+            listed(service, one.address) || load.active() > 0 || load.inactive() > 0
+        });
+    }
+
+    fn build_service(&mut self, at: usize, tables: &mut Tables) {
+        let Some(config) = self.config.services.get(at).cloned() else { return };
+        let Some(slot) = self.services.claim(config.key).map(|(slot, _)| slot) else { return };
+        let candidates = self.candidates(&config, slot);
+        let seed = self.config.director.seed;
+        let active = !self.inactive.contains(&config.key.address);
+        let Some((_, place)) = self.services.claim(config.key) else { return };
+
+        let alive =
+            candidates.iter().filter(|one| one.alive).map(|one| u64::from(one.server.weight));
+        place.quorate = quorate(place.quorate, alive.sum(), config.quorum, config.hysteresis);
+        let sorry = !place.quorate && config.sorry_server.is_some();
+        let takes = |one: &&Candidate| {
+            one.sorry == sorry
+                && one.server.condition == Condition::Up
+                && one.server.path != Path::Unknown
+        };
+        let available: Vec<&Candidate> = candidates.iter().filter(takes).collect();
+        let members: Vec<(IpAddr, u32)> = candidates
+            .iter()
+            .filter(|one| one.sorry == sorry && one.server.weight > 0)
+            .map(|one| (one.server.address, one.server.weight))
+            .collect();
+        let slots: Vec<Option<u16>> = candidates
+            .iter()
+            .filter(|one| one.sorry == sorry && one.server.weight > 0)
+            .map(|one| takes(&one).then_some(one.server.id.slot))
+            .collect();
+        let maglev = place.base.effective(&members, &slots, seed, config.scheduler);
+        let local = candidates.iter().find(|one| one.server.path == Path::Local);
+        let service = Service {
+            key: config.key,
+            active,
+            scheduler: config.scheduler,
+            one_packet: config.one_packet,
+            persistence: config.persistence,
+            forward: config.forward,
+            on_server_down: config.on_server_down,
+            quorate: place.quorate,
+            servers: candidates.iter().map(|one| one.server.id.slot).collect(),
+            available: available.iter().map(|one| one.server.id.slot).collect(),
+            turns: schedule::turns(
+                available.iter().map(|one| (one.server.id.slot, one.server.weight)),
+            ),
+            maglev,
+            local: local.map(|one| one.server.id.slot),
+            figures: Arc::clone(&place.figures),
+        };
+        tables.vips.insert(config.key.address);
+        tables.index.insert(config.key, slot);
+        put(&mut tables.services, slot, service);
+        for Candidate { server, .. } in candidates {
+            put(&mut tables.servers, server.id.slot, server);
+        }
+    }
+
+    /// The servers of a virtual server: configured, sorry, and removed ones with flows.
+    fn candidates(&mut self, config: &VirtualServer, slot: u16) -> Vec<Candidate> {
+        let mut all = Vec::new();
+        for server in &config.servers {
+            let Some(occupant) = self.servers.claim(config.key, server.address) else { continue };
+            let state = self.states.get(&(config.key, server.address)).copied().unwrap_or_default();
+            let weight = state.weight.unwrap_or(server.weight);
+            let condition = condition(server, state, weight);
+            let server = Server {
+                condition,
+                weight,
+                upper: server.uthreshold,
+                lower: lower(server),
+                ..self.server(&occupant, slot)
+            };
+            all.push(Candidate { server, alive: state.up, sorry: false });
+        }
+        if let Some(occupant) =
+            config.sorry_server.and_then(|address| self.servers.claim(config.key, address))
+            && !config.servers.iter().any(|server| server.address == occupant.address)
+        {
+            all.push(Candidate { server: self.server(&occupant, slot), alive: false, sorry: true });
+        }
+        let removed = |one: &&Occupant| one.service == config.key && !listed(config, one.address);
+        for one in self.servers.occupants().filter(removed) {
+            let server = Server { condition: Condition::Removed, ..self.server(one, slot) };
+            all.push(Candidate { server, alive: false, sorry: false });
+        }
+        all
+    }
+
+    fn server(&self, occupant: &Occupant, service: u16) -> Server {
+        let path = if self.local.contains(&occupant.address) {
+            Path::Local
+        } else {
+            self.neighbours.get(&occupant.address).map_or(Path::Unknown, |to| Path::Via(*to))
+        };
+        Server {
+            id: occupant.id,
+            condition: Condition::Up,
+            path,
+            service,
+            weight: 1,
+            upper: 0,
+            lower: 0,
+            address: occupant.address,
+            figures: Arc::clone(&occupant.figures),
+        }
+    }
+}
+
+fn listed(service: &VirtualServer, address: IpAddr) -> bool {
+    service.servers.iter().any(|server| server.address == address)
+        || service.sorry_server == Some(address)
+}
+
+fn condition(server: &RealServer, state: ServerState, weight: u32) -> Condition {
+    match state.up {
+        true if weight > 0 => Condition::Up,
+        false if !server.inhibit_on_failure => Condition::Down,
+        _ => Condition::Draining,
+    }
+}
+
+/// As IPVS has it: three quarters, unless said.
+fn lower(server: &RealServer) -> u32 {
+    match server.lthreshold {
+        0 => server.uthreshold - server.uthreshold / 4,
+        lower => lower,
+    }
+}
+
+fn put<T: Clone>(slots: &mut Vec<Option<T>>, at: u16, value: T) {
+    let at = usize::from(at);
+    if slots.len() <= at {
+        slots.resize(at + 1, None);
+    }
+    slots[at] = Some(value);
+}

@@ -1,0 +1,133 @@
+//! The control side's one object: it is told facts and makes [`Tables`] of them.
+
+mod build;
+mod maglev;
+mod quorum;
+mod slots;
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use self::slots::{ServerSlots, ServiceSlots};
+use super::config::{L4, ServiceKey};
+use super::tables::{Neighbour, Tables};
+use crate::protocol::ethernet::Mac;
+
+pub use self::maglev::PLACES as MAGLEV_PLACES;
+
+/// What checks and operators say of a real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerState {
+    /// Passes its checks.
+    pub up: bool,
+    /// Replaces the configured weight: a check's verdict, warm-up, an operator's order.
+    pub weight: Option<u32>,
+}
+
+impl Default for ServerState {
+    fn default() -> Self {
+        Self { up: true, weight: None }
+    }
+}
+
+/// Facts in, tables out.
+#[derive(Debug)]
+pub struct Registry {
+    config: L4,
+    servers: ServerSlots,
+    services: ServiceSlots,
+    states: HashMap<(ServiceKey, IpAddr), ServerState>,
+    neighbours: HashMap<IpAddr, Neighbour>,
+    local: HashSet<IpAddr>,
+    inactive: HashSet<IpAddr>,
+    interfaces: HashMap<u32, Vec<Mac>>,
+    peers: HashSet<Mac>,
+}
+
+impl Registry {
+    /// For so many directors, which are called by their index from 0. Every virtual address
+    /// begins active, every server up, no neighbour known.
+    #[must_use]
+    pub fn new(config: L4, directors: usize) -> Self {
+        let mut registry = Self {
+            config: L4::default(),
+            servers: ServerSlots::new(directors),
+            services: ServiceSlots::new(directors),
+            states: HashMap::new(),
+            neighbours: HashMap::new(),
+            local: HashSet::new(),
+            inactive: HashSet::new(),
+            interfaces: HashMap::new(),
+            peers: HashSet::new(),
+        };
+        registry.configure(config);
+        registry
+    }
+
+    /// Takes another configuration; virtual and real servers that stay keep flows and figures, and
+    /// what was said of them.
+    pub fn configure(&mut self, config: L4) {
+        self.config = config;
+        let listed = |key: ServiceKey, address: IpAddr| {
+            self.config.services.iter().any(|service| {
+                let mut servers = service.servers.iter().map(|server| server.address);
+                service.key == key
+                    && (servers.any(|one| one == address) || service.sorry_server == Some(address))
+            })
+        };
+        self.states.retain(|(key, address), _| listed(*key, *address));
+    }
+
+    /// The configuration as it stands.
+    #[must_use]
+    pub fn config(&self) -> &L4 {
+        &self.config
+    }
+
+    /// What checks and operators say of a server.
+    pub fn set_state(&mut self, service: ServiceKey, server: IpAddr, state: ServerState) {
+        self.states.insert((service, server), state);
+    }
+
+    /// The way to a real server's address; `None`: it does not answer.
+    pub fn set_neighbour(&mut self, address: IpAddr, neighbour: Option<Neighbour>) {
+        match neighbour {
+            Some(neighbour) => self.neighbours.insert(address, neighbour),
+            None => self.neighbours.remove(&address),
+        };
+    }
+
+    /// Which addresses are this host's own.
+    pub fn set_local(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.local = addresses.into_iter().collect();
+    }
+
+    /// Whether this host is the active director of a virtual address.
+    pub fn set_active(&mut self, address: IpAddr, active: bool) {
+        if active {
+            self.inactive.remove(&address)
+        } else {
+            self.inactive.insert(address)
+        };
+    }
+
+    /// MAC addresses by which frames are for this host, by interface index.
+    pub fn set_interfaces(&mut self, interfaces: HashMap<u32, Vec<Mac>>) {
+        self.interfaces = interfaces;
+    }
+
+    /// MAC addresses of the other directors.
+    pub fn set_peers(&mut self, peers: impl IntoIterator<Item = Mac>) {
+        self.peers = peers.into_iter().collect();
+    }
+
+    /// What follows from everything that was told.
+    #[must_use]
+    pub fn tables(&mut self) -> Arc<Tables> {
+        Arc::new(self.build())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,294 @@
+//! Maps.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use super::{
+    MAP_CREATE, MAP_DELETE, MAP_LOOKUP, MAP_LOOKUP_BATCH, MAP_UPDATE, MAP_UPDATE_BATCH, address,
+    address_mut, call, name, open, possible_cpus,
+};
+
+/// A map's kind (enum bpf_map_type).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// A hash table.
+    Hash = 1,
+    /// An array; keys are 32-bit indices.
+    Array = 2,
+    /// An array with a value for each CPU.
+    PerCpuArray = 6,
+    /// A hash table that gives up its least recently used entry when full, with lists of use for each CPU.
+    LruHash = 9,
+    /// Interfaces to redirect to.
+    DeviceMap = 14,
+}
+
+impl Kind {
+    fn flags(self) -> u32 {
+        const NO_COMMON_LRU: u32 = 2;
+        if self == Self::LruHash { NO_COMMON_LRU } else { 0 }
+    }
+}
+
+/// What a map is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Spec {
+    /// Its kind.
+    pub kind: Kind,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value, on one CPU.
+    pub value_size: u32,
+    /// Entries at most.
+    pub entries: u32,
+    /// Its name for `bpftool map`, of which the kernel keeps 15 letters.
+    pub name: &'static str,
+}
+
+/// A map; the kernel frees it when neither a descriptor nor a program holds it.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    key_size: usize,
+    /// Of all CPUs' values together.
+    value_size: usize,
+}
+
+#[repr(C)]
+struct Create {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+impl Map {
+    /// Creates a map.
+    ///
+    /// # Errors
+    /// EPERM without CAP_BPF (or CAP_SYS_ADMIN), ENOMEM or E2BIG when it is too large.
+    pub fn create(spec: &Spec) -> io::Result<Self> {
+        let mut attributes = Create {
+            kind: spec.kind as u32,
+            key_size: spec.key_size,
+            value_size: spec.value_size,
+            entries: spec.entries,
+            flags: spec.kind.flags(),
+            inner_map: 0,
+            numa_node: 0,
+            name: name(spec.name),
+        };
+        let per_cpu = spec.kind == Kind::PerCpuArray;
+        let value_size = spec.value_size as usize;
+        let value_size =
+            if per_cpu { value_size.next_multiple_of(8) * possible_cpus()? } else { value_size };
+        let fd = open(MAP_CREATE, &mut attributes)?;
+        Ok(Self { fd, key_size: spec.key_size as usize, value_size })
+    }
+
+    /// Bytes of a value; of a per-CPU map, of all CPUs' values, each a multiple of eight.
+    #[must_use]
+    pub fn value_size(&self) -> usize {
+        self.value_size
+    }
+
+    fn element(&self, key: &[u8]) -> io::Result<Element> {
+        expect(key.len() == self.key_size)?;
+        let map = self.fd.as_raw_fd().cast_unsigned();
+        Ok(Element { map, padding: 0, key: address(key), value: 0, flags: 0 })
+    }
+
+    /// Reads the value of a key into `value`; false when there is none.
+    ///
+    /// # Errors
+    /// EINVAL when key or value are not as long as the map's.
+    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        expect(value.len() == self.value_size)?;
+        let mut attributes = self.element(key)?;
+        attributes.value = address_mut(value);
+        found(call(MAP_LOOKUP, &mut attributes))
+    }
+
+    /// Sets the value of a key.
+    ///
+    /// # Errors
+    /// EINVAL as [`Map::lookup`], E2BIG when the map is full.
+    pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        expect(value.len() == self.value_size)?;
+        let mut attributes = self.element(key)?;
+        attributes.value = address(value);
+        call(MAP_UPDATE, &mut attributes).map(drop)
+    }
+
+    /// Removes a key; false when it was not there.
+    ///
+    /// # Errors
+    /// EINVAL as [`Map::lookup`], and for arrays, whose entries stay.
+    pub fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        let mut attributes = self.element(key)?;
+        found(call(MAP_DELETE, &mut attributes))
+    }
+
+    /// Sets many entries in one call: keys and values end to end.
+    ///
+    /// # Errors
+    /// As [`Map::update`]; what was set until then stays.
+    pub fn update_batch(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
+        let count = keys.len() / self.key_size;
+        expect(keys.len() == count * self.key_size && values.len() == count * self.value_size)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut attributes = self.batch(count)?;
+        (attributes.keys, attributes.values) = (address(keys), address(values));
+        call(MAP_UPDATE_BATCH, &mut attributes).map(drop)
+    }
+
+    /// Hands every entry to `each`, read about `step` at a time. Entries that come and go meanwhile may be
+    /// missed or seen twice.
+    ///
+    /// # Errors
+    /// What bpf(2) says, ENOSPC when a hash bucket holds more than `step` entries.
+    pub fn for_each(&self, step: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let mut keys = vec![0; step * self.key_size];
+        let mut values = vec![0; step * self.value_size];
+        // Where the kernel is: a 32-bit bucket number, or a key of an array (32 bits as well).
+        let (mut from, mut to) = ([0_u32; 1], [0_u32; 1]);
+        let mut first = true;
+        loop {
+            let mut attributes = self.batch(step)?;
+            attributes.from = if first { 0 } else { address(&from) };
+            attributes.to = address_mut(&mut to);
+            (attributes.keys, attributes.values) =
+                (address_mut(&mut keys), address_mut(&mut values));
+            let more = found(call(MAP_LOOKUP_BATCH, &mut attributes))?;
+            let count = (attributes.count as usize).min(step);
+            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
+            pairs.take(count).for_each(|(key, value)| each(key, value));
+            if !more {
+                return Ok(());
+            }
+            (from, first) = (to, false);
+        }
+    }
+
+    fn batch(&self, count: usize) -> io::Result<Batch> {
+        let count = u32::try_from(count).map_err(io::Error::other)?;
+        let map = self.fd.as_raw_fd().cast_unsigned();
+        let (keys, values) = (0, 0);
+        Ok(Batch { from: 0, to: 0, keys, values, count, map, element_flags: 0, flags: 0 })
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn expect(holds: bool) -> io::Result<()> {
+    if holds { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
+}
+
+/// ENOENT as an answer.
+fn found(result: io::Result<libc::c_int>) -> io::Result<bool> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether this process may make maps: the tests of a plain user cannot.
+    fn map(kind: Kind, key_size: u32, value_size: u32, entries: u32) -> Option<Map> {
+        match Map::create(&Spec { kind, key_size, value_size, entries, name: "test" }) {
+            Ok(map) => Some(map),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+            Err(error) => panic!("{kind:?}: {error}"),
+        }
+    }
+
+    #[test]
+    fn entries_are_set_read_and_removed() {
+        let Some(map) = map(Kind::Hash, 4, 8, 2) else { return };
+        let mut value = [0; 8];
+        assert!(!map.lookup(b"keyA", &mut value).expect("a lookup"));
+        map.update(b"keyA", b"value AA").expect("room");
+        map.update(b"keyB", b"value BB").expect("room");
+        let full = map.update(b"keyC", b"value CC").expect_err("full");
+        assert_eq!(full.raw_os_error(), Some(libc::E2BIG));
+        assert!(map.lookup(b"keyA", &mut value).expect("a lookup"));
+        assert_eq!(&value, b"value AA");
+        assert!(map.delete(b"keyA").expect("a delete") && !map.delete(b"keyA").expect("a delete"));
+        // Wrong lengths never reach the kernel, which would read past the end.
+        assert!(map.lookup(b"key", &mut value).is_err() && map.update(b"keyB", b"short").is_err());
+    }
+
+    #[test]
+    fn batches_are_written_and_read_back() {
+        for kind in [Kind::Hash, Kind::Array] {
+            let Some(map) = map(kind, 4, 8, 1000) else { return };
+            let keys: Vec<u8> = (0..1000_u32).flat_map(u32::to_ne_bytes).collect();
+            let values: Vec<u8> = (0..1000_u64).flat_map(|n| (n * n).to_ne_bytes()).collect();
+            map.update_batch(&keys, &values).expect("a batch");
+            let mut seen = Vec::new();
+            let read = map.for_each(64, |key, value| {
+                let number =
+                    |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+                assert_eq!(number(value), number(key) * number(key));
+                seen.push(number(key));
+            });
+            read.expect("all");
+            seen.sort_unstable();
+            assert_eq!(seen, (0..1000).collect::<Vec<_>>(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_lru_table_takes_new_entries() {
+        let Some(map) = map(Kind::LruHash, 4, 8, 64) else { return };
+        for n in 0..10_000_u32 {
+            map.update(&n.to_ne_bytes(), &[0; 8]).expect("an old one makes room");
+        }
+        assert!(map.lookup(&9999_u32.to_ne_bytes(), &mut [0; 8]).expect("a lookup"));
+    }
+
+    #[test]
+    fn per_cpu_values_come_together() {
+        let Some(map) = map(Kind::PerCpuArray, 4, 12, 2) else { return };
+        assert_eq!(map.value_size(), 16 * possible_cpus().expect("CPUs"));
+        let mut value = vec![1; map.value_size()];
+        assert!(map.lookup(&1_u32.to_ne_bytes(), &mut value).expect("a lookup"));
+        assert!(value.iter().all(|byte| *byte == 0));
+    }
+}
