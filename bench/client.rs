@@ -256,6 +256,9 @@ impl Client {
             }
         } else if let Poll::Ready(received) = transport.poll_recv(cx) {
             return Poll::Ready(Event::Received(received));
+        } else if self.load.read_rate.is_none() {
+            // All is taken: this reader is not slow, however much came at once.
+            transport.end_bulk();
         }
         let uploads = self.http2.as_ref().is_some_and(|http2| http2.has_uploads());
         if uploads

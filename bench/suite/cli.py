@@ -146,7 +146,8 @@ def run(settings):
         with machine.lock():
             results = measure.run_all(entered, chosen, bed, settings)
             speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
-        result = document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=scenarios.LEFT_OUT)
+        left_out = {} if all(who.can_reload() for who in entered if who.kind == "ringgate") else scenarios.LEFT_OUT
+        result = document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=left_out)
         path = settings.out or RESULTS / f"{date}{'-quick' if settings.quick else ''}.json"
     page = write(path, result)
     failures = [f"{one['name']}: {failure}" for one in results for failure in one["failures"]]

@@ -1,9 +1,11 @@
 """Who is measured: how each is configured, started, and checked to do the same work as the others."""
 
+import itertools
 import os
+import signal
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import BenchError, machine, tls
@@ -15,6 +17,7 @@ RINGGATE = RELEASE / "ringgate"
 BENCH = Path(os.environ.get("RINGGATE_BENCH_BIN", RELEASE / "ringgate-bench"))
 NAMES = ("ringgate", "nginx", "haproxy", "relay")
 LABELS = {"relay": "byte relay"}
+RELOAD = {"ringgate": signal.SIGHUP, "nginx": signal.SIGHUP, "haproxy": signal.SIGUSR2}
 # Room for the 10,000 idle connections, and for 5,000 with a server connection each; nginx counts both kinds.
 MAXCONN = 12000
 # Files that a contender, the load or the memory measurement may have open.
@@ -43,6 +46,13 @@ class Contender:
         command = [self.binary, "-v" if self.kind in ("nginx", "haproxy") else "--version"]
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
         return ((answer.stdout or answer.stderr).splitlines() or ["unknown"])[0]
+
+    def can_reload(self):
+        """Whether it takes over a changed configuration while it serves; earlier builds of Ringgate do not."""
+        if self.kind != "ringgate":
+            return self.kind in RELOAD
+        answer = subprocess.run([self.binary, "run", "--help"], capture_output=True, text=True, timeout=5, check=False)
+        return "SIGHUP" in answer.stdout
 
 
 def named(kind, binary=None, label=None):
@@ -79,11 +89,21 @@ def start(who, cpus, origin, scenario, echo_port=None):
     directory = Path(tempfile.mkdtemp(prefix=f"ringgate-bench-{who.kind}-"))
     config = write_config(who.kind, directory, port, len(cpus), origin.ports, scenario, echo_port)
     command = {
-        "haproxy": [who.binary, "-db", "-f", config],
+        "haproxy": [who.binary, *(["-W"] if scenario.reload else []), "-db", "-f", config],
         "ringgate": [who.binary, "run", config],
         "nginx": [who.binary, "-p", directory, "-e", directory / "error.log", "-c", config],
     }[who.kind]
-    return launch(who.label, cpus, port, command, directory, scenario.path, scenario.tls)
+    server = launch(who.label, cpus, port, command, directory, scenario.path, scenario.tls)
+    if scenario.reload:
+        counts = itertools.cycle((scenario.routes + 1, scenario.routes))
+
+        def reload():
+            changed = replace(scenario, routes=next(counts))
+            write_config(who.kind, directory, port, len(cpus), origin.ports, changed, echo_port)
+            server.process.send_signal(RELOAD[who.kind])
+
+        server.reload = reload
+    return server
 
 
 def start_echo(cpus):

@@ -3,6 +3,7 @@
 import json
 import select
 import subprocess
+import threading
 import time
 
 from . import BenchError
@@ -16,6 +17,8 @@ READY_SECONDS = 30
 IDLE_MAX = 0.05
 # Share of the contender's CPUs used by others, or stolen by the hypervisor, above which a slice counts as disturbed.
 FOREIGN_MAX = 0.05
+# Time between two reloads in the scenario that has them.
+RELOAD_SECONDS = 0.25
 # Ticks that the busy time of a slice may be off: one at each end.
 TICKS_ROUNDED = 2
 
@@ -29,7 +32,7 @@ def command(server, scenario, bed, warmup, seconds, rate=None):
             "--threads", len(bed.load_cpus), *scenario.options]
     line += ["--insecure", "--server-name", HOST] if scenario.tls else []
     line += ["--http2", "--streams", scenario.streams] if scenario.http2 else []
-    if scenario.routes:
+    if scenario.routes and not scenario.reload:
         mix = server.directory / "mix.txt"
         mix.write_text("".join(f"1 GET {path}item\n" for path in route_paths(scenario.routes)))
         line += ["--requests", mix]
@@ -45,16 +48,41 @@ def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     deadline = time.monotonic() + READY_SECONDS + warmup + seconds
     try:
-        pids = process_tree(server.process.pid)
+        # Of what reloads, processes come and go.
+        pids = [server.process.pid] if scenario.reload else process_tree(server.process.pid)
         begun = await_mark(process, "measuring", deadline)
+        reloads = Reloads(server) if scenario.reload and begun else None
         before = Moment.of(pids, bed.cpus)
         seen = during(pids, 0.9 * seconds) if during and begun else None
         if begun:
             await_mark(process, "measured", deadline)
+        if reloads:
+            reloads.stop()
         seen = seen or Moment.of(pids, bed.cpus).since(before, bed.cpus)
-        return finish(process, server, scenario), seen
+        result = finish(process, server, scenario)
+        return result | {"reloads": reloads.count if reloads else 0}, seen
     finally:
         end(process)
+
+
+class Reloads:
+    """Reloads a contender again and again, until stopped."""
+
+    def __init__(self, server):
+        self.server, self.count, self.over = server, 0, threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        """The thread."""
+        while not self.over.wait(RELOAD_SECONDS):
+            self.server.reload()
+            self.count += 1
+
+    def stop(self):
+        """Returns when there will be no more."""
+        self.over.set()
+        self.thread.join()
 
 
 def await_mark(process, word, deadline):
@@ -125,6 +153,8 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     own = bed.share(seen, bed.contender_cpus)
     # Kept apart from the threads' time by some kernels, but spent for them.
     cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
+    if scenario.reload:
+        cpu = own["busy"] * len(bed.contender_cpus)
     foreign = max(0.0, own["busy"] * len(bed.contender_cpus) - cpu)
     idle = {"contender": own["idle"], "load": bed.share(seen, bed.load_cpus)["idle"],
             "origin": bed.share(seen, bed.origin_cpus)["idle"]}
@@ -146,7 +176,7 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
         "segments_per_request": per_request(seen["segments_per_second"]),
         "loopback_bytes_per_request": per_request(seen["loopback_bytes_per_second"]),
         "body_bytes_per_second": result["bytes_per_second"],
-        "rss": seen["rss"],
+        "rss": seen["rss"], "reloads": result["reloads"], "connections_opened": result["connections_opened"],
         "idle": idle, "foreign": foreign, "steal": own["steal"],
         "bottleneck": bottleneck(idle, disturbed, bed),
         "disturbed": disturbed,

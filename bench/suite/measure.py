@@ -136,7 +136,7 @@ def run_all(contenders, scenarios, bed, settings):
     progress = Progress(plan_size(scenarios, contenders, settings))
     results = []
     for scenario in scenarios:
-        entered = [who for who in contenders if who.kind in scenario.contenders]
+        entered = [who for who in contenders if who.kind in scenario.contenders and (not scenario.reload or who.can_reload())]
         if not entered:
             continue
         try:
@@ -256,11 +256,11 @@ def summarise(contenders, scenario, slices, levels, calls):
     idle = scenario.idle and slices
     title = f"{slices[0]['connections']:,} idle connections" if idle else scenario.title
     return {"name": scenario.name, "title": title, "group": scenario.group, "body": scenario.body, "tls": scenario.tls,
-            "streams": scenario.streams if scenario.http2 else 0,
+            "streams": scenario.streams if scenario.http2 else 0, "reload": scenario.reload,
             "connections": scenario.connections, "paced": scenario.paced, "idle": scenario.idle, "rows": rows,
             "slices": slices, "level_slices": levels, "syscalls": calls,
             "failures": [f"round {one['round'] + 1}, {one['contender']}: {one['errors']}"
-                         for one in slices + levels if one["errors"]]}
+                         for one in slices + levels if one["errors"] and not scenario.reload]}
 
 
 def level_of(levels, label, percent):

@@ -71,6 +71,8 @@ class Server:
     process: subprocess.Popen
     pids: list = field(default_factory=list)
     tls: bool = False
+    # Has it take over a changed configuration, where a scenario asks for that.
+    reload: object = None
 
     def wait_ready(self, path="/"):
         """Waits until the port answers 200, then notes the process tree."""

@@ -54,7 +54,8 @@ def whole(result, pictures):
              *picture("ratios", "CPU time per request as a share of the peers'"), *notes(scenarios)]
     for group in dict.fromkeys(one["group"] for one in scenarios):
         members = [one for one in scenarios if one["group"] == group]
-        lines += ["", f"## {group}", "", *(idle_table(members) if members[0]["idle"] else figures_table(members))]
+        rows = idle_table if members[0]["idle"] else reload_table if members[0]["reload"] else figures_table
+        lines += ["", f"## {group}", "", *rows(members)]
         if group == "Small keep-alive requests":
             lines += picture("cpu", "CPU time per small request by number of connections")
             lines += picture("requests", "Small requests a second by number of connections")
@@ -110,7 +111,7 @@ def mark(one, own, kind):
 def figures_table(scenarios):
     """Medians and extremes."""
     rows = []
-    for one in (one for one in scenarios if not one["idle"]):
+    for one in (one for one in scenarios if not one["idle"] and not one["reload"]):
         for row in one["rows"]:
             star = "\\*" if row["invalid"] and not one["paced"] else ""
             calls = row["syscalls_per_request"]
@@ -121,6 +122,25 @@ def figures_table(scenarios):
                          digits(row["segments_per_request"]["median"]), idle_text(row)])
     return table(["", "contender", "requests/s", "CPU µs/request", "p50 ms", "p99 ms", "p99.9 ms", "RSS",
                   "switches/request", "system calls/request", "segments/request", "idle: contender, load, origin"], rows)
+
+
+def reload_table(scenarios):
+    """What reloads do to requests."""
+    rows = []
+    for one in scenarios:
+        for row in one["rows"]:
+            own = [piece for piece in one["slices"] if piece["contender"] == row["contender"]]
+            total = lambda figure: sum(piece[figure] for piece in own)
+            kinds = sorted({kind for piece in own for kind in piece["errors"]})
+            failed = ", ".join(f"{kind} {sum(piece['errors'].get(kind, 0) for piece in own)}" for kind in kinds)
+            rows.append([one["title"], row["contender"], cell(row["requests_per_second"]), cell(row["cpu_us_per_request"]),
+                         cell(row["p50_us"], US_MS), cell(row["p99_us"], US_MS), cell(row["p99_9_us"], US_MS), total("reloads"),
+                         f"{total('requests'):,}", failed or "none", f"{total('connections_opened'):,}"])
+    return table(["", "contender", "requests/s", "CPU µs/request", "p50 ms", "p99 ms", "p99.9 ms", "reloads", "requests", "failed",
+                  "connections opened"], rows) + [
+        "", "Each reload adds or removes one of 100 routes: SIGHUP to Ringgate and nginx, SIGUSR2 to HAProxy's master. CPU is all of "
+        "the contender's CPU, since workers come and go. Failed: requests on their way when a connection was closed, on which "
+        "a client that means well would try again."]
 
 
 def idle_text(row):

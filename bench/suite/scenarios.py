@@ -36,6 +36,8 @@ class Scenario:
     syscalls: bool = True
     # The clients set the pace: nobody is expected to be the bottleneck.
     paced: bool = False
+    # The configuration changes and is taken over again and again meanwhile.
+    reload: bool = False
     # Memory of idle connections: another kind of measurement.
     idle: bool = False
 
@@ -80,10 +82,12 @@ ALL = (
     Scenario("routes-1000", "1,000 routes", "Routes and balancing", 256, routes=1000, contenders=PROXIES, rounds=0.6),
     *(Scenario(f"balance-{method}", f"{method}, 8 servers", "Routes and balancing", 256, balance=method, servers=8,
                contenders=PROXIES, rounds=0.4, syscalls=False) for method in BALANCE),
+    Scenario("reload", "64 connections, a reload every 0.25 s", "Reload under load", 64, routes=100, contenders=PROXIES, rounds=0.6,
+             seconds=2.0, reload=True, syscalls=False),
     Scenario("idle-10000", "10,000 idle connections", "Idle connections", 10_000, contenders=PROXIES, rounds=0.4,
              idle=True),
 )
-LEFT_OUT = {"reload": "Reload under load: this version of Ringgate has no reload, so there is nothing to compare."}
+LEFT_OUT = {"reload": "Reload under load: this build of Ringgate has no reload, so there is nothing to compare."}
 
 
 def choose(patterns):

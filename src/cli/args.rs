@@ -106,6 +106,12 @@ pub enum Command {
     /// Print the manual page, in roff
     #[command(after_help = MAN_EXAMPLES)]
     Man,
+    /// Keep the kernel silent after the process that this one belongs to has died
+    #[command(hide = true)]
+    KeepSilence {
+        /// For so many milliseconds
+        milliseconds: u64,
+    },
     /// Settings of the machine: plan, apply, verify, undo, explain
     #[command(after_help = crate::cli::tune::EXAMPLES)]
     Tune {

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 use clap::Parser as _;
 
@@ -107,6 +108,10 @@ where
             Some(config) => Step::Exit(print_result(out, &verdict(&file, &config))),
             None => Step::Exit(EXIT_USAGE),
         },
+        Command::KeepSilence { milliseconds } => {
+            crate::l4::engine::keep_silence(Duration::from_millis(milliseconds));
+            Step::Exit(0)
+        }
         Command::Tune { command } => Step::Exit(tune::run(&command, out, err)),
         Command::Run { file: Some(file), .. } => run_step(config::load(&file), false, err),
         Command::Run { file: None, .. } => run_step(config::parse("demo.toml", DEMO), true, err),

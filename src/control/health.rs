@@ -4,18 +4,24 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 
+use crate::balance::Gate;
 use crate::balance::outlier::{self, Decision, Reason, Record};
+use crate::control::config::Config;
 use crate::control::config::checks::UpstreamCheck;
 use crate::control::logger::Logger;
 use crate::control::state::{State, UpstreamState};
-use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell};
+use crate::health::{Check, Counts, Event, Prober, Row, Sink, Target, Tell};
+use crate::l4::config::ServiceKey;
+use crate::l4::engine::{Engine, Fact};
+use crate::l4::registry::ServerState;
 use crate::l7::config::ServerAddress;
 use crate::l7::pool::millis;
 use crate::l7::upstream::Member;
@@ -37,11 +43,38 @@ pub struct Checks {
     epoch: Instant,
     prober: Option<Prober>,
     wanted: RefCell<Vec<Option<UpstreamCheck>>>,
+    /// Real servers of the director, what their checks say, and what it was told last.
+    real_servers: RefCell<Vec<RealServer>>,
     /// By upstream and server.
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
     /// When outliers of an upstream were last judged, by its name.
     judged_ms: RefCell<HashMap<String, u64>>,
     watching: Cell<bool>,
+}
+
+/// A real server with its check.
+#[derive(Debug)]
+struct RealServer {
+    service: ServiceKey,
+    address: IpAddr,
+    check: Arc<Check>,
+    tls: Option<Arc<ClientConfig>>,
+    gate: Arc<Gate>,
+    told_up: Cell<bool>,
+}
+
+impl RealServer {
+    fn target(&self, epoch: Instant) -> Target {
+        Target {
+            group: self.service.to_string(),
+            server: self.address.to_string(),
+            address: SocketAddr::new(self.address, self.service.port),
+            name: None,
+            check: Arc::clone(&self.check),
+            tls: self.tls.clone(),
+            sink: Arc::new(GateSink { gate: Arc::clone(&self.gate), epoch }),
+        }
+    }
 }
 
 /// What is known of a server as an outlier.
@@ -86,6 +119,18 @@ impl Sink for MemberSink {
     }
 }
 
+/// Where verdicts on a real server go.
+struct GateSink {
+    gate: Arc<Gate>,
+    epoch: Instant,
+}
+
+impl Sink for GateSink {
+    fn set(&self, up: bool, _: bool) {
+        if up { self.gate.up(since(self.epoch), false) } else { self.gate.down() }
+    }
+}
+
 fn since(epoch: Instant) -> u64 {
     millis(epoch.elapsed())
 }
@@ -97,20 +142,22 @@ impl Checks {
     /// # Errors
     /// When its thread cannot be made.
     pub fn start(
-        checks: Vec<Option<UpstreamCheck>>,
+        config: &Config,
         upstreams: &[UpstreamState],
         epoch: Instant,
         descriptors: u64,
         tell: Tell,
     ) -> io::Result<Self> {
+        let checks = config.checks.clone();
         let concurrent = (descriptors / 8).clamp(16, CONCURRENT_MAX);
-        let wanted = checks.iter().any(Option::is_some);
+        let wanted = checks.iter().chain(&config.l4_checks).any(Option::is_some);
         let concurrent = usize::try_from(concurrent).unwrap_or(usize::MAX);
         let prober = wanted.then(|| Prober::start(concurrent, tell)).transpose()?;
         let started = Self {
             epoch,
             prober,
             wanted: RefCell::new(checks),
+            real_servers: RefCell::new(real_servers(config)),
             records: RefCell::default(),
             judged_ms: RefCell::default(),
             watching: Cell::new(false),
@@ -144,7 +191,37 @@ impl Checks {
             let members = set.members.iter();
             targets.extend(members.filter_map(|member| self.target(upstream, check, member)));
         }
+        let real_servers = self.real_servers.borrow();
+        targets.extend(real_servers.iter().map(|server| server.target(self.epoch)));
         prober.set_targets(targets);
+    }
+
+    /// Tells the director of verdicts it does not know yet.
+    fn tell_director(&self, engine: &Engine) {
+        for server in self.real_servers.borrow().iter() {
+            let up = !server.gate.is_down();
+            if up != server.told_up.get() {
+                let state = ServerState { up, ..ServerState::default() };
+                // What does not fit into its queue is told at the next look.
+                if engine.tell(Fact::State(server.service, server.address, state)) {
+                    server.told_up.set(up);
+                }
+            }
+        }
+    }
+
+    /// How the director's real servers stand, by virtual server.
+    #[must_use]
+    pub fn real_server_rows(&self) -> Vec<Row> {
+        let real_servers = self.real_servers.borrow();
+        if real_servers.is_empty() {
+            return Vec::new();
+        }
+        let rows = self.rows();
+        let row = |server: &RealServer| {
+            rows.get(&(server.service.to_string(), server.address.to_string())).cloned()
+        };
+        real_servers.iter().filter_map(row).collect()
     }
 
     fn target(
@@ -309,6 +386,25 @@ impl Checks {
     }
 }
 
+/// The real servers that have a check.
+fn real_servers(config: &Config) -> Vec<RealServer> {
+    let mut all = Vec::new();
+    for (service, checked) in config.l4.services.iter().zip(&config.l4_checks) {
+        let Some(checked) = checked else { continue };
+        for (server, check) in service.servers.iter().zip(&checked.servers) {
+            all.push(RealServer {
+                service: service.key,
+                address: server.address,
+                check: Arc::clone(check),
+                tls: checked.base.client.clone(),
+                gate: Arc::default(),
+                told_up: Cell::new(true),
+            });
+        }
+    }
+    all
+}
+
 /// Looks after panic thresholds and outliers from now on, if an upstream has either. Call it again when upstreams
 /// may have got them.
 pub fn watch(ring: &Rc<Ring>, state: &Rc<State>, logger: Logger) {
@@ -316,7 +412,9 @@ pub fn watch(ring: &Rc<Ring>, state: &Rc<State>, logger: Logger) {
         let config = &upstream.shared.config;
         config.panic_threshold > 0 || config.outlier.is_some()
     };
-    if !state.upstreams.iter().any(needed) || state.checks.watching.replace(true) {
+    let director = state.l4.is_some() && !state.checks.real_servers.borrow().is_empty();
+    let needed = director || state.upstreams.iter().any(needed);
+    if !needed || state.checks.watching.replace(true) {
         return;
     }
     let (ring, state) = (Rc::clone(ring), Rc::clone(state));
@@ -330,6 +428,9 @@ pub fn watch(ring: &Rc<Ring>, state: &Rc<State>, logger: Logger) {
                 }
             }
             state.checks.tidy(&state.upstreams);
+            if let Some(engine) = &state.l4 {
+                state.checks.tell_director(engine);
+            }
             timer.set(LOOK_EVERY_MS);
             timer.fired().await;
         }
@@ -388,6 +489,19 @@ pub fn check_status(row: &Row) -> Value {
         "failures": row.failures,
         "changes": row.changes,
     })
+}
+
+/// The checks of the director's real servers, for `/status`.
+#[must_use]
+pub fn real_servers_status(checks: &Checks) -> Vec<Value> {
+    let status = |row: &Row| {
+        json!({
+            "virtual_server": row.group,
+            "server": row.server,
+            "check": check_status(row),
+        })
+    };
+    checks.real_server_rows().iter().map(status).collect()
 }
 
 /// What a server's `/status` says besides its own figures.

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod certificates;
 pub mod config;
+pub mod director;
 pub mod events;
 pub mod health;
 pub mod logger;

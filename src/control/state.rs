@@ -1,9 +1,10 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,6 +19,7 @@ use crate::control::tuning::Standing;
 use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
+use crate::l4::engine::Engine;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -66,6 +68,10 @@ pub struct State {
     pub tls: Arc<Board>,
     /// VRRP, if it is configured.
     pub ha: Option<Ha>,
+    /// The layer-4 director and real server, if either is configured.
+    pub l4: Option<Engine>,
+    /// Virtual addresses that the director was told about, and whether it is the active one.
+    pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
     /// The machine's settings; `None`: none are tuned.

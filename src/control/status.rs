@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::control::director;
 use crate::control::health;
 use crate::control::metrics::connections as connections_of;
 use crate::control::state::{Phase, State, UpstreamState};
@@ -24,8 +25,10 @@ pub fn render(state: &State) -> Value {
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
+        "real_server_checks": health::real_servers_status(&state.checks),
         "certificates": certificates(state),
         "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
     })

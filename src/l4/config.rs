@@ -31,6 +31,11 @@ pub struct Settings {
     pub interfaces: Vec<String>,
     /// Addresses of the other directors, whose frames are delivered locally.
     pub peers: Vec<IpAddr>,
+    /// Where frames are forwarded.
+    pub datapath: Datapath,
+    /// Connections a second that one client may ask for; what is beyond is dropped by the XDP program.
+    /// 0: no limit.
+    pub syns_per_source: u32,
     /// Flows that all directors remember together.
     pub flows_max: u32,
     /// New flows a second that a director remembers; beyond, they go by Maglev without an entry.
@@ -48,12 +53,40 @@ impl Default for Settings {
             cpus: Vec::new(),
             interfaces: Vec::new(),
             peers: Vec::new(),
+            datapath: Datapath::Packet,
+            syns_per_source: 0,
             flows_max: 1 << 20,
             new_flows_per_second: 125_000,
             timeouts: Timeouts::default(),
             seed: Key(0x7269_6e67_6761_7465, 0x6469_7265_6374_6f72),
         }
     }
+}
+
+/// Where frames are forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Datapath {
+    /// By an XDP program where interface and kernel allow it, else by packet sockets.
+    Auto,
+    /// By an XDP program, and it is trouble where that is not possible.
+    Xdp,
+    /// The same, and only in the driver.
+    Native,
+    /// The same, and only in the kernel's receive path.
+    Generic,
+    /// By packet sockets.
+    Packet,
+}
+
+impl Datapath {
+    /// All of them with their names.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("auto", Self::Auto),
+        ("xdp", Self::Xdp),
+        ("native", Self::Native),
+        ("generic", Self::Generic),
+        ("packet", Self::Packet),
+    ];
 }
 
 /// How long a flow is remembered after its last packet.

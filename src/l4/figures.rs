@@ -13,7 +13,47 @@ pub struct Traffic {
     pub packets: Counter,
     /// Bytes in, from the IP header on (`InBytes`).
     pub bytes: Counter,
+    /// Packets dropped, by [`Reason::index`](super::Reason::index); of virtual servers only.
+    pub dropped: [Counter; REASONS],
 }
+
+/// What one director counts of everything: each frame is in one of the first six figures or in
+/// `dropped`, a held one again when it is released.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Overall {
+    /// Left to the kernel.
+    pub passed: Counter,
+    /// Delivered to this host.
+    pub local: Counter,
+    /// Sent to a server by its MAC address.
+    pub forwarded: Counter,
+    /// Sent to a server in a tunnel.
+    pub encapsulated: Counter,
+    /// Answered.
+    pub replied: Counter,
+    /// Fragments held until their first comes.
+    pub held: Counter,
+    /// Dropped, by [`Reason::index`](super::Reason::index).
+    pub dropped: [Counter; REASONS],
+    /// Flows in the table now.
+    pub flows: Counter,
+    /// Flows that left it after their timeout.
+    pub expired: Counter,
+    /// Flows that left it for others.
+    pub evicted: Counter,
+    /// Flows that went to another server because theirs was gone.
+    pub rescheduled: Counter,
+    /// Flows that began elsewhere and were found by hash.
+    pub adopted: Counter,
+    /// Packets of flows that were not taken in: too many new ones, or no room.
+    pub stateless: Counter,
+    /// New flows whose client could not be remembered for persistence.
+    pub unremembered_clients: Counter,
+}
+
+/// Reasons for which a frame is dropped.
+pub const REASONS: usize = 8;
 
 /// The sum over directors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,6 +64,8 @@ pub struct Totals {
     pub packets: u64,
     /// Bytes in.
     pub bytes: u64,
+    /// Packets dropped, by [`Reason::index`](super::Reason::index).
+    pub dropped: [u64; REASONS],
 }
 
 /// Flows that a real server has, over all directors; on a cache line of its own.
@@ -112,6 +154,9 @@ impl Figures {
             flows: sum.flows.wrapping_add(one.flows.value()),
             packets: sum.packets.wrapping_add(one.packets.value()),
             bytes: sum.bytes.wrapping_add(one.bytes.value()),
+            dropped: std::array::from_fn(|at| {
+                sum.dropped[at].wrapping_add(one.dropped[at].value())
+            }),
         })
     }
 }

@@ -12,10 +12,10 @@ pub mod config;
 mod director;
 pub mod engine;
 pub mod figures;
-#[allow(dead_code)]
 mod flow;
 pub mod hash;
 pub mod offload;
+pub mod persistence;
 pub mod registry;
 mod schedule;
 pub mod steer;

@@ -2,12 +2,15 @@
 //! shared by all of them.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::config::{Forward, OnServerDown, Persistence, Scheduler, ServiceKey, Timeouts};
-use super::figures::Figures;
+use super::figures::{Figures, Overall};
 use super::hash::{Tuple, place};
+use super::persistence::Templates;
+use crate::balance::hash::mix;
 use crate::balance::siphash::Key;
 use crate::protocol::ethernet::Mac;
 
@@ -114,6 +117,8 @@ pub struct Service {
     pub maglev: Arc<[u16]>,
     /// The slot of the server that is this host.
     pub local: Option<u16>,
+    /// Its clients and their servers, with persistence.
+    pub templates: Option<Arc<Templates>>,
     /// What is counted of it.
     pub figures: Arc<Figures>,
 }
@@ -122,7 +127,15 @@ impl Service {
     /// The server that this flow has without anybody remembering it.
     #[must_use]
     pub fn stateless(&self, seed: Key, tuple: &Tuple) -> Option<u16> {
-        let hash = self.key_of(tuple).hash(seed);
+        self.stateless_at(seed, tuple, tuple.hash(seed))
+    }
+
+    /// The same, with the tuple's hash at hand.
+    pub(super) fn stateless_at(&self, seed: Key, tuple: &Tuple, hash: u64) -> Option<u16> {
+        let hash = match (self.persistence, self.scheduler) {
+            (None, Scheduler::Sh) | (Some(_), _) => self.key_of(tuple).hash(seed),
+            (None, _) => hash,
+        };
         self.maglev.get(place(hash, self.maglev.len())).copied()
     }
 
@@ -136,6 +149,44 @@ impl Service {
     }
 }
 
+/// A map whose keys are the configuration's: outsiders cannot choose them to collide, so a fast
+/// hash will do.
+pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+/// A set as [`Map`].
+pub type Set<K> = HashSet<K, BuildHasherDefault<Mixer>>;
+
+/// The hasher of [`Map`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, tail) = bytes.as_chunks::<8>();
+        words.iter().for_each(|word| self.write_u64(u64::from_le_bytes(*word)));
+        if !tail.is_empty() {
+            let mut last = [0; 8];
+            last.iter_mut().zip(tail).for_each(|(to, from)| *to = *from);
+            self.write_u64(u64::from_le_bytes(last));
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0.rotate_left(23) ^ word).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    }
+
+    fn write_u16(&mut self, word: u16) {
+        self.write_u64(word.into());
+    }
+
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(word.into());
+    }
+
+    fn finish(&self) -> u64 {
+        mix(self.0)
+    }
+}
+
 /// Everything that directors decide by.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
@@ -144,13 +195,15 @@ pub struct Tables {
     /// Real servers by slot.
     pub servers: Vec<Option<Server>>,
     /// Slots of virtual servers by key.
-    pub index: HashMap<ServiceKey, u16>,
+    pub index: Map<ServiceKey, u16>,
     /// Addresses of virtual servers.
-    pub vips: HashSet<IpAddr>,
+    pub vips: Set<IpAddr>,
     /// MAC addresses by which frames are for us, by interface.
-    pub interfaces: HashMap<u32, Vec<Mac>>,
+    pub macs: Map<u32, Vec<Mac>>,
     /// MAC addresses of the other directors.
-    pub peers: HashSet<Mac>,
+    pub peers: Set<Mac>,
+    /// What directors count of everything, by their index.
+    pub overall: Arc<[Arc<Overall>]>,
     /// How long flows are remembered.
     pub timeouts: Timeouts,
     /// Key of every hash.
@@ -180,13 +233,5 @@ impl Tables {
     #[must_use]
     pub fn server(&self, id: ServerId) -> Option<&Server> {
         self.occupant(id.slot).filter(|server| server.id == id)
-    }
-}
-
-#[cfg(test)]
-impl Tables {
-    /// For tests: the virtual server with a key.
-    pub(super) fn by_key(&self, key: ServiceKey) -> &Service {
-        self.service(key).unwrap().1
     }
 }

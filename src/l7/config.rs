@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use regex_automata::meta::Regex;
 
 use crate::balance::{Policy, outlier};
+use crate::l7::clients::Clients;
 use crate::l7::template::Template;
 use crate::l7::tls;
 
@@ -27,6 +28,8 @@ pub struct Service {
     pub routes: Vec<Route>,
     /// Upstreams in name order; routes refer to them by index.
     pub upstreams: Vec<Upstream>,
+    /// Limits for each client address, with what is known of addresses; `None`: there are none.
+    pub clients: Option<Arc<Clients>>,
 }
 
 /// Limits and timeouts towards clients (nginx's names where the meaning is nginx's).

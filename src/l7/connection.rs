@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use crate::l7::channel::Channel;
+use crate::l7::clients::{Clients, Seat, Verdict};
 use crate::l7::config::Action;
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::{FlushError, flush, throttle};
+use crate::l7::flow::{FlushError, flush, flush_at, throttle};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::output::buffer_of;
@@ -17,10 +18,10 @@ use crate::l7::tls::metrics::Reason;
 use crate::l7::tls::{Application, handshake};
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, http2, proxy, reply};
-use crate::protocol::http1::{HeadScanner, Method, Version};
+use crate::protocol::http1::{HeadScanner, Method, Version, encode};
 use crate::protocol::proxy_protocol::{self, Parsed};
 use crate::ring::timer::Elapsed;
-use crate::ring::{Stream, Timer};
+use crate::ring::{Stream, Timer, WriteBuf};
 use crate::sys::socket;
 
 /// After a refusal the client's bytes are read and thrown away for this long, since closing with
@@ -30,6 +31,17 @@ const LINGER_MS: u64 = 2_000;
 const LINGER_BYTES: u64 = 1024 * 1024;
 /// While draining, a connection that was active this recently may have a request on the way.
 pub(super) const DRAIN_GRACE_MS: u64 = 1_000;
+/// The answer to a connection too many, before it asks.
+fn refusal(worker: &Worker, status: u16) -> WriteBuf {
+    let mut buffer = WriteBuf::new(&worker.ring);
+    let out = &mut buffer.bytes;
+    encode::push_status_line(out, status, encode::reason(status).as_bytes());
+    encode::push_field(out, b"Content-Length", b"0");
+    encode::push_field(out, b"Connection", b"close");
+    out.extend_from_slice(b"\r\n");
+    buffer
+}
+
 /// The answer to a request in the clear on a port for TLS.
 const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
 Content-Length: 56\r\nConnection: close\r\n\r\n\
@@ -87,7 +99,8 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
     let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
     worker.metrics.listeners[listener].accepted.increment();
     let mut client = Client::new(worker, stream.into(), listener, addresses, Some(key));
-    if client.read_proxy_header().await {
+    let limited = if client.read_proxy_header().await { client.sit_down() } else { None };
+    if let Some(_limited) = limited {
         let after = match client.secure().await {
             Ok(()) => client.serve_protocol().await,
             Err(after) => after,
@@ -97,6 +110,8 @@ pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: 
             After::CloseIdle => client.say_goodbye().await,
             _ => client.close().await,
         }
+    } else {
+        client.close().await; // what a refusal said, if anything
     }
     drop((client, seat));
 }
@@ -187,6 +202,28 @@ impl Client {
         }
         self.worker.metrics.proxy_header_errors.increment();
         false
+    }
+
+    /// Counts the connection for its client's address; `None` when that has too many already.
+    fn sit_down(&mut self) -> Option<Option<Seat>> {
+        let worker = &self.worker;
+        let Some(clients) = &worker.service.clients else { return Some(None) };
+        let address = self.addresses.peer.ip();
+        match Clients::connect(clients, address, worker.now()) {
+            Verdict::Admitted(seat) => Some(Some(seat)),
+            Verdict::Untracked(seat) => {
+                worker.metrics.clients.untracked.increment();
+                Some(Some(seat))
+            }
+            Verdict::Refused => {
+                worker.metrics.clients.connections_refused.increment();
+                worker.report_client(address, "too many connections");
+                if worker.service.listeners[self.listener].tls.is_none() {
+                    self.stream.write(refusal(worker, clients.settings.status));
+                }
+                None
+            }
+        }
     }
 
     /// Serves HTTP/2 or HTTP/1.1, as TLS has settled or the first bytes tell.
@@ -303,7 +340,7 @@ impl Client {
     /// taken nothing for too long.
     async fn wait_for_reader(&self) -> bool {
         let send_timeout = millis(self.worker.service.http.send_timeout);
-        match throttle(&self.stream, &self.answer_timer, send_timeout).await {
+        match throttle(&self.stream, &self.answer_timer, send_timeout, None).await {
             Ok(()) => return true,
             Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
             Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
@@ -359,6 +396,19 @@ impl Client {
         }
         let trusted = &worker.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
+        if let Some(clients) = &worker.service.clients {
+            let address = exchange.identity().client;
+            match clients.request(address, worker.now()) {
+                Verdict::Admitted(()) => {}
+                Verdict::Untracked(()) => worker.metrics.clients.untracked.increment(),
+                Verdict::Refused => {
+                    worker.metrics.clients.requests_refused.increment();
+                    worker.report_client(address, "too many requests");
+                    exchange.outcome.error = Some("limits.request_rate");
+                    return reply::status(self, exchange, None, clients.settings.status).await;
+                }
+            }
+        }
         if exchange.request.method == Method::Connect {
             return self.refuse(exchange, 405);
         }
@@ -515,7 +565,9 @@ impl Client {
     /// reading until the client has closed too.
     async fn close(&mut self) {
         let send_timeout = millis(self.worker.service.http.send_timeout);
-        if flush(&self.stream, 0, &self.answer_timer, send_timeout).await.is_err() {
+        let pace = self.worker.download_pace(self.addresses.peer.ip());
+        let pace = pace.as_ref();
+        if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;
         }
         if self.stream.sent() == 0 {

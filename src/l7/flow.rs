@@ -7,6 +7,7 @@ use std::task::Poll;
 use bytes::Bytes;
 
 use crate::l7::channel::Channel;
+use crate::l7::clients::Pace;
 use crate::l7::input::{BodyReadError, BodyReader, Input};
 use crate::l7::output::{BodyWriter, Coding};
 use crate::ring::Timer;
@@ -33,12 +34,35 @@ pub async fn flush(
     timer: &Timer,
     timeout_ms: u64,
 ) -> Result<(), FlushError> {
+    flush_at(stream, low, timer, timeout_ms, None).await
+}
+
+/// The same towards a client that has to keep a pace.
+///
+/// # Errors
+/// See [`FlushError`].
+pub async fn flush_at(
+    stream: &Channel,
+    low: usize,
+    timer: &Timer,
+    timeout_ms: u64,
+    pace: Option<&Pace<'_>>,
+) -> Result<(), FlushError> {
     loop {
-        let sent = stream.sent();
-        timer.set(timeout_ms);
-        match timer.guard(poll_fn(|cx| stream.poll_flushed(cx, low))).await {
+        let (sent, began) = (stream.sent(), stream.ring().now());
+        let left = pace.map_or(u64::MAX, |pace| pace.left_ms(sent));
+        timer.set(timeout_ms.min(left));
+        let flushed = timer.guard(poll_fn(|cx| stream.poll_flushed(cx, low))).await;
+        if let Some(pace) = pace {
+            pace.note(stream.ring().now().saturating_sub(began));
+        }
+        match flushed {
             Ok(result) => return result.map_err(FlushError::Io),
-            Err(_) if stream.sent() > sent => {}
+            Err(_) if pace.is_some_and(|pace| pace.left_ms(stream.sent()) == 0) => {
+                pace.inspect(|pace| pace.give_up());
+                return Err(FlushError::Timeout);
+            }
+            Err(_) if stream.sent() > sent || left < timeout_ms => {}
             Err(_) => return Err(FlushError::Timeout),
         }
     }
@@ -48,15 +72,20 @@ pub async fn flush(
 ///
 /// # Errors
 /// See [`FlushError`].
-pub async fn throttle(stream: &Channel, timer: &Timer, timeout_ms: u64) -> Result<(), FlushError> {
+pub async fn throttle(
+    stream: &Channel,
+    timer: &Timer,
+    timeout_ms: u64,
+    pace: Option<&Pace<'_>>,
+) -> Result<(), FlushError> {
     let high = stream.queue_high();
     if stream.queued_pieces() > PIECES_HIGH {
-        return flush(stream, 0, timer, timeout_ms).await;
+        return flush_at(stream, 0, timer, timeout_ms, pace).await;
     }
     if stream.queued() <= high {
         return Ok(());
     }
-    flush(stream, high / 4, timer, timeout_ms).await
+    flush_at(stream, high / 4, timer, timeout_ms, pace).await
 }
 
 /// Why a request body did not reach the server whole.
@@ -125,7 +154,7 @@ pub async fn pump_request(
     (body, replay): (&mut BodyReader, &mut Replay),
     server: &Channel,
     coding: Coding,
-    limits: PumpLimits,
+    (limits, pace): (PumpLimits, Option<&Pace<'_>>),
     timer: &Timer,
 ) -> Result<(), PumpError> {
     let mut writer = BodyWriter::new(coding);
@@ -140,7 +169,9 @@ pub async fn pump_request(
     }
     let (client, input) = client;
     loop {
-        timer.set(limits.client_timeout_ms);
+        let left = pace.map_or(u64::MAX, |pace| pace.left_ms(body.received()));
+        timer.set(limits.client_timeout_ms.min(left));
+        let began = pace.map(|_| client.ring().now());
         let next = poll_fn(|cx| {
             let piece = body.poll_piece(input, client, cx).map_err(PumpError::Client);
             // A chunk that is too large is refused when its size is known, not when it has come.
@@ -149,12 +180,20 @@ pub async fn pump_request(
             }
             piece
         });
-        let Some(piece) = timer.guard(next).await.map_err(|_| PumpError::ClientTimeout)?? else {
+        let next = timer.guard(next).await;
+        if let Some((pace, began)) = pace.zip(began) {
+            pace.note(client.ring().now().saturating_sub(began));
+            if next.is_err() && left < limits.client_timeout_ms {
+                pace.give_up();
+            }
+        }
+        let Some(piece) = next.map_err(|_| PumpError::ClientTimeout)?? else {
             break;
         };
         replay.keep(piece.as_slice());
         writer.write(server, None, piece);
-        throttle(server, timer, limits.server_timeout_ms).await.map_err(PumpError::Server)?;
+        let timeout = limits.server_timeout_ms;
+        throttle(server, timer, timeout, None).await.map_err(PumpError::Server)?;
     }
     timer.clear();
     writer.finish(server, None, body.trailers());

@@ -41,6 +41,21 @@ pub struct Metrics {
     pub responses_cut: Counter,
     /// HTTP/2 between clients and us.
     pub http2: Http2Metrics,
+    /// Limits for each client address.
+    pub clients: ClientMetrics,
+}
+
+/// What limits for each client address did.
+#[derive(Debug, Default)]
+pub struct ClientMetrics {
+    /// Connections refused because their address had too many.
+    pub connections_refused: Counter,
+    /// Requests refused because their address had sent too many.
+    pub requests_refused: Counter,
+    /// Connections given up because the client sent or took a body too slowly.
+    pub slow: Counter,
+    /// Connections and requests let through because the table had no room for their address.
+    pub untracked: Counter,
 }
 
 /// What is counted of HTTP/2 connections of clients.
@@ -89,6 +104,7 @@ impl Metrics {
             client_aborts: Counter::default(),
             responses_cut: Counter::default(),
             http2: Http2Metrics::default(),
+            clients: ClientMetrics::default(),
         }
     }
 }

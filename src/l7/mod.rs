@@ -2,6 +2,7 @@
 
 pub mod access_log;
 pub mod channel;
+pub mod clients;
 pub mod config;
 pub mod connection;
 pub mod exchange;

@@ -1,6 +1,7 @@
 //! What one shard's connections share: configuration, pools, figures, log.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -8,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use slab::Slab;
 
+use crate::l7::clients::Pace;
 use crate::l7::config::Service;
 use crate::l7::exchange::Exchange;
 use crate::l7::log::AccessLog;
@@ -26,6 +28,8 @@ use crate::ring::{Ring, Timer};
 const EXCHANGES_KEPT: usize = 1024;
 /// How long a rendered `Date` is used.
 const DATE_MS: u64 = 500;
+/// Reports of limited clients are this far apart at least.
+const CLIENT_REPORTS_MS: u64 = 10_000;
 /// How often idle upstream connections are looked through.
 const SWEEP_MS: u64 = 1000;
 
@@ -49,6 +53,13 @@ pub enum Report {
         server: String,
         /// Why.
         error: String,
+    },
+    /// A client's address has reached a limit; others may have too.
+    ClientLimited {
+        /// The address.
+        address: IpAddr,
+        /// Which limit.
+        what: &'static str,
     },
     /// Accepting stopped because descriptors ran out.
     NoDescriptors {
@@ -79,6 +90,7 @@ pub struct Worker {
     /// Bounds on heads.
     pub limits: Limits,
     reporter: Reporter,
+    client_reported: Cell<Option<Millis>>,
     ids: RefCell<Generator>,
     #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
@@ -133,6 +145,7 @@ impl Worker {
             log,
             limits,
             reporter,
+            client_reported: Cell::new(None),
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
             date: Cell::new((0, http_date(0))),
@@ -156,6 +169,30 @@ impl Worker {
         if !(self.reporter)(report) {
             self.metrics.reports_dropped.increment();
         }
+    }
+
+    /// Tells the operator of a client that is limited: one in a while, the others are only counted.
+    pub fn report_client(&self, address: IpAddr, what: &'static str) {
+        let now = self.now();
+        let is_due = |last: Millis| now.saturating_sub(last) >= CLIENT_REPORTS_MS;
+        if self.client_reported.get().is_none_or(is_due) {
+            self.client_reported.set(Some(now));
+            self.report(Report::ClientLimited { address, what });
+        }
+    }
+
+    /// The least rate at which a client has to take a response, if there is one.
+    #[must_use]
+    pub fn download_pace(&self, address: IpAddr) -> Option<Pace<'_>> {
+        let clients = self.service.clients.as_ref()?;
+        clients.download(address, &self.metrics.clients.slow)
+    }
+
+    /// The least rate at which a client has to send a request body, if there is one.
+    #[must_use]
+    pub fn upload_pace(&self, address: IpAddr) -> Option<Pace<'_>> {
+        let clients = self.service.clients.as_ref()?;
+        clients.upload(address, &self.metrics.clients.slow)
     }
 
     /// A fresh request id.

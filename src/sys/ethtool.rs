@@ -122,7 +122,24 @@ fn fetch(interface: &str, parameter: Parameter) -> io::Result<(Words, usize)> {
     Ok((words, if apart { CHANNELS_RX } else { at }))
 }
 
-fn call(interface: &str, words: &mut Words) -> io::Result<()> {
+/// The name of an interface's driver, `veth` for example.
+///
+/// # Errors
+/// As [`read`].
+pub fn driver(interface: &str) -> io::Result<String> {
+    /// `ethtool_drvinfo`: the command, then names of 32 bytes, the driver's first; 196 bytes.
+    const GET_DRIVER: u32 = 0x03;
+    let mut words = [0; 64];
+    words[0] = GET_DRIVER;
+    call(interface, &mut words)?;
+    let letters = words[1..9].iter().flat_map(|word| word.to_ne_bytes());
+    let name: Vec<u8> = letters.take_while(|letter| *letter != 0).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+fn call<const N: usize>(interface: &str, words: &mut [u32; N]) -> io::Result<()> {
+    // What the kernel writes is never longer than the command's structure.
+    const { assert!(N >= WORDS) };
     // SAFETY: ifreq is plain arrays, integers and pointers, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let name = interface.as_bytes();
@@ -135,7 +152,7 @@ fn call(interface: &str, words: &mut Words) -> io::Result<()> {
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
     let fd = socket::datagram(SocketAddr::from(([0, 0, 0, 0], 0)))?;
     // SAFETY: `request` is a valid ifreq whose NUL-terminated name ends within it and whose data
-    // points to 128 bytes, more than any structure of the commands above; both live across the call.
+    // points to more bytes than the structure of the command has; both live across the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) })?;
     Ok(())
 }

@@ -259,6 +259,26 @@ def checked(kind):
     measure.check([contenders.named(kind)], choose(["tls-64", "h2-1"]), BED)
 
 
+@pytest.mark.parametrize("kind", ["nginx", "haproxy", "ringgate"])
+def test_reloads_happen_under_load(kind, tmp_path):
+    who, scenario = contenders.named(kind), choose(["reload"])[0]
+    if not who.can_reload():
+        assert kind == "ringgate"
+        assert measure.run_all([who], [scenario], BED, cli.parse(["--no-syscalls"])) == []
+        return
+    with background(tmp_path / "origin", "serve") as origin:
+        server = contenders.start(who, BED.contender_cpus, SimpleNamespace(ports=[origin.address[1]]), scenario)
+        try:
+            one = load.slice_of(server, scenario, BED, 0.2, 1.2)
+        finally:
+            server.stop()
+    assert one["reloads"] >= 2 and one["requests"] > 20
+    # What a reload closes is opened again: most requests are answered.
+    assert sum(one["errors"].values()) < one["requests"]
+    summary = measure.summarise([who], scenario, [{"round": 0} | one], [], {})
+    assert not summary["failures"] and f" {one['reloads']} " in "\n".join(report.reload_table([summary]))
+
+
 def without_pool(parts):
     """nginx's fragments, the echo without its pool of connections."""
     def changed(*arguments):

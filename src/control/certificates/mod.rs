@@ -73,13 +73,13 @@ pub enum Change {
 ///
 /// # Errors
 /// The first file that cannot be used.
-pub fn load_checks(
+pub fn load_checks<'a>(
     service: &Service,
     base: &Path,
-    checks: &mut [Option<UpstreamCheck>],
+    checks: impl Iterator<Item = &'a mut UpstreamCheck>,
 ) -> Result<(), Problem> {
     let reader = Reader { service, base, changed: None };
-    for check in checks.iter_mut().flatten() {
+    for check in checks {
         check.base.client = match &check.base.tls {
             Some(tls) => Some(reader.upstream(tls, false)?),
             None => None,

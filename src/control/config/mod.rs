@@ -23,6 +23,7 @@ use self::place::Report;
 use crate::control::certificates::{self, Loaded, Problem};
 use crate::ha::config::Ha;
 use crate::l4::config::L4;
+use crate::l4::engine::RealServer;
 use crate::l7::config::{AccessLogFormat, Service};
 
 /// Largest file that is read, in bytes.
@@ -52,6 +53,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// Active health checks, in the order of the upstreams.
     pub checks: Vec<Option<checks::UpstreamCheck>>,
+    /// Active health checks of the virtual servers, in their order.
+    pub l4_checks: Vec<Option<checks::UpstreamCheck>>,
     /// Where relative paths of certificates start: the directory of the file.
     pub base: PathBuf,
     /// Certificates and keys, once [`load`] has read them.
@@ -60,6 +63,8 @@ pub struct Config {
     pub ha: Ha,
     /// The layer-4 director.
     pub l4: L4,
+    /// The role of a real server, if this host has it.
+    pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
     pub warnings: Vec<String>,
 }
@@ -237,7 +242,8 @@ fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigError
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
         ConfigErrors::at(&source, problems.collect())
     })?;
-    certificates::load_checks(&config.service, &config.base, &mut config.checks)
+    let all = config.checks.iter_mut().chain(&mut config.l4_checks).flatten();
+    certificates::load_checks(&config.service, &config.base, all)
         .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));

@@ -68,11 +68,13 @@ tables! {
         tuning: Node<Tuning>,
         admin: Node<Admin>,
         http: Node<Http>,
+        limits: Node<Limits>,
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
         director: Node<Director>,
         virtual_server: Nodes<VirtualServer>,
+        real_server: Node<RealServerRole>,
         vrrp: Node<Named<Node<Vrrp>>>,
         vrrp_script: Node<Named<Node<VrrpScript>>>,
         vrrp_sync_group: Node<Named<Node<VrrpSyncGroup>>>,
@@ -85,6 +87,8 @@ tables! {
         seed: Leaf,
         flows_max: Leaf,
         new_flows_per_second: Leaf,
+        datapath: Leaf,
+        syns_per_source: Leaf,
         tcp_timeout: Leaf,
         tcp_fin_timeout: Leaf,
         tcp_syn_timeout: Leaf,
@@ -108,6 +112,7 @@ tables! {
         hysteresis: Leaf,
         sorry_server: Leaf,
         servers: Nodes<RealServer>,
+        check: Node<Check>,
     }
     /// An element of a virtual server's `servers`
     RealServer {
@@ -116,6 +121,13 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
+    }
+    /// `[real_server]`
+    RealServerRole {
+        addresses: Leaf,
+        lease: Leaf,
     }
     /// `[vrrp.NAME]`
     Vrrp {
@@ -231,6 +243,18 @@ tables! {
         http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
+    }
+    /// `[limits]`
+    Limits {
+        connections: Leaf,
+        request_rate: Leaf,
+        request_burst: Leaf,
+        status: Leaf,
+        min_upload_rate: Leaf,
+        min_download_rate: Leaf,
+        rate_grace: Leaf,
+        exempt: Leaf,
+        table_size: Leaf,
     }
     /// `[[listener]]`
     Listener {
@@ -407,6 +431,7 @@ tables! {
 pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
+    ("[limits]", Limits::KEYS),
     ("[log]", Log::KEYS),
     ("[tuning]", Tuning::KEYS),
     ("[tls]", Tls::KEYS),
@@ -428,6 +453,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("[director]", Director::KEYS),
     ("[[virtual_server]]", VirtualServer::KEYS),
     ("servers of a virtual server", RealServer::KEYS),
+    ("[real_server]", RealServerRole::KEYS),
     ("check", Check::KEYS),
     ("[upstream.NAME.outlier]", Outlier::KEYS),
     ("breaker", Breaker::KEYS),
@@ -526,8 +552,8 @@ macro_rules! wanted {
 wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redirect);
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
-wanted!(Director VirtualServer RealServer);
-wanted!(Check Outlier Breaker);
+wanted!(Director VirtualServer RealServer RealServerRole);
+wanted!(Check Outlier Breaker Limits);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -65,7 +65,8 @@ pub(super) fn routes(keys: &str) -> Vec<crate::l7::config::Route> {
 const REFERENCE: &str = include_str!("../../../deploy/ringgate.toml");
 
 /// Keys of the reference that are required or marked as examples; all others show their default.
-const EXAMPLES: [&str; 26] = [
+const EXAMPLES: [&str; 27] = [
+    "real_server.addresses",
     "virtual_server.address",
     "virtual_server.servers.address",
     "listener.name",

@@ -48,6 +48,7 @@ const OF_ROWS: [OfRow; 6] = [
 
 pub(super) fn write(page: &mut Page, state: &State) {
     let rows = state.checks.rows();
+    let real_servers = state.checks.real_server_rows();
     for (family, kind, help, pick) in OF_ROWS.iter().filter(|_| !rows.is_empty()) {
         page.family(family, kind, help);
         each(state, |upstream, member| {
@@ -57,6 +58,11 @@ pub(super) fn write(page: &mut Page, state: &State) {
                 page.sample(family, &labels, pick(row));
             }
         });
+        for row in &real_servers {
+            let (group, server) = (row.group.as_str(), row.server.as_str());
+            let labels = [("virtual_server", group), ("server", server), ("check", row.kind)];
+            page.sample(family, &labels, pick(row));
+        }
     }
     prober(page, state);
     outliers(page, state);

@@ -1,5 +1,7 @@
 //! The figures in Prometheus' text format (version 0.0.4).
 
+mod datapath;
+mod director;
 mod health;
 mod tls;
 mod upgrade;
@@ -94,6 +96,10 @@ pub fn render(state: &State, format: Format) -> String {
     if let Some(ha) = &state.ha {
         vrrp::write(&mut page, &ha.board.read());
     }
+    if let Some(l4) = &state.l4 {
+        director::write(&mut page, &l4.board);
+        datapath::write(&mut page, &l4.board.network());
+    }
     tuning(&mut page, state);
     upgrade::write(&mut page, state);
     if format == Format::OpenMetrics {
@@ -135,7 +141,27 @@ fn tuning(page: &mut Page, state: &State) {
 /// A family, its help, and which counter of a shard it adds up.
 type Total = (&'static str, &'static str, fn(&Metrics) -> &Counter);
 
-const TOTALS: [Total; 18] = [
+const TOTALS: [Total; 22] = [
+    (
+        "ringgate_client_connections_refused_total",
+        "Connections refused because their client address had too many (limits.connections).",
+        |m| &m.clients.connections_refused,
+    ),
+    (
+        "ringgate_client_requests_refused_total",
+        "Requests refused because their client address had sent too many (limits.request_rate).",
+        |m| &m.clients.requests_refused,
+    ),
+    (
+        "ringgate_client_slow_total",
+        "Clients given up because they sent or took a body too slowly.",
+        |m| &m.clients.slow,
+    ),
+    (
+        "ringgate_client_untracked_total",
+        "Connections and requests let through because limits.table_size had no room.",
+        |m| &m.clients.untracked,
+    ),
     (
         "ringgate_requests_refused_total",
         "Requests refused as malformed or over a limit before routing.",

@@ -17,6 +17,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
 use crate::control::systemd;
@@ -60,6 +61,7 @@ enum News {
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
+    L4(crate::l4::engine::Event),
     Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
     Health(crate::health::Event),
@@ -158,7 +160,11 @@ impl Control {
         let health = Arc::new(Health::new(upstreams.len()));
         vrrp::count_usable(&upstreams, &health);
         health.listeners.set(true);
-        let ha = self.succeed(&shards, &health)?;
+        let desk = self.desk.clone();
+        let (l4, directors) =
+            director::start(&self.config, move |event| desk.tell(News::L4(event)))
+                .map_err(Failed)?;
+        let ha = self.succeed(&shards, directors, &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
@@ -173,6 +179,8 @@ impl Control {
             checks,
             tls,
             ha,
+            l4,
+            roles: RefCell::default(),
             health,
             tuning,
             upgrade: office,
@@ -191,6 +199,9 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        if state.ha.is_some() && state.l4.is_some() {
+            spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
+        }
         if state.ha.is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
@@ -224,6 +235,9 @@ impl Control {
         let other = ring.clone();
         spawn(&ring, async move { watch.read(other, self.inbox, self.desk.wake).await });
         end.event.take().await;
+        if let Some(l4) = &state.l4 {
+            l4.stop();
+        }
         systemd::notify("STOPPING=1\n");
         if let Some(path) = self.config.node.pid_file.as_deref() {
             pid_file::remove(path);

@@ -16,6 +16,7 @@ use super::{Control, Failed, News};
 use crate::control::admin::Token;
 use crate::control::certificates::Keeper;
 use crate::control::config::{Config, Shards, Steering};
+use crate::control::director;
 use crate::control::health::Checks;
 use crate::control::logger::Logger;
 use crate::control::resolve;
@@ -171,8 +172,7 @@ impl Control {
     ) -> Result<Checks, Failed> {
         let desk = self.desk.clone();
         let tell = Box::new(move |event| desk.tell(News::Health(event)));
-        let wanted = self.config.checks.clone();
-        let checks = Checks::start(wanted, upstreams, self.epoch, self.descriptors, tell)
+        let checks = Checks::start(&self.config, upstreams, self.epoch, self.descriptors, tell)
             .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
         if !checks.first_round(ring).await {
             self.logger
@@ -219,6 +219,7 @@ impl Control {
     pub(super) fn start_ha(
         &self,
         shards: &[Shard],
+        directors: Vec<director::Watched>,
         health: &Arc<Health>,
         takeover: Option<Takeover>,
     ) -> Result<Option<Ha>, Failed> {
@@ -232,6 +233,7 @@ impl Control {
             shards: shards
                 .iter()
                 .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+                .chain(directors)
                 .collect(),
             reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
             takeover,

@@ -13,7 +13,7 @@ use super::{Control, Failed};
 use crate::control::metrics::connections;
 use crate::control::state::{Phase, State};
 use crate::control::upgrade::{self, Office, pid_file};
-use crate::control::{systemd, vrrp};
+use crate::control::{director, systemd, vrrp};
 use crate::ha::Ha;
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
@@ -97,15 +97,16 @@ impl Control {
     pub(super) fn succeed(
         &self,
         shards: &[Shard],
+        directors: Vec<director::Watched>,
         health: &Arc<Health>,
     ) -> Result<Option<Ha>, Failed> {
         let Some(inherited) = &self.inherited else {
             accept(shards);
-            return self.start_ha(shards, health, None);
+            return self.start_ha(shards, directors, health, None);
         };
         let (armed, ready) = sync_channel(1);
         let (hand, handed) = sync_channel(1);
-        let ha = self.start_ha(shards, health, Some(Takeover { armed, handed }))?;
+        let ha = self.start_ha(shards, directors, health, Some(Takeover { armed, handed }))?;
         let mut keys = Vec::new();
         if ha.is_some() {
             keys = ready

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::{End, Failed, News, warn_of_expired};
 use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
+use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::state::{Phase, State};
 use crate::control::{health, systemd, tuning, vrrp};
@@ -140,7 +141,11 @@ impl Watch {
                 match news {
                     News::Report(report) => self.log_report(&report),
                     News::Certificates(change) => self.log_change(&change),
-                    News::Ha(event) => vrrp::log(self.logger, &event),
+                    News::Ha(event) => {
+                        director::transition(&self.state, &event);
+                        vrrp::log(self.logger, &event);
+                    }
+                    News::L4(event) => director::log(self.logger, &event),
                     News::Health(event) => health::log(self.logger, &event),
                     News::Resolved { upstream, server, host, result } => {
                         self.apply_resolved(upstream, server, &host, result);
@@ -196,6 +201,10 @@ impl Watch {
             Report::ServerTls { upstream, server, error } => self.logger.warn(
                 "no TLS with a server",
                 &[("upstream", upstream), ("server", server), ("error", error)],
+            ),
+            Report::ClientLimited { address, what } => self.logger.warn(
+                "a client address is limited; further ones are counted in /metrics",
+                &[("client", &address.to_string()), ("why", what)],
             ),
             Report::NoDescriptors { listener } => self.logger.error(
                 "out of file descriptors: accepting rests (raise LimitNOFILE)",

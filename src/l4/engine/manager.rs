@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
+use super::keeper::Keeper;
 use super::neighbours::{Change, Neighbours, Target};
 use super::network::Network;
 use super::real_server::{RealServer, Role};
 use super::worker::Order;
 use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
 use crate::l4::config::{Forward, L4};
+use crate::l4::offload::{Interface, Offload, Path};
 use crate::l4::registry::Registry;
 use crate::l4::tables::Neighbour;
 use crate::packet::neighbour_socket::NeighbourSocket;
@@ -26,6 +28,8 @@ use crate::sys::notify::EventFd;
 const LOOK_EVERY_MS: u64 = 2_000;
 /// Longest sleep.
 const SLEEP_MAX_MS: u64 = 500;
+/// How often the XDP program's counters are read.
+const SETTLE_EVERY_MS: u64 = 500;
 /// Memory of one ring: 4096 ordinary frames.
 const RING_MEMORY: usize = 8 << 20;
 const LOOPBACK: u32 = 1;
@@ -40,6 +44,7 @@ pub(super) struct Manager {
     network: Network,
     sockets: NeighbourSocket,
     silence: Option<Silence>,
+    keeper: Option<Keeper>,
     neighbours: Neighbours,
     /// The way to each address that frames go to.
     ways: BTreeMap<IpAddr, Target>,
@@ -51,6 +56,11 @@ pub(super) struct Manager {
     told: BTreeSet<String>,
     began: Instant,
     looked: u64,
+    offload: Offload,
+    /// As last told.
+    paths: Vec<Path>,
+    /// When the program's counters were last read.
+    settled: u64,
     /// Ways, rings or interfaces have to be looked at.
     stale: bool,
     /// The tables have to be made anew.
@@ -63,6 +73,7 @@ impl Manager {
         desks: Vec<Desk>,
         board: Arc<Board>,
         reporter: Reporter,
+        offload: Offload,
     ) -> Result<Self, String> {
         let network = Network::open().map_err(|error| needs("netlink", &error))?;
         let sockets = NeighbourSocket::open().map_err(|error| needs("packet sockets", &error))?;
@@ -74,6 +85,7 @@ impl Manager {
             network,
             sockets,
             silence: None,
+            keeper: None,
             neighbours: Neighbours::default(),
             ways: BTreeMap::new(),
             rings: BTreeMap::new(),
@@ -83,19 +95,32 @@ impl Manager {
             told: BTreeSet::new(),
             began: Instant::now(),
             looked: 0,
+            offload,
+            paths: Vec::new(),
+            settled: 0,
             stale: true,
             dirty: true,
         })
     }
 
     /// What has to hold before anything is served.
-    pub(super) fn begin(&mut self, role: Option<RealServer>) -> Result<(), String> {
+    pub(super) fn begin(
+        &mut self,
+        role: Option<RealServer>,
+        outlive: Duration,
+    ) -> Result<(), String> {
         if !self.desks.is_empty() {
             let name = format!("ringgate-{}", std::process::id());
             let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
             silence
                 .set(&services(self.registry.config()))
                 .map_err(|error| needs("nf_tables", &error))?;
+            if !outlive.is_zero() {
+                let keeper = silence.share().and_then(|fd| Keeper::start(fd, outlive));
+                self.keeper = Some(
+                    keeper.map_err(|error| format!("layer 4: cannot start a child: {error}"))?,
+                );
+            }
             self.silence = Some(silence);
         }
         if let Some(role) = role {
@@ -134,6 +159,9 @@ impl Manager {
     fn end(mut self) {
         if let Some(mut role) = self.role.take() {
             role.end(&mut self.network);
+        }
+        if let Some(keeper) = self.keeper.take() {
+            keeper.end();
         }
         for desk in &self.desks {
             desk.give(Order::Stop);
@@ -188,6 +216,7 @@ impl Manager {
         }
         self.ask(now);
         self.renew(now);
+        self.settle(now);
         if std::mem::take(&mut self.dirty) {
             self.publish();
         }
@@ -409,7 +438,16 @@ impl Manager {
     }
 
     fn publish(&mut self) {
+        // The program's counters know slots: they are read while the old occupants are known.
+        self.offload.settle(&self.board.tables());
         let tables = self.registry.tables();
+        let settings = &self.registry.config().director;
+        let interfaces: Vec<Interface> =
+            self.rings.keys().filter_map(|index| self.interface(*index)).collect();
+        self.offload.set_interfaces(&interfaces, &tables, settings);
+        self.offload.publish(&tables, settings);
+        self.troubles.extend(self.offload.troubles().iter().cloned());
+        self.tell_paths();
         for desk in &self.desks {
             desk.give(Order::Tables(Arc::clone(&tables)));
         }
@@ -418,8 +456,34 @@ impl Manager {
             interfaces: self.rings.values().cloned().collect(),
             troubles: self.troubles.iter().cloned().collect(),
             real_server: self.role.as_ref().map(Role::held).unwrap_or_default(),
+            datapaths: self.paths.clone(),
+            xdp: self.offload.frames(),
         };
         self.board.publish(tables, view);
+    }
+
+    fn interface(&self, index: u32) -> Option<Interface> {
+        let link = self.network.link(index)?;
+        let (name, mac) = (link.name.clone(), Mac(link.mac?));
+        Some(Interface { index, name, mac, mtu: link.mtu })
+    }
+
+    fn tell_paths(&mut self) {
+        let paths = self.offload.paths();
+        for path in paths.iter().filter(|path| !self.paths.contains(path)) {
+            (self.reporter.0)(Event::Datapath(path.clone()));
+        }
+        self.paths = paths;
+    }
+
+    /// Brings the figures up to date with what the program counted.
+    fn settle(&mut self, now: u64) {
+        if now.saturating_sub(self.settled) < SETTLE_EVERY_MS || self.paths.is_empty() {
+            return;
+        }
+        self.settled = now;
+        self.offload.settle(&self.board.tables());
+        self.board.set_xdp(self.offload.frames());
     }
 
     /// Tells what is wrong, once as long as it lasts.

@@ -5,6 +5,7 @@
 //! - [`manager`]: `l4`. Is told [`Fact`]s, hears netlink, ARP and Neighbour Discovery, and gives the workers new
 //!   [`Tables`].
 
+mod keeper;
 mod manager;
 mod neighbours;
 mod network;
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
 pub use self::real_server::RealServer;
@@ -28,6 +30,7 @@ pub use self::worker::{Counts, OUTCOMES};
 use self::worker::{Order, Worker};
 use super::Director;
 use super::config::{L4, ServiceKey};
+use super::offload::{Frames, Learner, Offload, Path};
 use super::registry::{Registry, ServerState};
 use super::tables::Tables;
 use crate::packet::ring::Sender;
@@ -69,6 +72,8 @@ pub enum Event {
     Found(IpAddr, String),
     /// A real server does not answer.
     Lost(IpAddr),
+    /// How an interface's frames are forwarded from now on.
+    Datapath(Path),
     /// Something is wrong that was not before.
     Trouble(String),
 }
@@ -91,6 +96,8 @@ pub struct Plan {
     pub inactive: Vec<IpAddr>,
     /// The role of a real server, if this host has it.
     pub real_server: Option<RealServer>,
+    /// How long virtual addresses outlive this process, when it is killed: the kernel stays silent as long.
+    pub outlive: Duration,
     /// One for each director ([`directors`]).
     pub pulses: Vec<Pulse>,
     /// Where events go.
@@ -123,6 +130,10 @@ pub struct NetworkView {
     pub troubles: Vec<String>,
     /// Addresses that this host has as a real server.
     pub real_server: Vec<IpAddr>,
+    /// How each interface's frames are forwarded.
+    pub datapaths: Vec<Path>,
+    /// What the XDP program did.
+    pub xdp: Frames,
 }
 
 impl Board {
@@ -136,6 +147,11 @@ impl Board {
     #[must_use]
     pub fn network(&self) -> Arc<NetworkView> {
         Arc::clone(&self.network.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_xdp(&self, frames: Frames) {
+        let mut network = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut network).xdp = frames;
     }
 
     fn publish(&self, tables: Arc<Tables>, network: NetworkView) {
@@ -183,7 +199,8 @@ impl Engine {
         let count = directors(&plan.config);
         let wake = Arc::new(EventFd::new().map_err(|error| format!("eventfd: {error}"))?);
         let (facts, inbox) = sync_channel(FACTS_MAX);
-        let mut registry = Registry::new(plan.config.clone(), count);
+        // The XDP program's figures are kept as those of one director more.
+        let mut registry = Registry::new(plan.config.clone(), count + 1);
         for address in &plan.inactive {
             registry.set_active(*address, false);
         }
@@ -191,17 +208,20 @@ impl Engine {
         let board =
             Board { directors: (0..count).map(|_| Arc::default()).collect(), ..Board::default() };
         let board = Arc::new(board);
+        let offload = Offload::open(&plan.config, count);
         let mut desks = Vec::new();
         for (index, pulse) in (0..count).zip(plan.pulses) {
             let director =
                 Director::new(index, Arc::clone(&tables), flows_each(&plan.config, count));
             let counts = board.directors.get(index).map(Arc::clone).unwrap_or_default();
             let cpu = plan.config.director.cpus.get(index).copied();
-            desks.push(start_worker(index, cpu, director, counts, pulse)?);
+            let learner = offload.flows().map(Learner::new);
+            desks.push(start_worker(index, cpu, director, counts, pulse, learner)?);
         }
         let wakers = desks.iter().map(|desk| Arc::clone(&desk.wake)).collect();
-        let mut manager = Manager::open(registry, desks, Arc::clone(&board), plan.reporter)?;
-        manager.begin(plan.real_server)?;
+        let mut manager =
+            Manager::open(registry, desks, Arc::clone(&board), plan.reporter, offload)?;
+        manager.begin(plan.real_server, plan.outlive)?;
         let over = Arc::new(AtomicBool::new(false));
         let (ended, woken) = (Arc::clone(&over), Arc::clone(&wake));
         thread::Builder::new()
@@ -248,12 +268,14 @@ fn start_worker(
     director: Director,
     counts: Arc<Counts>,
     pulse: Pulse,
+    learner: Option<Learner>,
 ) -> Result<Desk, String> {
     let (orders, inbox) = sync_channel(ORDERS_MAX);
     let wake = Arc::new(EventFd::new().map_err(|error| format!("eventfd: {error}"))?);
     let waiting = Arc::new(AtomicBool::new(false));
     let sender = Sender::new().map_err(|error| needs("packet sockets", &error))?;
-    let worker = Worker::new(director, sender, inbox, Arc::clone(&waiting), Arc::clone(&wake));
+    let (flag, waker) = (Arc::clone(&waiting), Arc::clone(&wake));
+    let worker = Worker::new(director, sender, inbox, flag, waker, learner);
     thread::Builder::new()
         .name(format!("director-{index}"))
         .spawn(move || worker.run(cpu, &counts, &pulse))

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use crate::protocol::ethernet::Mac;
 
 /// A neighbour that answers is asked again after this.
-const AGAIN_MS: u64 = 5_000;
+const AGAIN_MS: u64 = 2_000;
 /// One that does not, after this.
-const RETRY_MS: u64 = 1_000;
+const RETRY_MS: u64 = 500;
 /// The first questions come faster.
 const FIRST_MS: u64 = 100;
 /// Unanswered questions in a row that make it lost.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Pulse, sleep};
 use crate::counter::Counter;
+use crate::l4::offload::Learner;
 use crate::l4::tables::Tables;
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::ring::bpf::Program;
@@ -127,6 +128,8 @@ pub(super) struct Worker {
     ticked: u64,
     fruitless: u32,
     stopping: bool,
+    /// Tells the XDP program of flows.
+    learner: Option<Learner>,
 }
 
 impl Worker {
@@ -136,6 +139,7 @@ impl Worker {
         orders: Receiver<Order>,
         waiting: Arc<AtomicBool>,
         wake: Arc<crate::sys::notify::EventFd>,
+        learner: Option<Learner>,
     ) -> Self {
         Self {
             director,
@@ -149,6 +153,7 @@ impl Worker {
             ticked: 0,
             fruitless: 0,
             stopping: false,
+            learner,
         }
     }
 
@@ -185,16 +190,19 @@ impl Worker {
     fn round(&mut self, counts: &Counts) -> bool {
         let now = self.now();
         let mut taken = 0;
-        let Self { director, sender, rings, own, .. } = self;
+        let Self { director, sender, rings, own, learner, .. } = self;
         for ring in rings {
             let interface = ring.interface();
             let turn = ring.turn(BATCH, sender, |received| {
-                judge(director, now, interface, received, own, counts)
+                judge(director, now, interface, received, own, counts, learner.as_mut())
             });
             counts.turn(&turn);
             taken += turn.taken;
         }
         if taken > 0 {
+            if let Some(learner) = learner {
+                learner.flush();
+            }
             counts.batches.increment();
             self.release(now, counts);
         }
@@ -305,6 +313,7 @@ fn judge(
     received: Received<'_>,
     own: &mut Vec<Own>,
     counts: &Counts,
+    learner: Option<&mut Learner>,
 ) -> Fate {
     let Received { frame: bytes, tag, merged, partial } = received;
     let length = bytes.len();
@@ -320,8 +329,11 @@ fn judge(
             to_loopback(bytes);
             return Fate::Send(LOOPBACK, None);
         }
-        Verdict::Forward { ifindex, vlan, .. } => {
+        Verdict::Forward { ifindex, vlan, server } => {
             counts.outcome(FORWARDED);
+            if let Some(learner) = learner {
+                learner.forwarded(bytes, server);
+            }
             let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
             // On the way back out of a trunk it keeps the tag it came with.
             return Fate::Send(ifindex, own_tag.or(tag.filter(|_| ifindex == interface)));

@@ -1,6 +1,5 @@
 //! Flows that the packet socket forwards, told to the program.
 
-use std::io;
 use std::sync::Arc;
 
 use crate::balance::siphash::Key;
@@ -37,16 +36,13 @@ impl Learner {
     }
 
     /// Takes note of a frame that was forwarded to a server; `headers` is its beginning.
-    ///
-    /// # Errors
-    /// What bpf(2) says when a batch was full; the flows in it are not told.
-    pub fn forwarded(&mut self, headers: &[u8], server: ServerId) -> io::Result<()> {
-        let Some((tuple, stage)) = stage(headers) else { return Ok(()) };
+    pub fn forwarded(&mut self, headers: &[u8], server: ServerId) {
+        let Some((tuple, stage)) = stage(headers) else { return };
         let hash = tuple.hash(Key(0, 0));
         let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
         let place = usize::from(u16::from_le_bytes([e, f])) % SEEN;
         let mark = u32::from_le_bytes([a, b, c, d]);
-        let Some(seen) = self.seen.get_mut(place) else { return Ok(()) };
+        let Some(seen) = self.seen.get_mut(place) else { return };
         let known = *seen == mark;
         let key = FlowKey {
             source: (tuple.client, tuple.client_port),
@@ -55,21 +51,19 @@ impl Learner {
         };
         match stage {
             Stage::Middle if known => self.learn(key, server),
-            Stage::Middle => {
-                *seen = mark;
-                Ok(())
-            }
+            Stage::Middle => *seen = mark,
             // The program forgets it too when it sees it; what was on its way there must not outlive that.
             Stage::Beginning if known => {
                 *seen = 0;
                 self.pending.retain(|(other, _)| *other != key);
-                self.table.forget(&key)
+                // It fails only for keys of a wrong length.
+                let _ = self.table.forget(&key);
             }
-            Stage::Beginning | Stage::End => Ok(()),
+            Stage::Beginning | Stage::End => {}
         }
     }
 
-    fn learn(&mut self, key: FlowKey, server: ServerId) -> io::Result<()> {
+    fn learn(&mut self, key: FlowKey, server: ServerId) {
         let now = clock();
         let flow = Flow {
             slot: server.slot,
@@ -79,20 +73,18 @@ impl Learner {
             shown: now,
         };
         self.pending.push((key, flow));
-        if self.pending.len() == BATCH { self.flush() } else { Ok(()) }
+        if self.pending.len() == BATCH {
+            self.flush();
+        }
     }
 
     /// Tells what was collected; to be called after each batch of frames.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn flush(&mut self) -> io::Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
+    pub fn flush(&mut self) {
+        if !self.pending.is_empty() {
+            // What is not told goes up again, and is told then.
+            let _ = self.table.remember(&self.pending);
+            self.pending.clear();
         }
-        let told = self.table.remember(&self.pending);
-        self.pending.clear();
-        told
     }
 }
 

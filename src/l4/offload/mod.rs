@@ -1,14 +1,235 @@
-//! The XDP program as the director's fast path: what it is given, and what it is told of flows.
+//! The XDP program as the director's fast path: what it is given, what it is told of flows, what it counted.
 //!
-//! The program decides by [`crate::l4::tables::Tables`] like [`crate::l4::Director`]. Schedulers that only need a hash (`mh`, `sh`) it
-//! serves whole. For the others the packet socket schedules, and the program forwards the rest of
-//! each flow. A frame that it leaves alone reaches the packet socket as if there were no program.
+//! The program decides by [`Tables`] like [`crate::l4::Director`]. Schedulers that only need a hash
+//! (`mh`, `sh`) it serves whole. For the others the packet socket schedules, and the program
+//! forwards the rest of each flow. A frame that it leaves alone reaches the packet socket as if there were no
+//! program, so that an interface without one loses nothing.
 
+mod account;
 mod learn;
+mod needs;
 mod tables;
 
-pub use learn::Learner;
-pub use tables::translate;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use self::account::Account;
+pub use self::learn::Learner;
+pub use self::tables::translate;
+use super::config::{Datapath, L4, Settings};
+use super::tables::Tables;
+use crate::packet::xdp::layout::Reason;
+use crate::packet::xdp::program::Setup;
+use crate::packet::xdp::{Error, FastPath, FlowTable, Limits};
+use crate::protocol::ethernet::Mac;
+use crate::sys::bpf::Mode;
+
+/// An Ethernet header and a VLAN tag.
+const HEADERS: u32 = 18;
+
+/// An interface with rings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: Mac,
+    /// The largest packet it takes.
+    pub mtu: u32,
+}
+
+/// How an interface's frames are forwarded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    /// The interface's name.
+    pub interface: String,
+    /// How the program runs there; `None`: packet sockets alone.
+    pub mode: Option<Mode>,
+    /// Why so.
+    pub why: String,
+}
+
+impl Path {
+    /// The datapath in a word.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self.mode {
+            Some(Mode::Native) => "xdp-native",
+            Some(Mode::Generic) => "xdp-generic",
+            None => "packet",
+        }
+    }
+}
+
+/// What the program did with frames.
+#[derive(Debug, Clone, Default)]
+pub struct Frames {
+    /// Forwarded.
+    pub forwarded: u64,
+    /// Not simply forwarded, by reason.
+    pub reasons: Vec<(Reason, u64)>,
+}
+
+/// The program on the director's interfaces.
+#[derive(Debug)]
+pub struct Offload {
+    wanted: Datapath,
+    fast: Result<FastPath, String>,
+    interfaces: BTreeMap<u32, (Interface, Path)>,
+    account: Account,
+    troubles: Vec<String>,
+}
+
+impl Offload {
+    /// Makes the program's maps, unless only packet sockets are wanted or the kernel allows nothing else. `writer` is
+    /// the index by which its figures are kept.
+    #[must_use]
+    pub fn open(config: &L4, writer: usize) -> Self {
+        let wanted = config.director.datapath;
+        let fast = if wanted == Datapath::Packet {
+            Err(String::from("as configured"))
+        } else {
+            FastPath::new(limits(config)).map_err(|error| needs::hint(&error))
+        };
+        let account = Account::new(writer);
+        Self { wanted, fast, interfaces: BTreeMap::new(), account, troubles: Vec::new() }
+    }
+
+    /// The flows that the program knows, if there is one.
+    #[must_use]
+    pub fn flows(&self) -> Option<Arc<FlowTable>> {
+        self.fast.as_ref().ok().map(|fast| Arc::clone(fast.flows()))
+    }
+
+    /// Lets these interfaces, and no others, have the program, as far as they can.
+    pub fn set_interfaces(&mut self, interfaces: &[Interface], tables: &Tables, config: &Settings) {
+        let gone = |index: &u32| !interfaces.iter().any(|one| one.index == *index);
+        let gone: Vec<u32> = self.interfaces.keys().copied().filter(gone).collect();
+        for index in gone {
+            self.interfaces.remove(&index);
+            if let Ok(fast) = &mut self.fast {
+                fast.detach(index);
+            }
+        }
+        for one in interfaces {
+            if self.interfaces.get(&one.index).is_none_or(|(known, _)| known != one) {
+                let path = self.attach(one, tables, config);
+                self.interfaces.insert(one.index, (one.clone(), path));
+            }
+        }
+    }
+
+    fn attach(&mut self, interface: &Interface, tables: &Tables, config: &Settings) -> Path {
+        let path = |mode, why| Path { interface: interface.name.clone(), mode, why };
+        let fast = match &mut self.fast {
+            Ok(fast) => fast,
+            Err(why) => return path(None, why.clone()),
+        };
+        let setup = setup(interface, interface.mtu, tables, config);
+        let (modes, mut why) = needs::modes(self.wanted, &interface.name);
+        for mode in modes {
+            match fast.attach(interface.index, mode, setup.clone()) {
+                Ok(()) => return path(Some(mode), why),
+                Err(Error::Load(error)) => {
+                    // The same program in another mode would be refused too.
+                    self.troubles.push(error.to_string());
+                    why = String::from("the kernel refused the program");
+                    break;
+                }
+                Err(error) => why = error.to_string(),
+            }
+        }
+        fast.detach(interface.index);
+        path(None, why)
+    }
+
+    /// Lets the program go by other tables.
+    pub fn publish(&mut self, tables: &Tables, config: &Settings) {
+        self.troubles.clear();
+        if self.wanted != Datapath::Auto && self.wanted != Datapath::Packet {
+            let missing = self.interfaces.values().filter(|(_, path)| path.mode.is_none());
+            let trouble = |(_, path): &(Interface, Path)| {
+                format!("no XDP on {}: {}; packet sockets forward", path.interface, path.why)
+            };
+            self.troubles.extend(missing.map(trouble));
+        }
+        let Ok(fast) = &mut self.fast else { return };
+        self.account.settle(fast, tables);
+        let least = self.interfaces.values().map(|(one, _)| one.mtu).min().unwrap_or_default();
+        let interfaces = &self.interfaces;
+        let of = |index: u32| {
+            let (interface, _) = &interfaces[&index];
+            setup(interface, least, tables, config)
+        };
+        if let Err(error) = fast.set_tables(translate(tables), of) {
+            // It would go by old tables: packet sockets do it right.
+            interfaces.keys().for_each(|index| fast.detach(*index));
+            let why = format!("XDP: {error}");
+            self.troubles.push(format!("{why}; packet sockets forward"));
+            for (_, path) in self.interfaces.values_mut() {
+                (path.mode, path.why) = (None, why.clone());
+            }
+        }
+    }
+
+    /// Adds what the program counted to the figures of virtual and real servers.
+    pub fn settle(&mut self, tables: &Tables) {
+        if let Ok(fast) = &self.fast {
+            self.account.settle(fast, tables);
+        }
+    }
+
+    /// How each interface's frames are forwarded.
+    #[must_use]
+    pub fn paths(&self) -> Vec<Path> {
+        self.interfaces.values().map(|(_, path)| path.clone()).collect()
+    }
+
+    /// What the program did with frames.
+    #[must_use]
+    pub fn frames(&self) -> Frames {
+        let Ok(fast) = &self.fast else { return Frames::default() };
+        let reasons = fast.reasons().unwrap_or_default();
+        Frames { forwarded: self.account.forwarded(), reasons }
+    }
+
+    /// What is wrong now.
+    #[must_use]
+    pub fn troubles(&self) -> &[String] {
+        &self.troubles
+    }
+}
+
+fn limits(config: &L4) -> Limits {
+    let any = |v4: bool| config.services.iter().any(|one| one.key.address.is_ipv4() == v4);
+    let flows = |v4| if any(v4) { config.director.flows_max } else { 0 };
+    Limits {
+        flows_v4: flows(true),
+        flows_v6: flows(false),
+        syn_limit: config.director.syns_per_source != 0,
+    }
+}
+
+fn setup(interface: &Interface, mtu: u32, tables: &Tables, config: &Settings) -> Setup {
+    let mut macs = tables.macs.get(&interface.index).cloned().unwrap_or_default();
+    if !macs.contains(&interface.mac) {
+        macs.push(interface.mac);
+    }
+    let mut peers: Vec<Mac> = tables.peers.iter().copied().collect();
+    peers.sort_unstable();
+    Setup {
+        interface: interface.index,
+        macs,
+        peers,
+        frame_max: mtu.saturating_add(HEADERS),
+        key: tables.seed,
+        new_flows: tables.new_flows_per_second,
+        syn_limit: config.syns_per_source,
+        any_port: tables.index.keys().any(|key| key.port == 0),
+    }
+}
 
 #[cfg(test)]
 mod tests;

@@ -62,6 +62,7 @@ fn server(tables: &Tables, service: &Service, one: &Server) -> layout::Server {
         generation: one.id.generation,
         vlan: via.and_then(|to| to.vlan).unwrap_or_default(),
         shown: !schedules(tables, service),
+        down: matches!(one.condition, Condition::Down | Condition::Removed),
         timeouts: timeouts(&tables.timeouts, service.key.protocol).map(units),
     }
 }

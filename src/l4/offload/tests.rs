@@ -16,7 +16,8 @@ use crate::l4::tables::{Neighbour, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::xdp::layout::Reason;
 use crate::packet::xdp::program::{PASS, REDIRECT, Setup, TRANSMIT};
-use crate::packet::xdp::{self, FastPath, Limits};
+use crate::packet::xdp::{Error, FastPath, Limits};
+
 use crate::protocol::ethernet::Mac;
 use crate::sys::bpf::{Program, Trial};
 
@@ -96,11 +97,7 @@ fn configuration() -> L4 {
         let mut persistent = service(Protocol::Tcp, vip, 90, Scheduler::Mh);
         persistent.persistence = Some(Persistence { timeout: Duration::from_secs(60), prefix: 24 });
         let mut drained = service(Protocol::Tcp, vip, 91, Scheduler::Mh);
-        drained.on_server_down = if std::env::var("XDP_DRAIN").is_ok() {
-            OnServerDown::Drain
-        } else {
-            OnServerDown::Reschedule
-        };
+        drained.on_server_down = OnServerDown::Drain;
         let any = service(Protocol::Tcp, vip, 0, Scheduler::Mh);
         services.extend([persistent, drained, any]);
     }
@@ -222,12 +219,12 @@ impl Pair {
     fn new(tables: &Arc<Tables>) -> Option<Self> {
         let limits = Limits { flows_v4: 1 << 17, flows_v6: 1 << 17, syn_limit: false };
         let mut path = match FastPath::new(limits) {
-            Err(xdp::Error::Map(_, error)) if error.raw_os_error() == Some(libc::EPERM) => {
+            Err(Error::Map(_, error)) if error.raw_os_error() == Some(libc::EPERM) => {
                 return None;
             }
             path => path.expect("maps"),
         };
-        path.set_tables(translate(tables)).expect("tables");
+        path.set_tables(translate(tables), |_| setup(tables)).expect("tables");
         let program = path.program(&setup(tables)).expect("a program");
         let learner = Learner::new(Arc::clone(path.flows()));
         let director = Director::new(0, Arc::clone(tables), 1 << 18);
@@ -237,7 +234,7 @@ impl Pair {
 
     fn swap(&mut self, tables: &Arc<Tables>) {
         self.director.swap(Arc::clone(tables));
-        self.path.set_tables(translate(tables)).expect("tables");
+        self.path.set_tables(translate(tables), |_| setup(tables)).expect("tables");
         self.program = self.path.program(&setup(tables)).expect("a program");
     }
 
@@ -262,15 +259,16 @@ impl Pair {
                 };
                 let here = run.result == TRANSMIT;
                 assert_eq!(here, ifindex == HERE, "the interface; {context}");
-                assert_eq!(to, vlan, "the VLAN; {context}");
+                // Back out of a trunk, a frame keeps the tag it came with.
+                assert_eq!(to.or(vlan.filter(|_| here)), vlan, "the VLAN; {context}");
                 assert_eq!(untag(&out), (rewritten.clone(), vlan), "the bytes; {context}");
                 *self.forwarded.entry(server.slot).or_default() += 1;
             }
             other => panic!("the program returns {other}; {context}"),
         }
         if let (PASS, Verdict::Forward { server, .. }) = (run.result, verdict) {
-            self.learner.forwarded(&rewritten, server).expect("room");
-            self.learner.flush().expect("room");
+            self.learner.forwarded(&rewritten, server);
+            self.learner.flush();
         }
     }
 

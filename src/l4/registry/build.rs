@@ -23,8 +23,9 @@ impl Registry {
     pub(super) fn build(&mut self) -> Tables {
         self.give_up();
         let mut tables = Tables {
-            interfaces: self.interfaces.clone(),
-            peers: self.peers.clone(),
+            macs: self.interfaces.iter().map(|(index, macs)| (*index, macs.clone())).collect(),
+            peers: self.peers.iter().copied().collect(),
+            overall: Arc::clone(&self.overall),
             timeouts: self.config.director.timeouts,
             seed: self.config.director.seed,
             new_flows_per_second: self.config.director.new_flows_per_second,
@@ -97,6 +98,9 @@ impl Registry {
             ),
             maglev,
             local: local.map(|one| one.server.id.slot),
+            templates: config
+                .persistence
+                .map(|_| Arc::clone(place.templates.get_or_insert_default())),
             figures: Arc::clone(&place.figures),
         };
         tables.vips.insert(config.key.address);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use self::slots::{ServerSlots, ServiceSlots};
 use super::config::{L4, ServiceKey};
+use super::figures::Overall;
 use super::tables::{Neighbour, Tables};
 use crate::protocol::ethernet::Mac;
 
@@ -43,6 +44,7 @@ pub struct Registry {
     inactive: HashSet<IpAddr>,
     interfaces: HashMap<u32, Vec<Mac>>,
     peers: HashSet<Mac>,
+    overall: Arc<[Arc<Overall>]>,
 }
 
 impl Registry {
@@ -60,6 +62,7 @@ impl Registry {
             inactive: HashSet::new(),
             interfaces: HashMap::new(),
             peers: HashSet::new(),
+            overall: (0..directors).map(|_| Arc::default()).collect(),
         };
         registry.configure(config);
         registry

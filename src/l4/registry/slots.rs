@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::l4::config::ServiceKey;
 use crate::l4::figures::Figures;
+use crate::l4::persistence::Templates;
 use crate::l4::tables::{NO_SLOT, ServerId};
 
 /// A real server in its slot.
@@ -73,6 +74,7 @@ pub(super) struct Place {
     pub(super) figures: Arc<Figures>,
     pub(super) quorate: bool,
     pub(super) base: super::maglev::Base,
+    pub(super) templates: Option<Arc<Templates>>,
 }
 
 /// The slots of all virtual servers.
@@ -110,6 +112,7 @@ impl ServiceSlots {
             figures: Arc::new(Figures::new(directors)),
             quorate: true,
             base: super::maglev::Base::default(),
+            templates: None,
         });
         Some((slot, place))
     }

@@ -445,6 +445,8 @@ impl Proxied<'_> {
             size_max: self.size_max,
         };
         let body = (&mut self.body, &mut self.replay);
+        let upload = worker.upload_pace(addresses.peer.ip());
+        let limits = (limits, upload.as_ref());
         let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let pump = pin!(pump);
         let mut pump = Pump::new(pump);
@@ -478,7 +480,9 @@ impl Proxied<'_> {
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(worker.service.http.send_timeout);
-        let respond = Respond { client: stream, server, timer, read_timeout, send_timeout };
+        let pace = worker.download_pace(addresses.peer.ip());
+        let pace = pace.as_ref();
+        let respond = Respond { client: stream, server, timer, read_timeout, send_timeout, pace };
         let written = Cell::new(0);
         let sent = {
             let forward = pin!(respond.forward(x, server_input, head, &written));

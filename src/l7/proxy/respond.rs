@@ -7,6 +7,7 @@ use std::task::Poll;
 
 use super::failure::Failure;
 use crate::l7::channel::Channel;
+use crate::l7::clients::Pace;
 use crate::l7::connection::After;
 use crate::l7::exchange::Exchange;
 use crate::l7::flow::{FlushError, throttle};
@@ -37,6 +38,7 @@ pub(super) struct Respond<'a> {
     pub(super) timer: &'a Timer,
     pub(super) read_timeout: u64,
     pub(super) send_timeout: u64,
+    pub(super) pace: Option<&'a Pace<'a>>,
 }
 
 impl Respond<'_> {
@@ -71,7 +73,9 @@ impl Respond<'_> {
                 }
                 None => break,
             }
-            throttle(self.client, self.timer, self.send_timeout).await.map_err(Cut::Client)?;
+            throttle(self.client, self.timer, self.send_timeout, self.pace)
+                .await
+                .map_err(Cut::Client)?;
         }
         writer.finish(self.client, head, body.trailers());
         Ok(())

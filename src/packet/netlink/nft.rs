@@ -60,6 +60,14 @@ impl Silence {
         Ok(Self { fd, name, sequence: 0, installed: false, buffer: vec![0; DATAGRAM_MAX] })
     }
 
+    /// Another descriptor of the socket: the table goes with the last one.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Drops what comes for `services`, except over loopback. What was set before is replaced in one step.
     ///
     /// # Errors

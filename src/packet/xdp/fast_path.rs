@@ -242,18 +242,28 @@ impl FastPath {
         self.attached.iter().find(|one| one.interface == interface).map(|one| one.mode)
     }
 
-    /// Lets every interface go by other tables.
+    /// Lets every interface go by other tables, and by what `setup` says for it. Nothing happens when nothing
+    /// is new.
     ///
     /// # Errors
     /// When the kernel refuses a map or a program. Interfaces that have the new tables keep them.
-    pub fn set_tables(&mut self, tables: Tables) -> Result<(), Error> {
+    pub fn set_tables(
+        &mut self,
+        tables: Tables,
+        setup: impl Fn(u32) -> Setup,
+    ) -> Result<(), Error> {
+        let as_before = |one: &Attached| one.setup == setup(one.interface);
+        if self.tables == tables && self.attached.iter().all(as_before) {
+            return Ok(());
+        }
         self.number_devices(&tables);
         let generation = Generation::new(&tables, &self.reachable())?;
         let maps = self.maps(&generation);
         for one in &mut self.attached {
-            let program = load(&one.setup, &maps)?;
+            let setup = setup(one.interface);
+            let program = load(&setup, &maps)?;
             one.link.replace(&program).map_err(|error| Error::Attach(one.mode, error))?;
-            one.program = program;
+            (one.program, one.setup) = (program, setup);
         }
         (self.generation, self.tables) = (generation, tables);
         Ok(())

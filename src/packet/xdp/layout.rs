@@ -99,6 +99,8 @@ pub struct Server {
     /// Whether the packet socket knows its flows: it then sees what begins and ends them, and a frame of
     /// each now and then.
     pub shown: bool,
+    /// Whether a client that asks anew gets another server, though its flow would stay.
+    pub down: bool,
     /// How long a flow in each state may rest, in units of the program's clock.
     pub timeouts: [u32; 4],
 }
@@ -113,6 +115,7 @@ pub(super) const SERVER_TIMEOUTS: i16 = 28;
 pub(super) const SERVER_GENERATION: i16 = 44;
 /// Index of the interface, 0 for [`Action::Up`].
 pub(super) const SERVER_INTERFACE: i16 = 48;
+pub(super) const SERVER_DOWN: i16 = 52;
 
 impl Server {
     pub(super) fn encode(&self, device: u32) -> [u8; SERVER_VALUE] {
@@ -127,6 +130,7 @@ impl Server {
         put(&mut value, SERVER_DEVICE, device);
         put(&mut value, SERVER_VLAN, self.vlan.into());
         put(&mut value, SERVER_SHOWN, self.shown.into());
+        put(&mut value, SERVER_DOWN, self.down.into());
         put(&mut value, SERVER_GENERATION, self.generation.into());
         for (at, timeout) in (SERVER_TIMEOUTS..).step_by(4).zip(self.timeouts) {
             put(&mut value, at, timeout);

@@ -19,10 +19,10 @@ use super::assembler::Size::{Byte, Double, Half, Word};
 use super::assembler::{AssembleError, Assembler, Helper, Label};
 use super::layout::{
     CLOCK_SHIFT, COUNTER_BYTES, COUNTER_FLOWS, COUNTER_PACKETS, DEVICES, FLOW_GENERATION,
-    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_DEVICE, SERVER_GENERATION,
-    SERVER_INTERFACE, SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN, SERVICE_AT,
-    SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY, SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL, SERVICE_PLACES,
-    State,
+    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_DEVICE, SERVER_DOWN,
+    SERVER_GENERATION, SERVER_INTERFACE, SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN,
+    SERVICE_AT, SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY, SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL,
+    SERVICE_PLACES, State,
 };
 use super::siphash;
 use crate::balance::siphash::Key;
@@ -390,6 +390,11 @@ impl Writer<'_> {
         a.store(Word, R9, FLOW_SHOWN, R8);
         a.jump(refresh);
         a.place(owned);
+        let stays = a.label();
+        a.jump_if(NotEqual, R1, Event::Open as i32, stays);
+        a.load(Word, R2, R7, SERVER_DOWN);
+        a.jump_if(NotEqual, R2, 0, miss);
+        a.place(stays);
         next_state(a, miss);
         a.store(Word, R9, FLOW_STATE, R4);
         a.place(rested);
@@ -621,7 +626,12 @@ impl Writer<'_> {
         a.place(sendable);
         a.load(Word, R2, R10, VLAN);
         a.load(Word, R3, R7, SERVER_VLAN);
-        a.jump_if(NotEqual, R2, R3, server);
+        let tagged = a.label();
+        a.jump_if(Equal, R2, R3, tagged);
+        // A server without a tag, on the interface that the frame came in by: the tag stays.
+        a.jump_if(NotEqual, R3, 0, server);
+        a.jump_if32(NotEqual, R9, interface, server);
+        a.place(tagged);
         a.map(R1, self.maps.counters);
         a.set(R2, R10);
         a.alu(Add, R2, i32::from(SLOT));

@@ -28,6 +28,7 @@ fn server(number: u8, shown: bool) -> Server {
         generation: 1,
         vlan: 0,
         shown,
+        down: false,
         timeouts: [60_000; 4],
     }
 }
@@ -87,7 +88,7 @@ const RST: u8 = 4;
 #[test]
 fn a_connection_from_syn_to_reset() {
     let Some(mut path) = fast_path() else { return };
-    path.set_tables(tables(false)).expect("tables");
+    path.set_tables(tables(false), |_| setup()).expect("tables");
     let program = path.program(&setup()).expect("a program");
     // Unknown and not a beginning: up.
     assert_eq!(run(&program, &segment(1000, ACK)).0, PASS);
@@ -121,7 +122,7 @@ fn a_connection_from_syn_to_reset() {
 #[test]
 fn flows_of_the_packet_socket_are_shown_to_it() {
     let Some(mut path) = fast_path() else { return };
-    path.set_tables(tables(true)).expect("tables");
+    path.set_tables(tables(true), |_| setup()).expect("tables");
     let program = path.program(&setup()).expect("a program");
     assert_eq!(run(&program, &segment(1000, SYN)).0, PASS);
     assert_eq!(passed(&path, Reason::Schedule), 1);

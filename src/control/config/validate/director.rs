@@ -10,7 +10,7 @@ use crate::balance::siphash::Key;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Leaf, Scalar};
 use crate::control::config::units;
-use crate::l4::config::{Settings, Timeouts};
+use crate::l4::config::{Datapath, Settings, Timeouts};
 
 const WRITE_CPUS: &str = r#"write CPUs like "2-3", or "auto" for one director that is not pinned"#;
 const WRITE_INTERFACES: &str = r#"write a list of interfaces like ["eth0"]"#;
@@ -33,7 +33,10 @@ pub(super) fn director(root: &Place<'_>, file: &raw::File) -> Result<Settings, R
     let default = Settings::default();
     let rate = default.new_flows_per_second;
     let rate = place.integer("new_flows_per_second", &raw.new_flows_per_second, 0..=u32::MAX, rate);
+    let syns = place.integer("syns_per_source", &raw.syns_per_source, 0..=u32::MAX, 0);
     Ok(Settings {
+        datapath: place.choice("datapath", &raw.datapath, &Datapath::ALL, default.datapath),
+        syns_per_source: syns,
         flows_max: place.integer("flows_max", &raw.flows_max, 1024..=FLOWS_MAX, default.flows_max),
         new_flows_per_second: rate,
         timeouts: timeouts(&place, raw),
@@ -130,6 +133,7 @@ mod tests {
             ("[director]\ninterfaces = [\"a b\"]", "2:15", "write the name of an interface"),
             ("[director]\npeers = [\"eth0\"]", "2:10", "write a list of the other directors'"),
             ("[director]\nflows_max = 10", "2:13", "write a whole number from 1024 to"),
+            ("[director]\ndatapath = \"dpdk\"", "2:12", "generic"),
             ("[director]\nseed = \"short\"", "2:8", "is too short: write 16 characters"),
             ("[director]\nudp_timeout = \"0s\"", "2:15", "`director.udp_timeout`"),
             ("[director]\nudp_timout = \"1s\"", "2:1", "did you mean `udp_timeout`?"),

@@ -7,8 +7,10 @@ mod director;
 mod headers;
 mod host;
 mod http;
+mod limits;
 mod listeners;
 mod node;
+mod real_server;
 mod routes;
 mod tls;
 mod tuning;
@@ -28,6 +30,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
     let http = http::http(&root, file);
+    let clients = limits::limits(&root, file);
     let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
     let listeners = listeners::listeners(&root, file, admin_address, policy);
@@ -44,9 +47,11 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let director = director::director(&root, file);
     let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
     let services = virtual_servers::virtual_servers(&root, file, &others);
+    let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
-    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams? };
+    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
+    let l4_checks = virtual_servers::checks(&root, file, services.as_deref().unwrap_or_default());
     let (base, loaded) = Default::default();
     Ok(Config {
         node: node?,
@@ -57,9 +62,11 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         admin_token: admin_token?,
         service,
         checks,
+        l4_checks,
         ha: ha?,
         file: None,
         l4: L4 { director: director?, services: services? },
+        real_server: real_server?,
         base,
         loaded,
         warnings: Vec::new(),

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::check;
+use crate::control::config::checks::UpstreamCheck;
 use crate::control::config::error::quoted;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Scalar};
 use crate::ha::config::Ha;
+use crate::health::check::{Check, Kind};
 use crate::l4::config::{
     Forward, OnServerDown, Persistence, Protocol, RealServer, SERVERS_MAX, SERVICES_MAX, Scheduler,
     ServiceKey, VirtualServer,
@@ -59,6 +62,31 @@ pub(super) fn virtual_servers(
         all.push(read);
     }
     all.into_iter().collect()
+}
+
+/// The checks of `services`, which were read from the same tables in the same order.
+pub(super) fn checks(
+    root: &Place<'_>,
+    file: &raw::File,
+    services: &[VirtualServer],
+) -> Vec<Option<UpstreamCheck>> {
+    let write = "write it as `[[virtual_server]]`";
+    let tables = root.good_tables("virtual_server", file.virtual_server.as_ref(), write);
+    let read = |((place, raw), service): (&(Place<'_>, &raw::VirtualServer), &VirtualServer)| {
+        let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
+        let own = servers.iter().map(|(place, raw)| (place, &raw.check_port, &raw.check_address));
+        let style = check::Style::VirtualServer;
+        let checked = check::of_servers(place, raw.check.as_ref(), style, &None, own)?;
+        let needs_port =
+            |check: &Check| check.port.is_none() && !matches!(check.kind, Kind::Exec(_));
+        if service.key.port == 0 && checked.servers.iter().any(|check| needs_port(check)) {
+            let node = raw.check.as_ref()?;
+            let place = place.child("check", node.span());
+            place.problem("needs a `port`: the virtual server has none of its own");
+        }
+        Some(checked)
+    };
+    tables.iter().zip(services).map(read).collect()
 }
 
 fn virtual_server(place: &Place<'_>, raw: &raw::VirtualServer) -> Result<VirtualServer, Reported> {
@@ -188,7 +216,8 @@ fn netmask(place: &Place<'_>, raw: &raw::VirtualServer, text: &str) -> Result<u8
     let prefix = prefix.and_then(|mask| u8::try_from(mask.count_ones()).ok());
     prefix.ok_or_else(|| {
         let leaf = &raw.persistence_granularity;
-        let place = place.leaf("persistence_granularity", leaf).map_or(place.clone(), |(p, _)| p);
+        let place =
+            place.leaf("persistence_granularity", leaf).map_or_else(|| place.clone(), |(p, _)| p);
         place.problem(format_args!(
             "is {}: write a length of prefix like 24, or a netmask like \"255.255.255.0\"",
             quoted(text)

@@ -1,0 +1,188 @@
+"""A director's network: a client, directors and real servers on one switch."""
+
+import errno
+import itertools
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+from harness.client import tool
+from harness.lan import Host, Ringgate, in_namespace
+from harness.process import Process
+from harness.tools import eventually
+
+VIP, VIP6 = "10.77.0.100", "fd77::100"
+SINK = Path(__file__).with_name("sink.py")
+_numbers = itertools.count()
+
+
+def virtual_server(address, servers, **keys):
+    """`[[virtual_server]]`; servers are addresses or (address, weight)."""
+    keys = {"scheduler": "rr", **keys}
+    lines = [f'{key} = {json.dumps(value)}' for key, value in keys.items()]
+    pairs = [one if isinstance(one, tuple) else (one, 1) for one in servers]
+    inner = ", ".join(f'{{ address = "{address}", weight = {weight} }}' for address, weight in pairs)
+    return f'[[virtual_server]]\naddress = "{address}"\n' + "\n".join(lines) + f"\nservers = [{inner}]\n"
+
+
+def prepare(host):
+    """What an operator sets on every machine of such a network."""
+    host.run(
+        "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2",
+        "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0",
+        "net.ipv4.conf.eth0.rp_filter=0", "net.ipv4.conf.lo.rp_filter=0",
+    )  # fmt: skip
+    return host
+
+
+class Server:
+    """A real server: the virtual addresses on lo, the sink on port 8080, nginx on port 80."""
+
+    def __init__(self, host, directory, name, web=True, addresses=True):
+        self.host, self.name, self.processes = prepare(host), name, []
+        if addresses:
+            host.ip("addr", "add", f"{VIP}/32", "dev", "lo")
+            host.ip("addr", "add", f"{VIP6}/128", "dev", "lo", "nodad")
+        self.directory = directory / f"{name}{next(_numbers)}"
+        self.directory.mkdir()
+        self.start(["/usr/bin/python3", SINK, name, 8080])
+        if web:
+            self.start([tool("nginx"), "-p", self.directory, "-c", self.nginx(), "-e", "stderr"])
+        self.await_port(8080)
+        if web:
+            self.await_port(80)
+
+    def nginx(self):
+        path = self.directory / "nginx.conf"
+        path.write_text(
+            f"daemon off; pid {self.directory}/pid; error_log stderr; worker_processes 1;\n"
+            "events { worker_connections 4096; }\n"
+            f"http {{ access_log off; client_body_temp_path {self.directory}/b; proxy_temp_path {self.directory}/p;\n"
+            f"fastcgi_temp_path {self.directory}/f; uwsgi_temp_path {self.directory}/u; scgi_temp_path {self.directory}/s;\n"
+            "server { listen 80; listen [::]:80; keepalive_requests 100000;\n"
+            f'location / {{ return 200 "{self.name}"; }} }} }}\n'
+        )
+        return path
+
+    def start(self, argv):
+        log = self.directory / f"log{next(_numbers)}"
+        self.processes.append(Process(self.host.argv(*argv), log))
+
+    def await_port(self, port):
+        listening = lambda: f":{port}" in self.host.run("ss", "-Htln", f"sport = :{port}").stdout
+        eventually(listening, 10, f"{self.name} listens on {port}")
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+        self.processes = []
+
+
+class Node(Ringgate):
+    """Ringgate as a director: listens for HTTP on port 8000 of every address."""
+
+    def __init__(self, host, directory, name, config, listen=8000, node=""):
+        prepare(host)
+        super().__init__(host, directory, name, config, node=node)
+        text = self.file.read_text()
+        self.file.write_text(text.replace("0.0.0.0:80", f"0.0.0.0:{listen}").replace("[::]:80", f"[::]:{listen}"))
+
+    def await_neighbours(self, count):
+        """Until the director has found so many neighbours."""
+        found = lambda: self.log().count("neighbour found") >= count
+        eventually(found, 10, f"{count} neighbours of {self.name}:\n{self.log()[-2000:]}")
+
+    def metrics(self):
+        """Every sample of the metrics page: name with labels -> value."""
+        text = self.host.run(tool("curl"), "-s", "http://127.0.0.1:9090/metrics").stdout
+        pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in pairs}
+
+    def metric(self, name):
+        """Sum of a metric over its labels."""
+        return sum(v for k, v in self.metrics().items() if k == name or k.startswith(name + "{"))
+
+
+def curl(host, *args, timeout=10):
+    return host.run(tool("curl"), "-s", "--max-time", timeout, *args, timeout=timeout + 5, check=False)
+
+
+class Switch:
+    """The namespace of the switch, to look at its ports."""
+
+    def __init__(self, lan):
+        self.lan = lan
+
+    def argv(self, *args):
+        return Host.argv(self.lan, *args)
+
+
+class Capture:
+    """`with Capture(host, "eth0") as frames:`; afterwards `frames.fields("ip.src", ...)` has a row for each frame."""
+
+    def __init__(self, host, device, path, only="ip or ip6"):
+        self.host, self.path = host, path
+        self.argv = host.argv(tool("tshark"), "-n", "-q", "-B", 64, "-i", device, "-f", only, "-w", path)
+
+    def __enter__(self):
+        self.process = Process(self.argv, f"{self.path}.log")
+        self.process.await_ready(lambda: "Capturing on" in self.process.log())
+        # What it says is before it looks.
+        time.sleep(0.5)
+        return self
+
+    def _size(self):
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def __exit__(self, *_):
+        last = -1
+        # Written is what has come when no more comes.
+        while last != self._size():
+            last = self._size()
+            time.sleep(0.3)
+        self.process.terminate(10, signal.SIGINT)
+
+    def fields(self, *names, only=""):
+        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE"]
+        argv += ["-E", "occurrence=f", *(["-Y", only] if only else []), *(arg for name in names for arg in ("-e", name))]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def mac(host, device="eth0"):
+    return json.loads(host.ip("-json", "link", "show", device))[0]["address"]
+
+
+def send_frames(host, frames, device="eth0"):
+    """Puts raw frames on the wire."""
+
+    def work():
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
+            raw.bind((device, 0))
+            for frame in frames:
+                try:
+                    raw.send(frame)
+                except OSError as error:
+                    if error.errno not in (errno.ENOBUFS, errno.EMSGSIZE, errno.EINVAL):
+                        failures.append(error)
+
+    failures = []
+    thread = in_namespace(host.name, work)
+    thread.join(60)
+    assert not failures, failures
+
+
+def spread(client, url, count):
+    """Who answers `count` requests, each on a connection of its own."""
+    names = Counter()
+    for _ in range(count):
+        done = curl(client, url, timeout=5)
+        names[done.stdout if done.returncode == 0 else f"curl {done.returncode}"] += 1
+    return names

@@ -1,0 +1,114 @@
+"""What is left behind: nothing, however the process ends."""
+
+import socket
+import struct
+
+import pytest
+
+from harness.lan import in_namespace
+from harness.tools import eventually
+
+from .common import VIP, VIP6, Node, Server, prepare, spread, virtual_server
+
+
+def tables(host):
+    """Names of the nftables tables in a namespace (NFT_MSG_GETTABLE)."""
+    found = []
+
+    def work():
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
+            netlink.bind((0, 0))
+            netlink.settimeout(5)
+            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
+            while True:
+                data = netlink.recv(65536)
+                while data:
+                    length, kind = struct.unpack_from("=IH", data)
+                    if kind == 3:
+                        return
+                    attribute = 20
+                    while attribute + 4 <= length:
+                        size, name = struct.unpack_from("=HH", data, attribute)
+                        if name & 0x3FFF == 1:
+                            found.append(data[attribute + 4 : attribute + size].rstrip(b"\0").decode())
+                        attribute += (size + 3) & ~3
+                    data = data[(length + 3) & ~3 :]
+
+    in_namespace(host.name, work).join(10)
+    return found
+
+
+@pytest.fixture
+def node(lan, tmp_path):
+    host, client = lan.host(), lan.host()
+    server = Server(lan.host(), tmp_path, "s1")
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    config = virtual_server(f"{VIP}:80", [server.host.address])
+    config += f'[real_server]\naddresses = ["10.77.0.101", "fd77::101"]\nlease = "2s"\n'
+    node = Node(host, tmp_path, "a", config)
+    node.start()
+    node.await_neighbours(1)
+    assert spread(client, f"http://{VIP}/", 2) == {"s1": 2}
+    assert tables(host) == [f"ringgate-{pid_inside(node)}"]
+    assert {"10.77.0.101", "fd77::101"} <= set(host.addresses("lo"))
+    yield node
+    node.stop()
+    server.stop()
+
+
+def pid_inside(node):
+    """`ip netns exec` becomes the process: it has the same number."""
+    return node.pid
+
+
+def test_a_killed_process_leaves_nothing(node):
+    host = node.host
+    node.kill()
+    assert tables(host) == []
+    assert "packet" not in host.run("ss", "-H0n").stdout or not host.run("ss", "-H0n").stdout.strip()
+    gone = lambda: not {"10.77.0.101", "fd77::101"} & set(host.addresses("lo"))
+    eventually(gone, 10, "the leases run out")
+
+
+def test_a_process_that_ends_leaves_nothing(node):
+    host = node.host
+    node.stop()
+    assert tables(host) == []
+    assert not {"10.77.0.101", "fd77::101"} & set(host.addresses("lo"))
+
+
+def test_a_real_server_that_would_answer_arp_does_not_start(lan, tmp_path):
+    host = lan.host()
+    node = Node(host, tmp_path, "a", f'[real_server]\naddresses = ["{VIP}"]\n')
+    host.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=0")
+    with pytest.raises(RuntimeError, match="would answer ARP"):
+        node.start()
+    node.kill()
+    assert VIP not in host.addresses()
+    prepare(host)
+    with node:
+        assert VIP in host.addresses("lo") and VIP not in host.addresses("eth0")
+        # The setting changes under it: better no service than the director's traffic taken away.
+        host.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=0")
+        eventually(lambda: VIP not in host.addresses(), 10, "the address is withdrawn")
+        host.run("sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1")
+        eventually(lambda: VIP in host.addresses("lo"), 10, "and put back")
+    assert VIP not in host.addresses()
+
+
+def test_an_interface_that_goes_away_and_comes_back(lan, tmp_path):
+    host, client = lan.host(("eth0", "eth1")), lan.host()
+    server = Server(lan.host(), tmp_path, "s1")
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    config = '[director]\ninterfaces = ["eth0", "eth1"]\n' + virtual_server(f"{VIP}:80", [server.host.address])
+    with Node(host, tmp_path, "a", config) as node:
+        node.await_neighbours(1)
+        host.ip("link", "del", "eth1")
+        eventually(lambda: "there is no eth1" in node.log(), 10, "the loss is told")
+        cpu = node.process.cpu()
+        assert spread(client, f"http://{VIP}/", 20) == {"s1": 20}
+        assert node.process.cpu() - cpu < 1.0, "spins"
+        lan.switch("link", "add", "again", "type", "veth", "peer", "name", "eth1", "netns", host.name)
+        host.ip("link", "set", "eth1", "up")
+        eventually(lambda: "eth1" in node.host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout, 10, "it is back")
+    server.stop()

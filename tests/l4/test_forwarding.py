@@ -1,0 +1,150 @@
+"""What a client sees through a director: everybody is reached by weight, bytes come whole, and on the wire only MAC
+addresses differ."""
+
+import hashlib
+import re
+
+import pytest
+
+from harness.client import tool
+from harness.process import Process
+from harness.tools import eventually
+
+from .common import VIP, VIP6, Capture, Switch, curl, mac, send_frames, spread
+
+URLS = pytest.mark.parametrize("host", [VIP, f"[{VIP6}]"], ids=["ipv4", "ipv6"])
+
+
+@URLS
+def test_all_servers_are_reached_in_turn_and_by_weight(site, host):
+    assert spread(site.client, f"http://{host}/", 9) == {"s1": 3, "s2": 3, "s3": 3}
+    assert spread(site.client, f"http://{host}:8080/", 12) == {"s1": 6, "s2": 4, "s3": 2}
+
+
+@URLS
+def test_other_ports_of_the_address_are_served_here(site, host):
+    assert spread(site.client, f"http://{host}:8000/", 2) == {"a": 2}
+    # Nobody listens there: that the director's kernel may say.
+    assert curl(site.client, f"http://{host}:9/").returncode == 7
+
+
+@URLS
+def test_load(site, host):
+    done = site.client.run(tool("wrk"), "-t1", "-c30", "-d1s", f"http://{host}/", timeout=20).stdout
+    assert "Socket errors" not in done and "Non-2xx" not in done, done
+    assert int(re.search(r"(\d+) requests in", done)[1]) > 100, done
+
+
+@URLS
+def test_large_transfers_are_whole(site, host, tmp_path):
+    sent = tmp_path / "sent"
+    sent.write_bytes(hashlib.shake_128(b"up").digest(24 << 20))
+    expected = hashlib.sha256(sent.read_bytes()).hexdigest()
+    before = site.node.metric("ringgate_director_frames_total")
+    done = curl(site.client, "-T", sent, f"http://{host}:8080/up", timeout=60)
+    assert done.stdout.split()[-1:] == [expected], done
+    frames = site.node.metric("ringgate_director_frames_total") - before
+    # Merged frames have passed as such: one for each MTU would be 17,000.
+    assert 100 < frames < 12_000, frames
+    back = tmp_path / "back"
+    size = 32 << 20
+    done = curl(site.client, f"http://{host}:8080/bytes/{size}", "-o", back, timeout=60)
+    body = hashlib.shake_128(b"body").digest(1 << 16) * (size >> 16)
+    assert done.returncode == 0 and back.read_bytes() == body
+
+
+@URLS
+def test_udp_datagrams_come_whole_and_are_answered(site, host):
+    script = (
+        "import socket, sys, hashlib\n"
+        "address, size = sys.argv[1], int(sys.argv[2])\n"
+        "for n in range(20):\n"
+        "    family = socket.AF_INET6 if ':' in address else socket.AF_INET\n"
+        "    s = socket.socket(family, socket.SOCK_DGRAM); s.settimeout(5)\n"
+        "    s.connect((address, 8080)); data = bytes([n]) * size; s.send(data)\n"
+        "    name, digest = s.recv(1000).decode().split()\n"
+        "    assert digest == hashlib.sha256(data).hexdigest()\n"
+        "    print(name)\n"
+    )
+    address = host.strip("[]")
+    names = site.client.run("/usr/bin/python3", "-c", script, address, 100).stdout.split()
+    assert set(names) == {"s1", "s2", "s3"} and len(names) == 20
+
+
+@URLS
+def test_dns(site, host, tmp_path):
+    servers = []
+    for server in site.servers:
+        argv = server.host.argv(
+            tool("dnsmasq"), "-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "-x", tmp_path / server.name,
+            "--txt-record", f"who.test,{server.name}", "--bind-interfaces",
+            "--listen-address", f"{VIP},{VIP6}", "--log-facility", "-", "--user=root",
+        )  # fmt: skip
+        servers.append(Process(argv, tmp_path / f"{server.name}.log"))
+    try:
+        for server in site.servers:
+            bound = lambda s=server: s.host.run("ss", "-Hlnu", "sport = :53").stdout.count(":53") >= 2
+            eventually(bound, 10, f"dnsmasq on {server.name}")
+        answers = []
+        for _ in range(6):
+            done = site.client.run(
+                tool("dig"), "+short", "+tries=1", "+time=3", f"@{host.strip('[]')}", "who.test", "TXT", check=False
+            )
+            answers.append(done.stdout.strip().strip('"'))
+        assert len(answers) == 6 and set(answers) == {"s1", "s2", "s3"}, answers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@URLS
+def test_only_mac_addresses_differ_and_replies_bypass(site, host, tmp_path):
+    six = "[" in host
+    address = host.strip("[]")
+    # At the switch: what goes past the queueing discipline is not seen on the director itself.
+    with Capture(Switch(site.lan), site.host.port(), tmp_path / "frames") as frames:
+        assert spread(site.client, f"http://{host}/", 6).total() == 6
+    ip = ("ipv6.hlim", "ipv6.flow") if six else ("ip.id", "ip.ttl", "ip.checksum")
+    same = (*ip, "tcp.srcport", "tcp.seq_raw", "tcp.ack_raw", "tcp.flags", "tcp.checksum", "tcp.window_size_value", "tcp.len")
+    rows = frames.fields("eth.src", "eth.dst", *same, only=f"tcp.port == 80 and {'ipv6' if six else 'ip'}.dst == {address}")
+    own, client = mac(site.host), mac(site.client)
+    servers = {mac(server.host) for server in site.servers}
+    came = sorted(row[2:] for row in rows if row[:2] == [client, own])
+    went = sorted(row[2:] for row in rows if row[0] == own)
+    assert came and came == went
+    assert {row[1] for row in rows if row[0] == own} == servers
+    assert len(came) + len(went) == len(rows)
+    # Nothing comes back by the director, and it says nothing of its own.
+    assert not frames.fields("frame.number", only=f"{'ipv6' if six else 'ip'}.src == {address} and tcp.port == 80")
+    assert not frames.fields("frame.number", only=f"eth.src == {own} and (icmp.type == 3 or icmp.type == 5 or icmp.type == 11)")
+    assert not frames.fields("frame.number", only=f"eth.src == {own} and tcp.flags.reset == 1 and tcp.port == 80 and not eth.dst in {{{', '.join(servers)}}}")
+
+
+def test_a_frame_that_another_host_is_meant_for_is_left_alone(site, tmp_path):
+    """A sniffer on the director has the card take in everything."""
+    before = site.node.metric("ringgate_director_frames_total")
+    site.host.ip("link", "set", "eth0", "promisc", "on")
+    try:
+        frame = bytes.fromhex("02000000aaaa" + mac(site.client).replace(":", "") + "0800")
+        frame += syn_to_vip()
+        send_frames(site.client, [frame] * 50)
+        assert spread(site.client, f"http://{VIP}/", 3).total() == 3
+        assert site.node.metric("ringgate_director_frames_total") - before < 40
+    finally:
+        site.host.ip("link", "set", "eth0", "promisc", "off")
+
+
+def syn_to_vip():
+    source, target = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 100])
+    ip = bytes.fromhex("4500002800010000400600000000000000000000")[:12] + source + target
+    return ip + bytes.fromhex("9c4000500000000100000000500220000000000000000000")
+
+
+def test_real_server_role_is_silent_and_marked(site):
+    """The third server has its addresses from Ringgate: leased, on lo, and ARP asks it in vain."""
+    text = site.third.host.ip("addr", "show", "dev", "lo")
+    assert f"{VIP}/32" in text and f"{VIP6}/128" in text and "valid_lft 6sec" in text or "valid_lft 5sec" in text, text
+    site.client.ip("neigh", "flush", "dev", "eth0")
+    assert spread(site.client, f"http://{VIP}/", 3).total() == 3
+    neighbours = site.client.ip("neigh", "show", VIP)
+    assert mac(site.host) in neighbours, neighbours

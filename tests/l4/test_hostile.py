@@ -1,0 +1,81 @@
+"""Random and mutated frames on a live interface: all are counted, none upsets the director."""
+
+import random
+
+from harness.tools import eventually
+
+from .common import VIP, VIP6, mac, send_frames, spread
+
+COUNT = 20_000
+
+
+def corpus(source, target):
+    """Frames that mean something, to be mutated."""
+    ethernet = bytes.fromhex((target + source).replace(":", ""))
+    four = bytes([10, 77, 0, 1]) + bytes([10, 77, 0, 100])
+    six = bytes.fromhex("fd77" + "00" * 13 + "01" + "fd77" + "00" * 12 + "0100")
+    tcp = bytes.fromhex("9c4000500000000100000000500220000000000000000000")
+    udp = bytes.fromhex("9c401f90000c0000") + b"data"
+    quoted = bytes.fromhex("4500002800010000400600000a4d00640a4d0001") + bytes.fromhex("00509c4000000001")
+    icmp = bytes.fromhex("0304000000000500") + quoted
+    bodies = [(6, tcp), (17, udp), (1, icmp), (132, tcp)]
+    frames = []
+    for protocol, body in bodies:
+        head = bytes([0x45, 0]) + (20 + len(body)).to_bytes(2) + bytes([0, 1, 0, 0, 64, protocol, 0, 0])
+        frames.append(ethernet + b"\x08\0" + head + four + body)
+        fragment = head[:6] + bytes([0x20, 0]) + head[8:]
+        frames.append(ethernet + b"\x08\0" + fragment + four + body)
+        options = bytes([0x47]) + head[1:]
+        frames.append(ethernet + b"\x08\0" + options + four + bytes(8) + body)
+        head6 = bytes([0x60, 0, 0, 0]) + len(body).to_bytes(2) + bytes([58 if protocol == 1 else protocol, 64])
+        frames.append(ethernet + b"\x86\xdd" + head6 + six + body)
+        extension = bytes([0x60, 0, 0, 0]) + (8 + len(body)).to_bytes(2) + bytes([44, 64])
+        frames.append(ethernet + b"\x86\xdd" + extension + six + bytes([protocol, 0, 0, 1, 0, 0, 0, 1]) + body)
+    return frames
+
+
+def mutated(frames, seed):
+    dice = random.Random(seed)
+    for _ in range(COUNT):
+        frame = bytearray(dice.choice(frames))
+        for _ in range(dice.randrange(4)):
+            at = dice.randrange(14, len(frame))
+            frame[at] = dice.randrange(256)
+        if dice.random() < 0.2:
+            del frame[dice.randrange(14, len(frame)) :]
+        if dice.random() < 0.1:
+            frame[12:12] = bytes([0x81, 0, 0, dice.randrange(1, 100)])
+        if dice.random() < 0.1:
+            frame += dice.randbytes(dice.randrange(1200))
+        yield bytes(frame)
+
+
+def test_counters_add_up_and_service_goes_on(site):
+    seed = 20261122
+    print("seed", seed)
+    before = counters(site.node)
+    send_frames(site.client, mutated(corpus(mac(site.client), mac(site.host)), seed))
+    settled = lambda: counters(site.node)["frames"] == (last.append(counters(site.node)["frames"]) or last[-2])
+    last = [-1]
+    eventually(settled, 10, "all frames judged", every=0.3)
+    after = counters(site.node)
+    grown = {key: after[key] - before[key] for key in after}
+    assert grown["frames"] > COUNT // 10, grown
+    # Each frame had one verdict; each that was to be sent was sent or refused.
+    assert grown["frames"] == grown["verdicts"] + grown["cut"], grown
+    assert grown["sent"] + grown["refused"] >= grown["forwarded"] + grown["local"], grown
+    assert grown["sent"] <= grown["forwarded"] + grown["local"] + grown["replied"] + grown["released"], grown
+    assert grown["dropped"] + grown["passed"] > 0, grown
+    for host in (VIP, f"[{VIP6}]"):
+        assert spread(site.client, f"http://{host}/", 6) == {"s1": 2, "s2": 2, "s3": 2}
+
+
+def counters(node):
+    metrics = node.metrics()
+    total = lambda name: sum(v for k, v in metrics.items() if k.startswith(f"ringgate_director_{name}"))
+    verdict = lambda name: sum(v for k, v in metrics.items() if f'verdict="{name}"' in k)
+    return {
+        "frames": total("frames_total"), "verdicts": total("verdicts_total"), "cut": total("cut_total"),
+        "sent": total("sent_total"), "refused": total("send_errors_total"), "released": total("released_total"),
+        **{name: verdict(name) for name in ("forwarded", "local", "replied", "dropped", "passed")},
+    }  # fmt: skip

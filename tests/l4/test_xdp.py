@@ -1,0 +1,164 @@
+"""The XDP datapath: what the program forwards, what it leaves, and that it goes with the process."""
+
+import hashlib
+import json
+import socket
+import subprocess
+import threading
+
+import pytest
+
+from harness.lan import Lan, in_namespace
+from harness.tools import eventually
+
+from .common import VIP, VIP6, Node, Server, curl, spread, virtual_server
+
+FRAMES = "ringgate_director_xdp_frames_total"
+
+
+def program(host, device="eth0"):
+    """How an XDP program runs on an interface: "xdpgeneric", "xdp" in the driver, or None."""
+    words = host.ip("link", "show", "dev", device).split("qdisc")[0].split()
+    return next((word for word in words if word.startswith("xdp")), None)
+
+
+def director(lan, datapath, services):
+    """A director's host with its virtual addresses, and its configuration."""
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    host.ip("addr", "add", f"{VIP6}/64", "dev", "eth0", "nodad")
+    return host, f'[director]\ndatapath = "{datapath}"\n' + services
+
+
+class Counted:
+    """What the program did since it was asked last."""
+
+    def __init__(self, node):
+        self.node, self.before = node, {}
+
+    def __call__(self):
+        now = {k: v for k, v in self.node.metrics().items() if k.startswith(FRAMES)}
+        new = {k.split('"')[1]: int(v - self.before.get(k, 0)) for k, v in now.items()}
+        self.before = now
+        return {k: v for k, v in new.items() if v}
+
+
+class Tap:
+    """A packet socket on an interface."""
+
+    def __init__(self, host, device):
+        self.host, self.device, self.frames, self.over = host, device, [], False
+
+    def __enter__(self):
+        ready = threading.Event()
+        self.thread = in_namespace(self.host.name, lambda: self.read(ready))
+        assert ready.wait(5)
+        return self
+
+    def __exit__(self, *_):
+        self.over = True
+        self.thread.join(5)
+
+    def read(self, ready):
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+            tap.bind((self.device, 0))
+            tap.settimeout(0.1)
+            ready.set()
+            while not self.over:
+                try:
+                    frame, address = tap.recvfrom(65536)
+                except TimeoutError:
+                    continue
+                if address[2] != socket.PACKET_OUTGOING:
+                    self.frames.append(frame)
+
+    def count(self, protocol, port=None):
+        """Frames that came in: IPv4 of this protocol, to this port."""
+        return sum(
+            frame[12:14] == b"\x08\0" and frame[23] == protocol
+            and (port is None or frame[36:38] == port.to_bytes(2, "big"))
+            for frame in list(self.frames)
+        )  # fmt: skip
+
+
+@pytest.fixture
+def network(tmp_path):
+    with Lan() as lan:
+        client = lan.host()
+        servers = [Server(lan.host(), tmp_path, f"s{n}") for n in (1, 2, 3)]
+        yield lan, client, servers
+        for server in servers:
+            server.stop()
+
+
+def test_the_program_forwards(network, tmp_path):
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    six = [server.host.address6 for server in servers]
+    services = (
+        virtual_server(f"{VIP}:80", four)
+        + virtual_server(f"{VIP}:8080", four, scheduler="mh")
+        + virtual_server(f"[{VIP6}]:80", six, scheduler="mh")
+    )
+    host, config = director(lan, "auto", services)
+    with Node(host, tmp_path, "a", config) as node:
+        node.await_neighbours(6)
+        assert "datapath=xdp-generic" in node.log()
+        assert program(host) == "xdpgeneric"
+        status = json.loads(host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout)
+        assert [(one["interface"], one["datapath"]) for one in status["director"]["datapaths"]] == [("eth0", "xdp-generic")]
+        counted = Counted(node)
+        # mh: the program chooses; nothing of these connections goes up.
+        for url in (f"http://{VIP}:8080/", f"http://[{VIP6}]/"):
+            names = spread(client, url, 30)
+            assert sum(names.values()) == 30 and set(names) == {"s1", "s2", "s3"}, names
+        eventually(lambda: counted().get("forwarded", 0) >= 60 * 4, 5, "frames are counted")
+        # rr: the packet socket chooses, each connection's beginning and end go up.
+        assert spread(client, f"http://{VIP}/", 9) == {"s1": 3, "s2": 3, "s3": 3}
+        new = {}
+        eventually(lambda: new.update(counted()) or "control" in new, 5, "ends of connections go up")
+        # The director's own port on the same address.
+        assert spread(client, f"http://{VIP}:8000/", 2) == {"a": 2}
+        # Many segments in one frame are left to the packet socket; none is lost or changed.
+        body = hashlib.shake_128(b"upload").digest(20 << 20)
+        (tmp_path / "body").write_bytes(body)
+        for port in (80, 8080):
+            done = curl(client, "-T", tmp_path / "body", f"http://{VIP}:8080/up", timeout=30)
+            assert done.stdout.split()[1:] == [hashlib.sha256(body).hexdigest()], (port, done)
+        # Without a trace afterwards, however it ends.
+        node.kill()
+        eventually(lambda: program(host) is None, 5, "the program is gone")
+
+
+def test_taps_see_only_what_goes_up(network, tmp_path):
+    """The kernel runs the program before packet sockets, so that none sees a forwarded frame a second time, and
+    hands up the others before anything silences it."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    services = virtual_server(f"{VIP}:8080", four, scheduler="mh")
+    host, config = director(lan, "generic", services)
+    with Node(host, tmp_path, "a", config) as node:
+        node.await_neighbours(3)
+        with Tap(host, "eth0") as tap:
+            spread(client, f"http://{VIP}:8080/", 10)
+            client.run("ping", "-c", "3", "-i", "0.01", VIP)
+            eventually(lambda: tap.count(protocol=1) >= 3, 5, "pings are seen")
+            assert tap.count(protocol=6, port=8080) == 0
+
+
+def test_native(network, tmp_path):
+    """In the driver: of veth, the other end has to have GRO on, and clients complete checksums themselves."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    client.run("ethtool", "-K", "eth0", "tx", "off")
+    services = virtual_server(f"{VIP}:8080", four, scheduler="mh") + virtual_server(f"{VIP}:80", four)
+    host, config = director(lan, "native", services)
+    subprocess.run(["ip", "netns", "exec", lan.name, "ethtool", "-K", host.port(), "gro", "on"], check=True)
+    with Node(host, tmp_path, "a", config) as node:
+        node.await_neighbours(3)
+        assert "datapath=xdp-native" in node.log() and program(host) == "xdp"
+        counted = Counted(node)
+        names = spread(client, f"http://{VIP}:8080/", 30)
+        assert sum(names.values()) == 30 and set(names) == {"s1", "s2", "s3"}, names
+        assert spread(client, f"http://{VIP}/", 9) == {"s1": 3, "s2": 3, "s3": 3}
+        eventually(lambda: counted().get("forwarded", 0) >= 30 * 4, 5, "frames are counted")
