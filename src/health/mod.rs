@@ -163,3 +163,6 @@ impl Drop for Prober {
         self.wake.notify();
     }
 }
+
+#[cfg(test)]
+mod tests;
