@@ -84,7 +84,7 @@ fn prober(page: &mut Page, state: &State) {
     page.single("ringgate_health_check_running", "gauge", "Probes under way.", counts.running);
     let help = "Probes put off for want of descriptors, ports, memory or processes.";
     page.single("ringgate_health_check_postponed_total", "counter", help, counts.postponed);
-    let help = "Probes that began more than 100 ms late, because too many were under way.";
+    let help = "Probes that began more than 100 ms late: too many at a time, or no CPU.";
     page.single("ringgate_health_check_late_total", "counter", help, counts.late);
 }
 
