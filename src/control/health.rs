@@ -1,27 +1,23 @@
 //! Health checks and outlier detection as the control thread sees them: what is probed, where verdicts go, who is
 //! ejected, and what the operator is shown.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
 use serde_json::{Value, json};
 
-use crate::balance::Gate;
 use crate::balance::outlier::{self, Decision, Reason, Record};
 use crate::control::config::Config;
 use crate::control::config::checks::UpstreamCheck;
 use crate::control::logger::Logger;
 use crate::control::state::{State, UpstreamState};
-use crate::health::{Check, Counts, Event, Prober, Row, Sink, Target, Tell};
-use crate::l4::config::ServiceKey;
-use crate::l4::engine::{Engine, Fact};
-use crate::l4::registry::ServerState;
+use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell};
 use crate::l7::config::ServerAddress;
 use crate::l7::pool::millis;
 use crate::l7::upstream::Member;
@@ -41,10 +37,10 @@ const FIRST_ROUND_LOOK_MS: u64 = 5;
 #[derive(Debug)]
 pub struct Checks {
     epoch: Instant,
-    prober: Option<Prober>,
+    prober: OnceCell<Prober>,
+    /// What the prober is started with, once there is something to probe.
+    unused: RefCell<Option<Unused>>,
     wanted: RefCell<Vec<Option<UpstreamCheck>>>,
-    /// Real servers of the director, what their checks say, and what it was told last.
-    real_servers: RefCell<Vec<RealServer>>,
     /// By upstream and server.
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
     /// When outliers of an upstream were last judged, by its name.
@@ -52,28 +48,12 @@ pub struct Checks {
     watching: Cell<bool>,
 }
 
-/// A real server with its check.
-#[derive(Debug)]
-struct RealServer {
-    service: ServiceKey,
-    address: IpAddr,
-    check: Arc<Check>,
-    tls: Option<Arc<ClientConfig>>,
-    gate: Arc<Gate>,
-    told_up: Cell<bool>,
-}
+/// Probes at a time, and where the prober's events go.
+struct Unused(usize, Tell);
 
-impl RealServer {
-    fn target(&self, epoch: Instant) -> Target {
-        Target {
-            group: self.service.to_string(),
-            server: self.address.to_string(),
-            address: SocketAddr::new(self.address, self.service.port),
-            name: None,
-            check: Arc::clone(&self.check),
-            tls: self.tls.clone(),
-            sink: Arc::new(GateSink { gate: Arc::clone(&self.gate), epoch }),
-        }
+impl fmt::Debug for Unused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Unused").field(&self.0).finish_non_exhaustive()
     }
 }
 
@@ -119,18 +99,6 @@ impl Sink for MemberSink {
     }
 }
 
-/// Where verdicts on a real server go.
-struct GateSink {
-    gate: Arc<Gate>,
-    epoch: Instant,
-}
-
-impl Sink for GateSink {
-    fn set(&self, up: bool, _: bool) {
-        if up { self.gate.up(since(self.epoch), false) } else { self.gate.down() }
-    }
-}
-
 fn since(epoch: Instant) -> u64 {
     millis(epoch.elapsed())
 }
@@ -143,32 +111,54 @@ impl Checks {
     /// When its thread cannot be made.
     pub fn start(
         config: &Config,
-        upstreams: &[UpstreamState],
+        upstreams: &[Rc<UpstreamState>],
         epoch: Instant,
         descriptors: u64,
         tell: Tell,
     ) -> io::Result<Self> {
         let checks = config.checks.clone();
         let concurrent = (descriptors / 8).clamp(16, CONCURRENT_MAX);
-        let wanted = checks.iter().chain(&config.l4_checks).any(Option::is_some);
         let concurrent = usize::try_from(concurrent).unwrap_or(usize::MAX);
-        let prober = wanted.then(|| Prober::start(concurrent, tell)).transpose()?;
         let started = Self {
             epoch,
-            prober,
+            prober: OnceCell::new(),
+            unused: RefCell::new(Some(Unused(concurrent, tell))),
             wanted: RefCell::new(checks),
-            real_servers: RefCell::new(real_servers(config)),
             records: RefCell::default(),
             judged_ms: RefCell::default(),
             watching: Cell::new(false),
         };
+        started.probe()?;
         started.refresh(upstreams);
         Ok(started)
     }
 
+    /// Starts the prober if there is something to probe and it does not run yet.
+    fn probe(&self) -> io::Result<()> {
+        let wanted = self.wanted.borrow().iter().any(Option::is_some);
+        if !wanted || self.prober.get().is_some() {
+            return Ok(());
+        }
+        if let Some(Unused(concurrent, tell)) = self.unused.take() {
+            let _ = self.prober.set(Prober::start(concurrent, tell)?);
+        }
+        Ok(())
+    }
+
+    /// Probes what another configuration has; endpoints with the same check keep their state.
+    ///
+    /// # Errors
+    /// When the prober was needed for the first time and cannot be started.
+    pub fn replace(&self, config: &Config, upstreams: &[Rc<UpstreamState>]) -> io::Result<()> {
+        self.wanted.replace(config.checks.clone());
+        self.probe()?;
+        self.refresh(upstreams);
+        Ok(())
+    }
+
     /// Waits for the first verdict on every server, 3 s at most; true when it came.
     pub async fn first_round(&self, ring: &Rc<Ring>) -> bool {
-        let Some(prober) = &self.prober else { return true };
+        let Some(prober) = self.prober.get() else { return true };
         let (timer, began) = (Timer::new(ring), Instant::now());
         while !prober.is_first_round_over() {
             if began.elapsed() >= FIRST_ROUND {
@@ -181,47 +171,21 @@ impl Checks {
     }
 
     /// Probes the members that there are now; those that were there before keep their state.
-    pub fn refresh(&self, upstreams: &[UpstreamState]) {
-        let Some(prober) = &self.prober else { return };
+    pub fn refresh(&self, upstreams: &[Rc<UpstreamState>]) {
+        let Some(prober) = self.prober.get() else { return };
         let wanted = self.wanted.borrow();
         let mut targets = Vec::new();
         for (upstream, check) in upstreams.iter().zip(wanted.iter()) {
-            let Some(check) = check else { continue };
             let set = upstream.set.borrow();
+            let Some(check) = check else {
+                // Nobody would ever say that it is up again.
+                set.members.iter().for_each(|member| member.gate.up(since(self.epoch), false));
+                continue;
+            };
             let members = set.members.iter();
             targets.extend(members.filter_map(|member| self.target(upstream, check, member)));
         }
-        let real_servers = self.real_servers.borrow();
-        targets.extend(real_servers.iter().map(|server| server.target(self.epoch)));
         prober.set_targets(targets);
-    }
-
-    /// Tells the director of verdicts it does not know yet.
-    fn tell_director(&self, engine: &Engine) {
-        for server in self.real_servers.borrow().iter() {
-            let up = !server.gate.is_down();
-            if up != server.told_up.get() {
-                let state = ServerState { up, ..ServerState::default() };
-                // What does not fit into its queue is told at the next look.
-                if engine.tell(Fact::State(server.service, server.address, state)) {
-                    server.told_up.set(up);
-                }
-            }
-        }
-    }
-
-    /// How the director's real servers stand, by virtual server.
-    #[must_use]
-    pub fn real_server_rows(&self) -> Vec<Row> {
-        let real_servers = self.real_servers.borrow();
-        if real_servers.is_empty() {
-            return Vec::new();
-        }
-        let rows = self.rows();
-        let row = |server: &RealServer| {
-            rows.get(&(server.service.to_string(), server.address.to_string())).cloned()
-        };
-        real_servers.iter().filter_map(row).collect()
     }
 
     fn target(
@@ -261,14 +225,14 @@ impl Checks {
     /// How every probed server stands, by upstream and server.
     #[must_use]
     pub fn rows(&self) -> Rows {
-        let rows = self.prober.as_ref().map(Prober::rows).unwrap_or_default();
+        let rows = self.prober.get().map(Prober::rows).unwrap_or_default();
         rows.into_iter().map(|row| ((row.group.clone(), row.server.clone()), row)).collect()
     }
 
     /// The prober's own figures; `None` when nothing is probed.
     #[must_use]
     pub fn counts(&self) -> Option<Counts> {
-        self.prober.as_ref().map(Prober::counts)
+        self.prober.get().map(Prober::counts)
     }
 
     /// What is known of a server as an outlier.
@@ -371,9 +335,9 @@ impl Checks {
     }
 
     /// Forgets servers that are no members any more.
-    fn tidy(&self, upstreams: &[UpstreamState]) {
+    fn tidy(&self, upstreams: &[Rc<UpstreamState>]) {
         let mut records = self.records.borrow_mut();
-        let members = |state: &UpstreamState| state.set.borrow().members.len();
+        let members = |state: &Rc<UpstreamState>| state.set.borrow().members.len();
         if records.len() > upstreams.iter().map(members).sum::<usize>() {
             records.retain(|(name, address), _| {
                 upstreams.iter().any(|upstream| {
@@ -386,51 +350,28 @@ impl Checks {
     }
 }
 
-/// The real servers that have a check.
-fn real_servers(config: &Config) -> Vec<RealServer> {
-    let mut all = Vec::new();
-    for (service, checked) in config.l4.services.iter().zip(&config.l4_checks) {
-        let Some(checked) = checked else { continue };
-        for (server, check) in service.servers.iter().zip(&checked.servers) {
-            all.push(RealServer {
-                service: service.key,
-                address: server.address,
-                check: Arc::clone(check),
-                tls: checked.base.client.clone(),
-                gate: Arc::default(),
-                told_up: Cell::new(true),
-            });
-        }
-    }
-    all
-}
-
 /// Looks after panic thresholds and outliers from now on, if an upstream has either. Call it again when upstreams
 /// may have got them.
 pub fn watch(ring: &Rc<Ring>, state: &Rc<State>, logger: Logger) {
-    let needed = |upstream: &UpstreamState| {
+    let needed = |upstream: &Rc<UpstreamState>| {
         let config = &upstream.shared.config;
         config.panic_threshold > 0 || config.outlier.is_some()
     };
-    let director = state.l4.is_some() && !state.checks.real_servers.borrow().is_empty();
-    let needed = director || state.upstreams.iter().any(needed);
-    if !needed || state.checks.watching.replace(true) {
+    if !state.upstreams().iter().any(needed) || state.checks.watching.replace(true) {
         return;
     }
     let (ring, state) = (Rc::clone(ring), Rc::clone(state));
     spawn(&ring.clone(), async move {
         let timer = Timer::new(&ring);
         loop {
-            for upstream in &state.upstreams {
+            let upstreams = state.upstreams();
+            for upstream in upstreams.iter() {
                 state.checks.judge(upstream, logger);
                 if upstream.shared.config.panic_threshold > 0 {
                     judge_panic(upstream, logger);
                 }
             }
-            state.checks.tidy(&state.upstreams);
-            if let Some(engine) = &state.l4 {
-                state.checks.tell_director(engine);
-            }
+            state.checks.tidy(&upstreams);
             timer.set(LOOK_EVERY_MS);
             timer.fired().await;
         }
@@ -489,19 +430,6 @@ pub fn check_status(row: &Row) -> Value {
         "failures": row.failures,
         "changes": row.changes,
     })
-}
-
-/// The checks of the director's real servers, for `/status`.
-#[must_use]
-pub fn real_servers_status(checks: &Checks) -> Vec<Value> {
-    let status = |row: &Row| {
-        json!({
-            "virtual_server": row.group,
-            "server": row.server,
-            "check": check_status(row),
-        })
-    };
-    checks.real_server_rows().iter().map(status).collect()
 }
 
 /// What a server's `/status` says besides its own figures.

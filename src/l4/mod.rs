@@ -18,6 +18,7 @@ pub mod offload;
 pub mod persistence;
 pub mod registry;
 mod schedule;
+pub mod status;
 pub mod steer;
 pub mod tables;
 

@@ -1,7 +1,9 @@
 //! Upstreams as all shards share them: members with their in-flight counts and passive health.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -11,18 +13,15 @@ use crate::balance::{
 };
 use crate::counter::Padded;
 use crate::l7::config::{Server, ServerAddress, Upstream};
-use crate::l7::metrics::ServerMetrics;
+use crate::l7::metrics::{ByShard, ServerMetrics, UpstreamMetrics, by_shard};
 
-/// One address of a server, with everything that must agree across shards.
-pub struct Member {
+/// One address of a server, with everything that must agree across shards and that outlives changes of
+/// the configuration.
+pub struct Endpoint {
     /// The address.
     pub address: SocketAddr,
     /// The address as text, for logs and metrics.
     pub label: String,
-    /// Which of the upstream's servers it is ([`Standing::id`]).
-    pub server: usize,
-    /// What the configuration says of the server.
-    pub config: Server,
     /// Requests being served, over all shards.
     pub in_flight: InFlight,
     /// Failures, over all shards.
@@ -32,6 +31,32 @@ pub struct Member {
     pub gate: Gate,
     /// Figures by shard.
     pub metrics: Box<[Padded<ServerMetrics>]>,
+}
+
+/// One address of a server, as the configuration has it.
+pub struct Member {
+    /// What lasts.
+    pub endpoint: Arc<Endpoint>,
+    /// Which of the upstream's servers it is ([`Standing::id`]).
+    pub server: usize,
+    /// What the configuration says of the server.
+    pub config: Server,
+}
+
+impl Deref for Member {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Member {
+    /// Whether connections to one are connections to the other.
+    #[must_use]
+    pub fn is_same_endpoint(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
 }
 
 impl fmt::Debug for Member {
@@ -51,7 +76,7 @@ impl Member {
     #[must_use]
     pub fn totals(&self) -> outlier::Totals {
         let mut totals = outlier::Totals::default();
-        for shard in &self.metrics {
+        for shard in self.metrics.iter() {
             let classes = shard.responses.values();
             let (responses, failed) = (
                 classes.iter().sum::<u64>(),
@@ -66,8 +91,14 @@ impl Member {
     }
 }
 
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 /// A server as it stands now: as in the file, or as the operator has it since.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// Names it among the servers of its upstream.
     pub id: usize,
@@ -104,14 +135,15 @@ pub struct SharedUpstream {
     /// The configuration.
     pub config: Upstream,
     /// Retries allowed.
-    pub budget: RetryBudget,
+    pub budget: Arc<RetryBudget>,
     /// Requests being served; counted with `breaker.max_in_flight` only.
-    pub in_flight: InFlight,
+    pub in_flight: Arc<InFlight>,
     /// Connections being opened; counted with `breaker.max_pending` only.
-    pub pending: InFlight,
+    pub pending: Arc<InFlight>,
     /// Too few members are usable: health checks and ejections are ignored.
     panic: AtomicBool,
-    shards: usize,
+    /// Figures by shard.
+    pub metrics: ByShard<UpstreamMetrics>,
 }
 
 impl SharedUpstream {
@@ -120,11 +152,24 @@ impl SharedUpstream {
     pub fn new(config: Upstream, shards: usize) -> Self {
         Self {
             config,
-            budget: RetryBudget::new(),
-            in_flight: InFlight::new(),
-            pending: InFlight::new(),
+            budget: Arc::new(RetryBudget::new()),
+            in_flight: Arc::new(InFlight::new()),
+            pending: Arc::new(InFlight::new()),
             panic: AtomicBool::new(false),
-            shards,
+            metrics: by_shard(shards),
+        }
+    }
+
+    /// The same upstream with another configuration: what is counted goes on.
+    #[must_use]
+    pub fn succeed(&self, config: Upstream) -> Self {
+        Self {
+            config,
+            budget: Arc::clone(&self.budget),
+            in_flight: Arc::clone(&self.in_flight),
+            pending: Arc::clone(&self.pending),
+            panic: AtomicBool::new(self.is_panicking()),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 
@@ -146,7 +191,7 @@ impl SharedUpstream {
     }
 
     /// Builds the member set for these addresses of each server (ignored for address literals).
-    /// Members that `previous` has already keep their state.
+    /// Endpoints that `previous` has already keep their state.
     #[must_use]
     pub fn members(&self, resolved: &[Vec<SocketAddr>], previous: Option<&MemberSet>) -> MemberSet {
         self.members_of(&Standing::of(&self.config.servers), resolved, previous)
@@ -161,6 +206,7 @@ impl SharedUpstream {
         resolved: &[Vec<SocketAddr>],
         previous: Option<&MemberSet>,
     ) -> MemberSet {
+        let mut known = Known::new(previous);
         let (mut members, mut weights) = (Vec::new(), Vec::new());
         for standing in servers {
             let literal;
@@ -172,6 +218,7 @@ impl SharedUpstream {
                 ServerAddress::Name(..) => resolved.get(standing.id).map_or(&[][..], Vec::as_slice),
             };
             for &address in addresses {
+                let previous = known.take(&standing.server.address, address);
                 members.push(self.member(standing, address, previous));
                 weights.push(if standing.drained { 0 } else { standing.server.weight });
             }
@@ -187,31 +234,24 @@ impl SharedUpstream {
         &self,
         standing: &Standing,
         address: SocketAddr,
-        previous: Option<&MemberSet>,
+        previous: Option<&Arc<Member>>,
     ) -> Arc<Member> {
         let server = &standing.server;
-        let known = previous.and_then(|set| {
-            set.members.iter().find(|known| {
-                known.server == standing.id
-                    && known.address == address
-                    && known.config.down == server.down
-            })
-        });
-        known.map_or_else(
-            || {
-                Arc::new(Member {
-                    address,
-                    label: address.to_string(),
-                    server: standing.id,
-                    config: server.clone(),
-                    in_flight: InFlight::new(),
-                    passive: Passive::new(),
-                    gate: Gate::new(),
-                    metrics: (0..self.shards).map(|_| Padded::default()).collect(),
-                })
-            },
-            Arc::clone,
-        )
+        let endpoint = match previous {
+            Some(known) if known.server == standing.id && known.config == *server => {
+                return Arc::clone(known);
+            }
+            Some(known) => Arc::clone(&known.endpoint),
+            None => Arc::new(Endpoint {
+                address,
+                label: address.to_string(),
+                in_flight: InFlight::new(),
+                passive: Passive::new(),
+                gate: Gate::new(),
+                metrics: self.metrics.iter().map(|_| Padded::default()).collect(),
+            }),
+        };
+        Arc::new(Member { endpoint, server: standing.id, config: server.clone() })
     }
 
     /// `max_fails` of a member: a member that is alone is never taken out, as in nginx.
@@ -219,6 +259,24 @@ impl SharedUpstream {
     pub fn max_fails(&self, set: &MemberSet, member: &Member) -> u32 {
         let taking = set.weights.iter().filter(|weight| **weight > 0).count();
         if taking <= 1 { 0 } else { member.config.max_fails }
+    }
+}
+
+/// Members of an earlier set, each of which is found once.
+struct Known<'a>(HashMap<(ServerAddress, SocketAddr), VecDeque<&'a Arc<Member>>>);
+
+impl<'a> Known<'a> {
+    fn new(previous: Option<&'a MemberSet>) -> Self {
+        let mut known: HashMap<_, VecDeque<_>> = HashMap::new();
+        for member in previous.into_iter().flat_map(|set| &set.members) {
+            let key = (member.config.address.clone(), member.address);
+            known.entry(key).or_default().push_back(member);
+        }
+        Self(known)
+    }
+
+    fn take(&mut self, server: &ServerAddress, address: SocketAddr) -> Option<&'a Arc<Member>> {
+        self.0.get_mut(&(server.clone(), address))?.pop_front()
     }
 }
 

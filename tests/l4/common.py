@@ -5,6 +5,7 @@ import itertools
 import json
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from harness.client import tool
 from harness.lan import Host, Ringgate, in_namespace
 from harness.process import Process
+from harness.proxy import binary
 from harness.tools import eventually
 
 VIP, VIP6 = "10.77.0.100", "fd77::100"
@@ -96,6 +98,12 @@ class Node(Ringgate):
         found = lambda: self.log().count("neighbour found") >= count
         eventually(found, 10, f"{count} neighbours of {self.name}:\n{self.log()[-2000:]}")
 
+    def control(self, *args, check=True):
+        argv = [str(binary()), "ctl", "--socket", str(self.socket), *map(str, args)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+        assert not check or done.returncode == 0, done
+        return done
+
     def metrics(self):
         """Every sample of the metrics page: name with labels -> value."""
         text = self.host.run(tool("curl"), "-s", "http://127.0.0.1:9090/metrics").stdout
@@ -177,6 +185,33 @@ def send_frames(host, frames, device="eth0"):
     thread = in_namespace(host.name, work)
     thread.join(60)
     assert not failures, failures
+
+
+def tables(host):
+    """Names of the nftables tables in a namespace (NFT_MSG_GETTABLE)."""
+    found = []
+
+    def work():
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
+            netlink.bind((0, 0))
+            netlink.settimeout(5)
+            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
+            while True:
+                data = netlink.recv(65536)
+                while data:
+                    length, kind = struct.unpack_from("=IH", data)
+                    if kind == 3:
+                        return
+                    attribute = 20
+                    while attribute + 4 <= length:
+                        size, name = struct.unpack_from("=HH", data, attribute)
+                        if name & 0x3FFF == 1:
+                            found.append(data[attribute + 4 : attribute + size].rstrip(b"\0").decode())
+                        attribute += (size + 3) & ~3
+                    data = data[(length + 3) & ~3 :]
+
+    in_namespace(host.name, work).join(10)
+    return found
 
 
 def spread(client, url, count):

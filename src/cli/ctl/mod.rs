@@ -1,5 +1,6 @@
 //! `ringgate ctl`: asks a running process through its unix socket.
 
+mod l4;
 mod show;
 
 use std::io::{self, Read as _, Write};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{About, Log, RunningTune, UpstreamArgs, Vrrp};
+use super::args::{About, L4, Log, RunningTune, UpstreamArgs, Vrrp};
 use super::{print, print_result};
 use crate::control::upgrade;
 
@@ -93,8 +94,17 @@ pub fn run(socket: &Socket<'_>, about: &About, out: &mut dyn Write, err: &mut dy
 
 fn question(about: &About) -> Result<Question, String> {
     Ok(match about {
+        About::Reload { dry_run: true } => Question::post("/reload?dry-run", None),
+        About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
         About::Upstream(args) => return upstream(args),
+        About::L4 { what: None } => Question::get("/l4", l4::show),
+        About::L4 { what: Some(L4::Weight { virtual_server, server, weight, protocol }) } => {
+            let body = json!({
+                "virtual_server": virtual_server, "server": server, "weight": weight, "protocol": protocol,
+            });
+            Question::post("/l4/weight", Some(body))
+        }
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),
         About::Events => Question::get("/events", show::events),
@@ -184,7 +194,7 @@ fn upstream(args: &UpstreamArgs) -> Result<Question, String> {
 }
 
 /// Status and body of the answer.
-pub(super) fn ask(
+pub(crate) fn ask(
     socket: &Path,
     method: &str,
     target: &str,

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{list, word};
 
 /// A table: heads, then rows; columns as wide as they need be, numbers to the right.
-fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(heads: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(heads.get(column).map(|head| head.chars().count())).max().unwrap_or_default()
@@ -45,6 +45,26 @@ pub(super) fn status(status: &Value) -> String {
         clients,
         list(&status["shards"]).len(),
     );
+    let hardening = &status["hardening"];
+    if !hardening["capabilities"].is_null() {
+        let kept: Vec<_> = list(&hardening["capabilities"]).iter().map(word).collect();
+        let _ = writeln!(
+            text,
+            "user {}, capabilities {}, landlock {}, seccomp {}",
+            hardening["user"].as_str().unwrap_or("unchanged"),
+            if kept.is_empty() { "none".to_owned() } else { kept.join(",") },
+            word(&hardening["landlock"]),
+            word(&hardening["seccomp"]),
+        );
+    }
+    let upgrade = &status["upgrade"];
+    if let Some(reason) = upgrade["last_failure"]["reason"].as_str() {
+        let _ = writeln!(text, "the last upgrade failed: {reason}");
+    }
+    for old in list(&upgrade["draining_processes"]) {
+        let (pid, seconds) = (&old["pid"], &old["draining_seconds"]);
+        let _ = writeln!(text, "process {pid} drains since {seconds} s, after an upgrade");
+    }
     let now = &status["rates"];
     if !now.is_null() {
         let _ = writeln!(

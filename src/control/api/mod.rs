@@ -3,6 +3,7 @@
 //! A verb is a row of [`VERBS`] and a function in the file of its subject. Answers are JSON unless
 //! something else is customary; refusals are `{"error": "..."}`.
 
+mod l4;
 mod pages;
 mod process;
 mod tuning;
@@ -228,11 +229,17 @@ pub const VERBS: &[Verb] = &[
     order("/upstreams/{}/drain", "no new requests", |call| Box::pin(upstreams::drain(call))),
     order("/upstreams/{}/undrain", "requests again", |call| Box::pin(upstreams::undrain(call))),
     order("/upstreams/{}/weight", "another weight", |call| Box::pin(upstreams::weight(call))),
+    read("/l4", "virtual servers and their real servers", l4::list),
+    order("/l4/weight", "another weight of a real server", |call| Box::pin(l4::weight(call))),
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),
+    read("/history", "rates of the last minutes, a point a second", process::history),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
+    order("/reload", "put the changed file in force (?dry-run: only say what changes)", |call| {
+        Box::pin(process::reload(call))
+    }),
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),
     order("/vrrp/prefer", "take addresses over", |call| Box::pin(vrrp::order("prefer", call))),
     order("/vrrp/resume", "end release or prefer", |call| Box::pin(vrrp::order("resume", call))),

@@ -18,10 +18,10 @@ pub struct Checked {
     pub client: Option<Arc<ClientConfig>>,
 }
 
-/// The check of an upstream or virtual server, and of each server of it.
+/// The check of an upstream, and of each server of it.
 #[derive(Debug, Clone)]
 pub struct UpstreamCheck {
-    /// As the whole has it.
+    /// As the upstream has it.
     pub base: Checked,
     /// With each server's own port or address; in the order of the servers.
     pub servers: Vec<Arc<Check>>,

@@ -1,5 +1,7 @@
 //! Health checks, ejections, breakers.
 
+use std::rc::Rc;
+
 use super::Page;
 use crate::control::health::Ejections;
 use crate::control::state::{State, UpstreamState};
@@ -48,7 +50,6 @@ const OF_ROWS: [OfRow; 6] = [
 
 pub(super) fn write(page: &mut Page, state: &State) {
     let rows = state.checks.rows();
-    let real_servers = state.checks.real_server_rows();
     for (family, kind, help, pick) in OF_ROWS.iter().filter(|_| !rows.is_empty()) {
         page.family(family, kind, help);
         each(state, |upstream, member| {
@@ -58,11 +59,6 @@ pub(super) fn write(page: &mut Page, state: &State) {
                 page.sample(family, &labels, pick(row));
             }
         });
-        for row in &real_servers {
-            let (group, server) = (row.group.as_str(), row.server.as_str());
-            let labels = [("virtual_server", group), ("server", server), ("check", row.kind)];
-            page.sample(family, &labels, pick(row));
-        }
     }
     prober(page, state);
     outliers(page, state);
@@ -70,7 +66,7 @@ pub(super) fn write(page: &mut Page, state: &State) {
 }
 
 fn each(state: &State, mut each: impl FnMut(&UpstreamState, &Member)) {
-    for upstream in &state.upstreams {
+    for upstream in state.upstreams().iter() {
         for member in &upstream.set.borrow().members {
             each(upstream, member);
         }
@@ -89,8 +85,8 @@ fn prober(page: &mut Page, state: &State) {
 }
 
 fn outliers(page: &mut Page, state: &State) {
-    let detecting = |upstream: &&UpstreamState| upstream.shared.config.outlier.is_some();
-    if state.upstreams.iter().find(detecting).is_none() {
+    let detecting = |upstream: &Rc<UpstreamState>| upstream.shared.config.outlier.is_some();
+    if !state.upstreams().iter().any(detecting) {
         return;
     }
     let families: [OfServer; 2] = [
@@ -117,17 +113,16 @@ fn outliers(page: &mut Page, state: &State) {
 fn upstreams(page: &mut Page, state: &State) {
     const REFUSED: &str = "ringgate_upstream_breaker_refused_total";
     page.family("ringgate_upstream_panic", "gauge", "1 while too few servers are usable.");
-    for upstream in &state.upstreams {
+    for upstream in state.upstreams().iter() {
         let panic = u8::from(upstream.shared.is_panicking());
         let labels = [("upstream", upstream.shared.config.name.as_str())];
         page.sample("ringgate_upstream_panic", &labels, panic);
     }
     page.family(REFUSED, "counter", "Requests refused at a bound of the breaker.");
-    for (index, upstream) in state.upstreams.iter().enumerate() {
+    for upstream in state.upstreams().iter() {
         let name = upstream.shared.config.name.as_str();
         for (limit, pick) in LIMITS {
-            let of = |shard: &crate::shard::Shard| pick(&shard.metrics.upstreams[index]);
-            let value: u64 = state.shards.iter().map(of).sum();
+            let value: u64 = upstream.shared.metrics.iter().map(|shard| pick(shard)).sum();
             page.sample(REFUSED, &[("upstream", name), ("limit", limit)], value);
         }
     }

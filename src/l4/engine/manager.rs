@@ -13,9 +13,9 @@ use super::network::Network;
 use super::real_server::{RealServer, Role};
 use super::worker::Order;
 use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
-use crate::l4::config::{Forward, L4};
+use crate::l4::config::{Forward, L4, ServiceKey};
 use crate::l4::offload::{Interface, Offload, Path};
-use crate::l4::registry::Registry;
+use crate::l4::registry::{Registry, ServerState};
 use crate::l4::tables::Neighbour;
 use crate::packet::neighbour_socket::NeighbourSocket;
 use crate::packet::netlink::nft::Silence;
@@ -34,10 +34,18 @@ const SETTLE_EVERY_MS: u64 = 500;
 const RING_MEMORY: usize = 8 << 20;
 const LOOPBACK: u32 = 1;
 
+/// What was said of a real server.
+#[derive(Debug, Clone, Copy, Default)]
+struct Said {
+    checks: ServerState,
+    weight: Option<u32>,
+}
+
 /// Everything the thread owns.
 #[derive(Debug)]
 pub(super) struct Manager {
     registry: Registry,
+    said: HashMap<(ServiceKey, IpAddr), Said>,
     desks: Vec<Desk>,
     board: Arc<Board>,
     reporter: Reporter,
@@ -79,6 +87,7 @@ impl Manager {
         let sockets = NeighbourSocket::open().map_err(|error| needs("packet sockets", &error))?;
         Ok(Self {
             registry,
+            said: HashMap::new(),
             desks,
             board,
             reporter,
@@ -175,7 +184,14 @@ impl Manager {
                 self.configure(*config);
                 self.stale = true;
             }
-            Fact::State(service, server, state) => self.registry.set_state(service, server, state),
+            Fact::State(service, server, state) => {
+                self.said.entry((service, server)).or_default().checks = state;
+                self.tell_state(service, server);
+            }
+            Fact::Weight(service, server, weight) => {
+                self.said.entry((service, server)).or_default().weight = weight;
+                self.tell_state(service, server);
+            }
             Fact::Active(address, active) => self.registry.set_active(address, active),
             Fact::Stop => return false,
         }
@@ -183,8 +199,16 @@ impl Manager {
         true
     }
 
+    /// Both what checks say and the operator's weight, which comes first.
+    fn tell_state(&mut self, service: ServiceKey, server: IpAddr) {
+        let said = self.said.get(&(service, server)).copied().unwrap_or_default();
+        let weight = said.weight.or(said.checks.weight);
+        self.registry.set_state(service, server, ServerState { weight, ..said.checks });
+    }
+
     fn configure(&mut self, config: L4) {
         let services = services(&config);
+        self.said.retain(|(key, _), _| config.services.iter().any(|one| one.key == *key));
         self.registry.configure(config);
         if let Some(silence) = &mut self.silence
             && let Err(error) = silence.set(&services)

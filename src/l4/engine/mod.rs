@@ -48,8 +48,10 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Fact {
     /// Another configuration.
     Configure(Box<L4>),
-    /// What checks and operators say of a real server.
+    /// What checks say of a real server.
     State(ServiceKey, IpAddr, ServerState),
+    /// The operator's weight of a real server, in place of any other; `None`: no longer.
+    Weight(ServiceKey, IpAddr, Option<u32>),
     /// Whether this host is the active director of a virtual address.
     Active(IpAddr, bool),
     /// Ends everything.
@@ -177,6 +179,23 @@ impl Desk {
     }
 }
 
+/// The way to tell facts, for any thread.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    facts: SyncSender<Fact>,
+    wake: Arc<EventFd>,
+}
+
+impl Teller {
+    /// Tells a fact; false when too many wait.
+    #[must_use]
+    pub fn tell(&self, fact: Fact) -> bool {
+        let told = self.facts.try_send(fact).is_ok();
+        self.wake.notify();
+        told
+    }
+}
+
 /// The running threads; dropping it ends them.
 #[derive(Debug)]
 pub struct Engine {
@@ -232,6 +251,12 @@ impl Engine {
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(Self { board, wakers, facts, wake, over })
+    }
+
+    /// The way to tell facts from other threads.
+    #[must_use]
+    pub fn teller(&self) -> Teller {
+        Teller { facts: self.facts.clone(), wake: Arc::clone(&self.wake) }
     }
 
     /// Tells a fact; false when too many wait.

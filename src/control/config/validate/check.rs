@@ -3,11 +3,10 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{headers, tls, vrrp};
-use crate::control::config::checks::{Checked, UpstreamCheck};
+use crate::control::config::checks::Checked;
 use crate::control::config::error::quoted;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Leaf, Node, Scalar};
@@ -29,12 +28,12 @@ const MEGABYTE: u64 = 1 << 20;
 pub(super) enum Style {
     /// `[upstream.NAME]`: every 2 s, down after 3 failures, up after 2 successes.
     Upstream,
-    /// `[[virtual_server]]`: keepalived's, but for its warm-up, in which a dead server would get flows for a minute.
+    /// `[[virtual_server]]`: keepalived's.
     VirtualServer,
 }
 
 /// Reads the table; `upstream` has the TLS settings that hold unless the check has its own.
-fn check(
+pub(super) fn check(
     place: &Place<'_>,
     raw: &raw::Check,
     style: Style,
@@ -52,6 +51,7 @@ fn check(
     let asked = raw.delay_before_retry.is_some() || virtual_server;
     let retry_interval =
         asked.then(|| place.duration("delay_before_retry", &raw.delay_before_retry, retry_default));
+    let warm_up = if virtual_server { interval } else { Duration::ZERO };
     let check = Check {
         interval,
         retry_interval,
@@ -59,7 +59,7 @@ fn check(
         timeout,
         rise,
         fall,
-        warm_up: place.duration_or_zero("warmup", &raw.warmup, Duration::ZERO),
+        warm_up: place.duration_or_zero("warmup", &raw.warmup, warm_up),
         start_down: place.boolean("alpha", &raw.alpha, false),
         port: port(place, "port", &raw.port),
         address: address(place, "address", &raw.address),
@@ -74,46 +74,14 @@ fn check(
     Ok(Checked { check, tls, client: None })
 }
 
-pub(super) const WRITE_CHECK: &str = r#"write a table like { http = "/healthz" }"#;
-
-/// The check under `check` of a table, with what its servers say of their own port and address.
-pub(super) fn of_servers<'a, 'r: 'a>(
-    place: &Place<'_>,
-    node: Option<&Node<raw::Check>>,
-    style: Style,
-    tls: &Option<config::Upstream>,
-    servers: impl Iterator<Item = (&'a Place<'r>, &'a Option<Leaf>, &'a Option<Leaf>)>,
-) -> Option<UpstreamCheck> {
-    let Some(node) = node else {
-        for (place, port, address) in servers {
-            for (key, leaf) in [("check_port", port), ("check_address", address)] {
-                if let Some((key, _)) = place.leaf(key, leaf) {
-                    key.problem("needs a `check` for all servers: write one, or remove the key");
-                }
-            }
-        }
-        return None;
-    };
-    let (place, raw) = place.wanted("check", node, WRITE_CHECK).ok()?;
-    let base = check(&place, raw, style, tls.as_ref()).ok()?;
-    let own = |(place, own_port, own_address): (&Place<'_>, &Option<Leaf>, &Option<Leaf>)| {
-        let mut check = base.check.clone();
-        check.port = port(place, "check_port", own_port).or(check.port);
-        check.address = address(place, "check_address", own_address).or(check.address);
-        Arc::new(check)
-    };
-    let servers = servers.map(own).collect();
-    Some(UpstreamCheck { base, servers })
-}
-
 /// A port under `key`.
-fn port(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<u16> {
+pub(super) fn port(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<u16> {
     let (key, scalar) = place.leaf(key, leaf)?;
     key.number(scalar, &(1..=u16::MAX)).ok()
 }
 
 /// An IP address under `key`.
-fn address(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<IpAddr> {
+pub(super) fn address(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Option<IpAddr> {
     let write = r#"write an IP address like "10.0.1.11""#;
     let (key, text) = place.text(key, leaf, write)?.ok()?;
     let address = text.parse().ok();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Style;
@@ -142,15 +143,34 @@ pub(super) fn checks(
 
 fn check(place: &Place<'_>, raw: &raw::Upstream, upstream: &Upstream) -> Option<UpstreamCheck> {
     let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
-    let own = servers.iter().map(|(place, raw)| (place, &raw.check_port, &raw.check_address));
-    let checked =
-        check::of_servers(place, raw.check.as_ref(), Style::Upstream, &upstream.tls, own)?;
-    let (place, raw) = place.table("check", raw.check.as_ref(), check::WRITE_CHECK)?;
+    let Some(node) = &raw.check else {
+        for (place, raw) in servers {
+            for (key, leaf) in
+                [("check_port", &raw.check_port), ("check_address", &raw.check_address)]
+            {
+                if let Some((key, _)) = place.leaf(key, leaf) {
+                    key.problem("needs a `check` of the upstream: write one, or remove the key");
+                }
+            }
+        }
+        return None;
+    };
+    let write = r#"write a table like { http = "/healthz" }"#;
+    let (place, raw) = place.wanted("check", node, write).ok()?;
+    let base = check::check(&place, raw, Style::Upstream, upstream.tls.as_ref()).ok()?;
     if upstream.tls.is_some() && raw.http.is_some() && raw.port.is_none() {
         let key = place.child("http", raw.http.as_ref().map_or(0..0, toml::Spanned::span));
         key.warning("asks in the clear where the servers speak TLS: write `https`, or a `port`");
     }
-    Some(checked)
+    let own = |(place, raw): (Place<'_>, &raw::Server)| {
+        let mut check = base.check.clone();
+        check.port = check::port(&place, "check_port", &raw.check_port).or(check.port);
+        check.address =
+            check::address(&place, "check_address", &raw.check_address).or(check.address);
+        Arc::new(check)
+    };
+    let servers = servers.into_iter().map(own).collect();
+    Some(UpstreamCheck { base, servers })
 }
 
 fn hash_key(place: &Place<'_>, raw: &raw::Upstream, balance: Policy) -> Result<Template, Reported> {

@@ -109,27 +109,3 @@ fn problems() {
         "needs a `check`",
     )]);
 }
-
-#[test]
-fn virtual_servers_have_keepalived_defaults() {
-    let service = "[[virtual_server]]\naddress = \"192.0.2.1:80\"\n";
-    let servers =
-        "servers = [{ address = \"192.0.2.9\" }, { address = \"192.0.2.8\", check_port = 8080 }]";
-    let config = good(&format!("{service}{servers}\ncheck = {{ http = \"/\", retry = 2 }}"));
-    let [Some(checked)] = &config.l4_checks[..] else { panic!("{:?}", config.l4_checks) };
-    let check = &checked.base.check;
-    assert_eq!((check.rise, check.fall, check.jitter), (1, 3, 0));
-    assert_eq!((check.interval, check.timeout), (Duration::from_secs(60), Duration::from_secs(5)));
-    assert_eq!(check.retry_interval, Some(Duration::from_secs(3)));
-    assert_eq!((checked.servers[0].port, checked.servers[1].port), (None, Some(8080)));
-    bad(&[
-        (format!("{service}servers = [{{ address = \"192.0.2.9\", check_port = 1 }}]"), "3:52", "needs a `check`"),
-        (
-            "[[virtual_server]]\naddress = \"192.0.2.1\"\nservers = [{ address = \"192.0.2.9\" }]\n\
-             check = { tcp = true }"
-                .to_owned(),
-            "4:9",
-            "needs a `port`",
-        ),
-    ]);
-}
