@@ -320,8 +320,8 @@ def under_load(kind, args):
             alive = False
         print(
             f"{kind:9} {args.reloads} reloads in {took:.0f} s ({late} not in force in time): "
-            f"{failed(results[0])} of {results[0]['requests']} requests failed on kept connections, "
-            f"{failed(results[1])} of {results[1]['requests']} on new ones; {cut} of {len(sockets)} WebSockets cut, "
+            f"{failed(results[0])} of {results[0]['requests']['responses']} requests failed on kept connections, "
+            f"{failed(results[1])} of {results[1]['requests']['responses']} on new ones; {cut} of {len(sockets)} WebSockets cut, "
             f"download {'goes on' if alive else 'cut'}; {len(contender.processes())} processes, "
             f"memory {before >> 10} KiB before, {contender.memory() >> 10} KiB after; "
             f"p99.9 {results[0]['latency_us']['p99_9'] / 1000:.1f} ms",
@@ -349,7 +349,7 @@ def big(kind, args):
                 f"{name.replace('_', '.')} {result['latency_us'][name] / 1000:.2f} ms" for name in ("p50", "p99", "p99_9", "max")
             )
             what = f"{count} reloads of {max(took):.2f} s at most" if reloading else "no reload"
-            print(f"{kind:9} {what}: {figures}; {failed(result)} of {result['requests']} failed", flush=True)
+            print(f"{kind:9} {what}: {figures}; {failed(result)} of {result['requests']['responses']} failed", flush=True)
     finally:
         contender.stop()
 
