@@ -26,6 +26,8 @@ pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
 pub use self::real_server::RealServer;
+#[cfg(test)]
+pub(in crate::l4) use self::worker::forwarded_to;
 pub use self::worker::{Counts, OUTCOMES};
 use self::worker::{Order, Worker};
 use super::Director;
