@@ -321,6 +321,28 @@ def test_top_in_a_terminal(start, serve, screen):
     assert piped.returncode == 1 and "cannot reach" in piped.stderr
 
 
+def test_top_ends_with_its_terminal(start, serve):
+    """No signal tells it here: the terminal is not its controlling one."""
+    socket = Path(tempfile.mkdtemp(prefix="rg-top-", dir="/tmp")) / "a.sock"
+    start({**one(serve(respond())), "admin": {"socket": str(socket)}})
+    ours, theirs = os.openpty()
+    top = subprocess.Popen(
+        [binary(), "top", "--socket", socket],
+        stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    try:
+        os.close(theirs)
+        shown = b""
+        while b"Ringgate" not in shown:
+            shown += os.read(ours, 4096)
+        os.close(ours)
+        top.wait(10)
+    finally:
+        top.kill()
+        top.wait()
+
+
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
