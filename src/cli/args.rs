@@ -13,6 +13,7 @@ Examples:
 const RUN_EXAMPLES: &str = "\
 Signals:
   SIGTERM, SIGINT   stop accepting, finish what is in flight (node.drain_timeout), exit
+  SIGHUP            read FILE again and put it in force in place (as `ringgate ctl reload`)
   SIGUSR1           reopen the access log file
   SIGUSR2           start the binary again and drain once that serves, as `ringgate ctl upgrade`
 
@@ -34,6 +35,8 @@ cannot be reached. 2: wrong usage.
 
 Examples:
   ringgate ctl status                        everything in a few lines
+  ringgate ctl reload                        put the changed file in force; connections stay
+  ringgate ctl reload --dry-run              say what that would change
   ringgate ctl upstream list                 servers, their state and why, drift from the file
   ringgate ctl upstream api drain 10.0.1.11:8080            no new requests, those on it finish
   ringgate ctl upstream api weight 5 10.0.1.11:8080 --persist   and write it into the file
@@ -47,6 +50,14 @@ Examples:
   ringgate completions bash > /usr/share/bash-completion/completions/ringgate
   ringgate completions zsh > /usr/share/zsh/site-functions/_ringgate
   ringgate completions fish > /usr/share/fish/vendor_completions.d/ringgate.fish";
+
+const TOP_EXAMPLES: &str = "\
+Keys: q or Ctrl-C ends it, arrows and PgUp/PgDn scroll.
+Exit code 0: ended by the user. 1: the process cannot be reached, or this is no terminal.
+
+Examples:
+  ringgate top
+  ringgate top --once | head -20";
 
 const MAN_EXAMPLES: &str = "\
 Examples:
@@ -75,7 +86,7 @@ pub struct Args {
 pub enum Command {
     /// Serve a configuration until told to stop
     #[command(after_help = RUN_EXAMPLES)]
-    #[command(override_usage = "ringgate run FILE\n       ringgate run --demo")]
+    #[command(override_usage = "ringgate run [--watch] FILE\n       ringgate run --demo")]
     Run {
         /// The configuration file
         #[arg(value_name = "FILE", required_unless_present = "demo", conflicts_with = "demo")]
@@ -83,6 +94,9 @@ pub enum Command {
         /// Serve a built-in configuration that answers on 127.0.0.1:8080
         #[arg(long)]
         demo: bool,
+        /// Reload whenever FILE changes
+        #[arg(long, conflicts_with = "demo")]
+        watch: bool,
     },
     /// Control a running process through its unix socket
     #[command(after_help = CTL_EXAMPLES)]
@@ -96,6 +110,22 @@ pub enum Command {
         /// About what
         #[command(subcommand)]
         about: About,
+    },
+    /// Watch a running process: rates, latency, upstreams, shards, VRRP
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        /// The socket (admin.socket)
+        #[arg(long, value_name = "PATH", default_value = crate::control::config::ADMIN_SOCKET)]
+        socket: PathBuf,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+        /// Print one frame as text
+        #[arg(long)]
+        once: bool,
+        /// Columns of that frame
+        #[arg(long, value_name = "COLUMNS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(20..=400))]
+        width: u16,
     },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
@@ -133,6 +163,12 @@ pub enum Command {
 pub enum About {
     /// Show the process: phase, requests, upstreams, VRRP, drift
     Status,
+    /// Put the changed configuration file in force; nothing else is touched
+    Reload {
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Show or change the servers of upstreams
     #[command(override_usage = UPSTREAM_USAGE)]
     Upstream(UpstreamArgs),

@@ -7,6 +7,7 @@ pub mod args;
 pub mod ctl;
 pub mod generated;
 pub mod run;
+pub mod top;
 pub mod tune;
 
 use std::ffi::OsString;
@@ -100,6 +101,10 @@ where
         Command::Ctl { socket, json, about } => {
             Step::Exit(ctl::run(&ctl::Socket { path: &socket, json }, &about, out, err))
         }
+        Command::Top { socket, interval, once, width } => {
+            let how = top::How { socket: &socket, interval, once, width };
+            Step::Exit(top::run(&how, out, err))
+        }
         Command::Completions { shell } => {
             Step::Exit(print_result(out, &generated::completions(shell)))
         }
@@ -113,7 +118,10 @@ where
             Step::Exit(0)
         }
         Command::Tune { command } => Step::Exit(tune::run(&command, out, err)),
-        Command::Run { file: Some(file), .. } => run_step(config::load(&file), false, err),
+        Command::Run { file: Some(file), watch, .. } => {
+            let watched = |config| Config { watch, ..config };
+            run_step(config::load(&file).map(watched), false, err)
+        }
         Command::Run { file: None, .. } => run_step(config::parse("demo.toml", DEMO), true, err),
     }
 }

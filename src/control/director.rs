@@ -95,7 +95,7 @@ pub async fn watch_roles(ring: Rc<Ring>, state: Rc<State>) {
 
 /// What VRRP's page says now.
 fn look_at_roles(state: &State) {
-    let Some(ha) = &state.ha else { return };
+    let Some(ha) = state.ha.get() else { return };
     for instance in &ha.board.read().instances {
         let addresses = instance.addresses.iter();
         for (address, _) in addresses {
@@ -107,7 +107,8 @@ fn look_at_roles(state: &State) {
 
 /// An instance has changed its state: the engine hears it at once.
 pub fn transition(state: &State, event: &crate::ha::Event) {
-    let (Some(ha), crate::ha::Event::Transition { instance, to, .. }) = (&state.ha, event) else {
+    let (Some(ha), crate::ha::Event::Transition { instance, to, .. }) = (state.ha.get(), event)
+    else {
         return;
     };
     let board = ha.board.read();

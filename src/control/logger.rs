@@ -18,7 +18,7 @@ pub struct Logger {
 #[derive(Debug)]
 struct Shared {
     level: AtomicU8,
-    format: LogFormat,
+    format: AtomicU8,
     events: Events,
 }
 
@@ -27,8 +27,11 @@ impl Logger {
     #[must_use]
     pub fn new(level: Level, format: LogFormat) -> Self {
         // One a process, for as long as that runs.
-        let shared =
-            Shared { level: AtomicU8::new(level as u8), format, events: Events::default() };
+        let shared = Shared {
+            level: AtomicU8::new(level as u8),
+            format: AtomicU8::new(format as u8),
+            events: Events::default(),
+        };
         Self { shared: Box::leak(Box::new(shared)) }
     }
 
@@ -42,6 +45,17 @@ impl Logger {
     /// Writes from this level up, from now on.
     pub fn set_level(self, level: Level) {
         self.shared.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    /// Writes in this form from now on.
+    pub fn set_format(self, format: LogFormat) {
+        self.shared.format.store(format as u8, Ordering::Relaxed);
+    }
+
+    fn format(self) -> LogFormat {
+        let json = LogFormat::Json as u8;
+        let is_json = self.shared.format.load(Ordering::Relaxed) == json;
+        if is_json { LogFormat::Json } else { LogFormat::Text }
     }
 
     /// The last events.
@@ -78,7 +92,7 @@ impl Logger {
         if level > self.level() {
             return;
         }
-        let line = render(self.shared.format, now, level, message, fields);
+        let line = render(self.format(), now, level, message, fields);
         // Nobody is left to tell when standard error is gone.
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }

@@ -8,11 +8,14 @@ pub mod director;
 pub mod events;
 #[cfg(test)]
 mod frames;
+pub mod hardening;
+pub mod history;
 pub mod l4_checks;
 pub mod logger;
 pub mod metrics;
 pub mod page;
 pub mod persist;
+pub mod reload;
 pub mod resolve;
 pub mod servers;
 pub mod state;

@@ -1,25 +1,28 @@
 //! What the control thread knows: the parts it answers for on the admin endpoint.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
+use crate::control::config::Log;
+use crate::control::history::History;
 use crate::control::l4_checks;
 use crate::control::logger::Logger;
-use crate::control::resolve::Name;
+use crate::control::reload;
+use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l4::engine::Engine;
+use crate::l7::config::{Server, ServerAddress};
+use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -32,15 +35,6 @@ pub enum Phase {
     Draining,
 }
 
-/// Looks a name up again and again, from now until the flag is true.
-pub struct Lookups(pub Box<dyn Fn(Name, Arc<AtomicBool>) -> io::Result<()>>);
-
-impl fmt::Debug for Lookups {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookups")
-    }
-}
-
 /// The state of the process.
 #[derive(Debug)]
 pub struct State {
@@ -48,8 +42,8 @@ pub struct State {
     pub logger: Logger,
     /// The configuration file; `None` for the demo.
     pub file: Option<PathBuf>,
-    /// Looks up the names of servers that are added.
-    pub lookups: Lookups,
+    /// Looks up the names of servers.
+    pub resolver: Resolver,
     /// When it was started.
     pub started: Instant,
     /// The clock that all rings share began then.
@@ -58,14 +52,16 @@ pub struct State {
     pub phase: Cell<Phase>,
     /// The shards, by number.
     pub shards: Vec<Shard>,
-    /// Listener names and addresses, in the order of the configuration.
-    pub listeners: Vec<(String, SocketAddr)>,
-    /// Upstreams, in the order of the configuration.
-    pub upstreams: Vec<UpstreamState>,
+    /// See [`State::listeners`].
+    pub(super) listeners: RefCell<Rc<[ListenerState]>>,
+    /// See [`State::upstreams`].
+    pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
+    /// Rates of the last minutes.
+    pub history: RefCell<History>,
     /// Certificates.
     pub tls: Arc<Board>,
-    /// VRRP, if it is configured.
-    pub ha: Option<Ha>,
+    /// VRRP, if it is or was configured.
+    pub ha: OnceCell<Ha>,
     /// The layer-4 director and real server, if either is configured.
     pub l4: Option<Engine>,
     /// Health checks of its real servers, if there are any.
@@ -74,6 +70,12 @@ pub struct State {
     pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
     pub health: Arc<Health>,
+    /// The configuration in force.
+    pub reload: reload::Standing,
+    /// How long requests in flight get at shutdown.
+    pub drain_timeout: Cell<Duration>,
+    /// Where logs go.
+    pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
     /// What succeeding this process takes.
@@ -95,6 +97,17 @@ pub struct TuningState {
     pub config: crate::tune::Config,
 }
 
+/// A listener.
+#[derive(Debug, Clone)]
+pub struct ListenerState {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub bind: SocketAddr,
+    /// Its figures, which stay with the address whatever it is called.
+    pub figures: ByShard<ListenerMetrics>,
+}
+
 /// An upstream and its members now.
 #[derive(Debug)]
 pub struct UpstreamState {
@@ -109,38 +122,90 @@ pub struct UpstreamState {
 }
 
 impl State {
+    /// Listeners, in the order of the configuration in force.
+    #[must_use]
+    pub fn listeners(&self) -> Rc<[ListenerState]> {
+        Rc::clone(&self.listeners.borrow())
+    }
+
+    /// Upstreams, in the order of the configuration in force. One that a reload does not change stays the
+    /// same object.
+    #[must_use]
+    pub fn upstreams(&self) -> Rc<[Rc<UpstreamState>]> {
+        Rc::clone(&self.upstreams.borrow())
+    }
+
+    /// The names of all servers, those that were added at run time among them.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
+        let upstreams = self.upstreams();
+        let servers: Vec<Server> = upstreams
+            .iter()
+            .flat_map(|upstream| {
+                let servers = upstream.servers.borrow();
+                servers.now().iter().map(|standing| standing.server.clone()).collect::<Vec<_>>()
+            })
+            .collect();
+        resolve::names_of(&servers)
+    }
+
     /// Milliseconds on the clock the shards use.
     #[must_use]
     pub fn now(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes over the addresses a server's name resolved to; true when that changed the members.
+    /// Takes over the addresses a name and port resolved to; the upstreams whose members that changed.
     pub fn resolved(
         &self,
-        upstream: usize,
-        server: usize,
         host: &str,
-        addresses: Vec<SocketAddr>,
-    ) -> bool {
-        let Some(upstream) = self.upstreams.get(upstream) else { return false };
-        {
-            if !upstream.servers.borrow().has_name(server, host) {
-                // It was removed meanwhile.
-                return false;
-            }
-            let mut resolved = upstream.resolved.borrow_mut();
-            match resolved.get_mut(server) {
-                Some(known) if *known != addresses => *known = addresses,
-                _ => return false,
-            }
-        }
-        upstream.rebuild();
-        true
+        port: u16,
+        addresses: &[SocketAddr],
+    ) -> Vec<Rc<UpstreamState>> {
+        let takes = |upstream: &&Rc<UpstreamState>| upstream.take_resolved(host, port, addresses);
+        self.upstreams().iter().filter(takes).cloned().collect()
     }
 }
 
 impl UpstreamState {
+    /// As the file has it, with these addresses of each server; members that `previous` has keep their
+    /// state.
+    #[must_use]
+    pub fn new(
+        shared: Arc<SharedUpstream>,
+        resolved: Vec<Vec<SocketAddr>>,
+        previous: Option<&MemberSet>,
+    ) -> Self {
+        let set = Arc::new(shared.members(&resolved, previous));
+        Self {
+            servers: RefCell::new(Servers::new(&shared.config.servers)),
+            shared,
+            set: RefCell::new(set),
+            resolved: RefCell::new(resolved),
+        }
+    }
+
+    /// True when that changed the members.
+    fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
+        let mut changed = false;
+        {
+            let (servers, mut resolved) = (self.servers.borrow(), self.resolved.borrow_mut());
+            for standing in servers.now() {
+                let is_it = matches!(&standing.server.address, ServerAddress::Name(name, number)
+                    if name == host && *number == port);
+                let known = resolved.get_mut(standing.id).filter(|_| is_it);
+                if let Some(known) = known.filter(|known| *known != addresses) {
+                    addresses.clone_into(known);
+                    changed = true;
+                }
+            }
+        }
+        if changed {
+            self.rebuild();
+        }
+        changed
+    }
+
     /// Puts the members together from the servers and their addresses as they are now; members that
     /// were there before keep their state. The shards have still to be told.
     pub fn rebuild(&self) {

@@ -1,13 +1,19 @@
 //! The state of the process as JSON, for `/status`.
 
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
 use crate::control::metrics::connections as connections_of;
-use crate::control::state::{Phase, State, UpstreamState};
+use crate::control::reload::COUNTED;
+use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::vrrp;
 use crate::control::{director, virtual_servers};
+use crate::counter::Padded;
+use crate::l7::metrics::ListenerMetrics;
+use crate::l7::time::rfc3339_ms;
 use crate::l7::upstream::{Member, Standing};
 
 /// The document.
@@ -21,15 +27,34 @@ pub fn render(state: &State) -> Value {
             Phase::Serving => "serving",
             Phase::Draining => "draining",
         },
+        "configuration": configuration(state),
+        "rates": state.history.borrow().rates(),
         "shards": shards(state),
         "listeners": listeners(state),
         "upstreams": upstreams(state),
         "certificates": certificates(state),
-        "vrrp": state.ha.as_ref().map(|ha| vrrp::status(&ha.board.read())),
+        "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
+        "hardening": crate::control::hardening::status(),
+    })
+}
+
+fn configuration(state: &State) -> Value {
+    let reload = &state.reload;
+    let refused = reload.refused.borrow();
+    let counts = COUNTED.iter().zip(&reload.counts);
+    json!({
+        "generation": reload.generation.get(),
+        "sha256": *reload.hash.borrow(),
+        "last_reload_successful": refused.is_none(),
+        "last_refusal": *refused,
+        "last_good_at": String::from_utf8_lossy(&rfc3339_ms(reload.good_ms.get())),
+        "reloads": counts
+            .map(|(outcome, count)| (outcome.name().to_owned(), json!(count.get())))
+            .collect::<serde_json::Map<_, _>>(),
     })
 }
 
@@ -56,11 +81,12 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
             "shard": index,
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
-            "requests": shard
-                .metrics
-                .listeners
+            "generation": shard.generation.load(Ordering::Acquire),
+            "requests": state
+                .listeners()
                 .iter()
-                .flat_map(|listener| listener.requests.values())
+                .filter_map(|listener| listener.figures.get(index))
+                .flat_map(|figures| figures.requests.values())
                 .sum::<u64>(),
             "receive_buffers": shard.ring.buffers_allocated.value(),
         })
@@ -69,18 +95,18 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
 }
 
 fn listeners(state: &State) -> Vec<Value> {
-    let sum = |pick: &dyn Fn(&crate::l7::metrics::Metrics) -> u64| {
-        state.shards.iter().map(|shard| pick(&shard.metrics)).sum::<u64>()
-    };
-    let listener = |(index, (name, address)): (usize, &(String, std::net::SocketAddr))| {
+    let listener = |listener: &ListenerState| {
+        let sum = |pick: fn(&ListenerMetrics) -> u64| {
+            listener.figures.iter().map(|shard| pick(shard)).sum::<u64>()
+        };
         json!({
-            "name": name,
-            "address": address.to_string(),
-            "accepted": sum(&|metrics| metrics.listeners[index].accepted.value()),
-            "requests": sum(&|metrics| metrics.listeners[index].requests.values().iter().sum()),
+            "name": listener.name,
+            "address": listener.bind.to_string(),
+            "accepted": sum(|figures| figures.accepted.value()),
+            "requests": sum(|figures| figures.requests.values().iter().sum()),
         })
     };
-    state.listeners.iter().enumerate().map(listener).collect()
+    state.listeners().iter().map(listener).collect()
 }
 
 fn certificates(state: &State) -> Vec<Value> {
@@ -99,17 +125,18 @@ fn certificates(state: &State) -> Vec<Value> {
 pub(crate) fn connections(state: &State) -> Value {
     let shards: Vec<u64> =
         state.shards.iter().map(|shard| connections_of(&shard.metrics)).collect();
-    let open = |index: usize| {
-        let of_shard = |shard: &crate::shard::Shard| {
-            let listener = &shard.metrics.listeners[index];
-            listener.accepted.value().saturating_sub(listener.closed.value())
+    let open = |listener: &ListenerState| {
+        let of_shard = |figures: &Padded<ListenerMetrics>| {
+            figures.accepted.value().saturating_sub(figures.closed.value())
         };
-        state.shards.iter().map(of_shard).sum::<u64>()
+        listener.figures.iter().map(of_shard).sum::<u64>()
     };
-    let listeners = state.listeners.iter().enumerate().map(|(index, (name, address))| {
-        json!({ "name": name, "address": address.to_string(), "open": open(index) })
+    let (all_listeners, all_upstreams) = (state.listeners(), state.upstreams());
+    let listeners = all_listeners.iter().map(|listener| {
+        let address = listener.bind.to_string();
+        json!({ "name": listener.name, "address": address, "open": open(listener) })
     });
-    let upstreams = state.upstreams.iter().map(|upstream| {
+    let upstreams = all_upstreams.iter().map(|upstream| {
         let set = upstream.set.borrow();
         let idle = set.members.iter().flat_map(|m| &m.metrics).map(|m| m.idle.value());
         json!({
@@ -128,7 +155,7 @@ pub(crate) fn connections(state: &State) -> Value {
 
 /// Upstreams with their servers.
 pub(crate) fn upstreams(state: &State) -> Vec<Value> {
-    state.upstreams.iter().map(upstream).collect()
+    state.upstreams().iter().map(|one: &Rc<UpstreamState>| upstream(one)).collect()
 }
 
 /// One of them.

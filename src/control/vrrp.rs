@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::control::events::TRANSITION;
 use crate::control::logger::Logger;
 use crate::control::metrics::connections;
 use crate::control::state::{State, UpstreamState};
-use crate::ha::health::Health;
+use crate::ha::health::Usable;
 use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
 use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
@@ -67,22 +67,32 @@ pub fn log(logger: Logger, event: &Event) {
 pub async fn watch_upstreams(ring: Rc<Ring>, state: Rc<State>) {
     let timer = Timer::new(&ring);
     loop {
-        count_usable(&state.upstreams, &state.health);
+        let usable = state.health.usable();
+        for upstream in &*state.upstreams() {
+            let Some(usable) = usable.get(&upstream.shared.config.name) else { continue };
+            usable.store(usable_servers(upstream), Ordering::Relaxed);
+        }
         timer.set(COUNT_EVERY_MS);
         timer.fired().await;
     }
 }
 
-/// Counts them once.
-pub fn count_usable(upstreams: &[UpstreamState], health: &Health) {
-    for (upstream, usable) in upstreams.iter().zip(&health.usable) {
-        let set = upstream.set.borrow();
-        let takes = |(index, member): &(usize, &Arc<Member>)| {
-            set.weight(*index) > 0 && !member.config.down && !member.passive.is_out()
-        };
-        let up = set.members.iter().enumerate().filter(takes).count();
-        usable.store(u32::try_from(up).unwrap_or(u32::MAX), Ordering::Relaxed);
-    }
+/// The counts for these upstreams, as of now.
+#[must_use]
+pub fn count_usable(upstreams: &[Rc<UpstreamState>]) -> Usable {
+    let counted = |upstream: &Rc<UpstreamState>| {
+        (upstream.shared.config.name.clone(), AtomicU32::new(usable_servers(upstream)))
+    };
+    upstreams.iter().map(counted).collect()
+}
+
+fn usable_servers(upstream: &UpstreamState) -> u32 {
+    let set = upstream.set.borrow();
+    let takes = |(index, member): &(usize, &Arc<Member>)| {
+        set.weight(*index) > 0 && !member.config.down && !member.passive.is_out()
+    };
+    let up = set.members.iter().enumerate().filter(takes).count();
+    u32::try_from(up).unwrap_or(u32::MAX)
 }
 
 /// The order of this name.
@@ -106,7 +116,7 @@ pub async fn carry_out(
     order: Order,
     instance: Option<String>,
 ) -> Result<String, String> {
-    let Some(ha) = &state.ha else {
+    let Some(ha) = state.ha.get() else {
         return Err("there is no [vrrp.NAME] in the configuration".into());
     };
     let timer = Timer::new(ring);
@@ -198,7 +208,7 @@ async fn obeyed(
 
 /// Hands over and ends the HA thread.
 pub async fn stop(ring: &Rc<Ring>, state: &State) {
-    let Some(ha) = &state.ha else { return };
+    let Some(ha) = state.ha.get() else { return };
     drop(ha.order(Order::Stop, None));
     let (timer, began) = (Timer::new(ring), Instant::now());
     while !ha.is_over() && began.elapsed() < STOP_PATIENCE {

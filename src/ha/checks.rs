@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub(super) struct ScriptState {
     pub(super) failures: AtomicU64,
     /// Runs that were killed after their timeout.
     pub(super) timeouts: AtomicU64,
+    /// A reload has removed the script.
+    pub(super) over: AtomicBool,
 }
 
 /// Runs `script` at its interval for as long as the process lives; `wake` is told of each new verdict.
@@ -40,7 +42,7 @@ pub(super) fn run_script(script: Script, wake: Arc<EventFd>) -> io::Result<Arc<S
     let name = format!("check-{}", script.name);
     thread::Builder::new().name(name).spawn(move || {
         let (mut counting, mut stuck) = (RiseFall::default(), None);
-        loop {
+        while !shared.over.load(Ordering::Relaxed) {
             let began = Instant::now();
             let success = run_once(&script, &shared, &mut stuck);
             let counter = if success { &shared.successes } else { &shared.failures };
@@ -76,7 +78,7 @@ fn run_once(script: &Script, state: &ScriptState, stuck: &mut Option<Child>) -> 
     false
 }
 
-/// Watches files; the number in each, 0 while there is none.
+/// Watches files; the number in each, 0 while there is none. Ends once nobody has the values any more.
 pub(super) fn watch_files(
     paths: Vec<PathBuf>,
     wake: Arc<EventFd>,
@@ -88,7 +90,7 @@ pub(super) fn watch_files(
     }
     let shared = values.clone();
     thread::Builder::new().name("track-files".into()).spawn(move || {
-        loop {
+        while shared.iter().any(|value| Arc::strong_count(value) > 1) {
             thread::sleep(FILES_EVERY);
             for (path, value) in paths.iter().zip(&shared) {
                 let now = read_number(path);

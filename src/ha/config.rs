@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::protocol::vrrp::{Auth, ChecksumPolicy, Family, Interval, Version};
+use crate::protocol::vrrp::{Auth, ChecksumPolicy, Family, Interval, OWNER, Version};
 use crate::sys::process::User;
 
 /// Everything: the instances and what they share.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ha {
     /// `[vrrp.NAME]`
     pub instances: Vec<Instance>,
@@ -24,8 +24,16 @@ pub struct Ha {
     pub shard_timeout: Duration,
 }
 
+impl Ha {
+    /// Whether the instance at `place` is a member of a sync group.
+    #[must_use]
+    pub fn grouped(&self, place: usize) -> bool {
+        self.groups.iter().any(|group| group.members.contains(&place))
+    }
+}
+
 /// `[vrrp.NAME]`: one virtual router.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Instance {
     /// Its name.
     pub name: String,
@@ -78,6 +86,21 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Whether a running virtual router can take this configuration over as it is: only the priority,
+    /// what it depends on and who is notified differ.
+    #[must_use]
+    pub fn continues(&self, before: &Self) -> bool {
+        let owns = |one: &Self| one.priority == OWNER;
+        let adapted = Self {
+            priority: self.priority,
+            tracks: self.tracks.clone(),
+            notify: self.notify.clone(),
+            webhook: self.webhook.clone(),
+            ..before.clone()
+        };
+        adapted == *self && owns(self) == owns(before)
+    }
+
     /// Of the addresses that advertisements carry.
     #[must_use]
     pub fn family(&self) -> Family {
@@ -127,10 +150,8 @@ pub enum Tracked {
     Script(usize),
     /// A file with a whole number, which should be zero or above.
     File(PathBuf),
-    /// So many servers of the upstream with this index should be usable.
+    /// So many servers of the upstream of this name should be usable.
     Upstream {
-        /// Its index.
-        index: usize,
         /// Its name.
         name: String,
         /// Servers, at least 1.

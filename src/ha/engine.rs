@@ -20,7 +20,7 @@ use super::notify::{Job, Notifier};
 use super::sockets::Sockets;
 use super::status::{Board, REASONS, ScriptStatus, Snapshot};
 use super::tracking::Sources;
-use super::{Command, Event, Order, Reporter};
+use super::{Command, Event, Order, Reporter, What};
 use crate::packet::frames::FrameSender;
 use crate::packet::vrrp_socket::Buffers;
 use crate::protocol::vrrp::{
@@ -177,7 +177,7 @@ impl Engine {
     }
 
     /// Links or addresses have changed.
-    fn look(&mut self, now: Moment) {
+    pub(super) fn look(&mut self, now: Moment) {
         let mut out = Vec::new();
         let virtual_addresses: Vec<IpAddr> =
             self.instances.iter().flat_map(Instance::virtual_addresses).collect();
@@ -333,8 +333,11 @@ impl Engine {
 
     fn obey(&mut self) {
         for _ in 0..COMMANDS_MAX {
-            let Ok(Command { order, instance, reply }) = self.commands.try_recv() else { return };
-            let result = self.carry_order(order, instance.as_deref());
+            let Ok(Command { what, reply }) = self.commands.try_recv() else { return };
+            let result = match what {
+                What::Order(order, instance) => self.carry_order(order, instance.as_deref()),
+                What::Reload(config) => self.reload(*config),
+            };
             self.state.dirty = true;
             // Whoever asked may have given up.
             let _ = reply.try_send(result);
@@ -448,8 +451,8 @@ impl Engine {
     fn publish(&mut self, now: Moment) {
         self.state.published_at = now;
         self.state.dirty = false;
-        let scripts = self.sources.scripts.iter().map(|(name, state)| ScriptStatus {
-            name: name.clone(),
+        let scripts = self.sources.scripts.iter().map(|(script, state)| ScriptStatus {
+            name: script.name.clone(),
             good: state.verdict.is_good(),
             successes: state.successes.load(Ordering::Relaxed),
             failures: state.failures.load(Ordering::Relaxed),

@@ -1,7 +1,8 @@
 //! What other parts of the process tell the HA thread about their health: atomics, read by it in each round.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::protocol::vrrp::Moment;
@@ -89,20 +90,37 @@ impl Verdict {
 /// The inputs from the rest of the process.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// Usable servers of each upstream, in the order of the configuration.
-    pub usable: Vec<AtomicU32>,
+    /// Usable servers of each upstream, by name; replaced as a whole when a reload changes upstreams.
+    usable: Mutex<Arc<Usable>>,
     /// Whether tuning was applied and verified; good while nobody says otherwise.
     pub tuning: Verdict,
     /// Whether every listener is open and accepting.
     pub listeners: Verdict,
 }
 
+/// Usable servers of each upstream, by name.
+pub type Usable = HashMap<String, AtomicU32>;
+
 impl Health {
-    /// For so many upstreams.
+    /// For these upstreams.
     #[must_use]
-    pub fn new(upstreams: usize) -> Self {
-        let usable = (0..upstreams).map(|_| AtomicU32::new(0)).collect();
-        Self { usable, tuning: Verdict::default(), listeners: Verdict::default() }
+    pub fn new(usable: Usable) -> Self {
+        Self { usable: Mutex::new(Arc::new(usable)), ..Self::default() }
+    }
+
+    /// The counts, for their writer or their reader.
+    #[must_use]
+    pub fn usable(&self) -> Arc<Usable> {
+        Arc::clone(&self.usable.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Other upstreams; only swaps a pointer while it holds the lock.
+    pub fn set_usable(&self, usable: Usable) {
+        let usable = Arc::new(usable);
+        let mut held = self.usable.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *held, usable);
+        drop(held);
+        drop(old);
     }
 }
 

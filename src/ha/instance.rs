@@ -71,6 +71,7 @@ pub(super) struct Instance {
     advertised: Vec<IpAddr>,
     counts: Counts,
     standing: Standing,
+    grouped: bool,
     started: bool,
     last: Option<LastTransition>,
     /// Trouble with addresses as of the last attempt, and with the way out.
@@ -128,6 +129,7 @@ impl Instance {
             advertised,
             counts: Counts::default(),
             standing: Standing { healthy: true, ..Standing::default() },
+            grouped,
             started: false,
             last: None,
             lease_problems: Vec::new(),
@@ -286,6 +288,25 @@ impl Instance {
             let problems = self.lease.release(network, now);
             self.note(problems);
         }
+    }
+
+    /// Whether it can go on under this configuration.
+    pub(super) fn continues(&self, config: &config::Instance, grouped: bool) -> bool {
+        self.grouped == grouped && config.continues(&self.config)
+    }
+
+    /// Goes on under this configuration, see [`config::Instance::continues`].
+    pub(super) fn renew_config(
+        &mut self,
+        config: config::Instance,
+        now: Moment,
+        out: &mut Vec<Action>,
+    ) {
+        if config.priority != self.config.priority {
+            let priority = effective(config.priority, self.standing.delta);
+            self.router.set_priority(now, priority, out);
+        }
+        self.config = config;
     }
 
     /// Applies what tracking says.

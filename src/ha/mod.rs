@@ -15,6 +15,7 @@ mod instance;
 mod lease;
 mod network;
 mod notify;
+mod reload;
 mod sockets;
 pub mod status;
 mod tracking;
@@ -29,7 +30,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::clock::Clock;
-use self::config::Tracked;
 use self::engine::{Engine, Rounds};
 use self::handoff::{Step, Takeover};
 use self::health::{Health, Heartbeat, Pulse};
@@ -65,9 +65,14 @@ pub enum Order {
 
 #[derive(Debug)]
 struct Command {
-    order: Order,
-    instance: Option<String>,
+    what: What,
     reply: SyncSender<Result<(), String>>,
+}
+
+#[derive(Debug)]
+enum What {
+    Order(Order, Option<String>),
+    Reload(Box<config::Ha>),
 }
 
 /// What the thread tells.
@@ -150,9 +155,19 @@ impl Ha {
 
     /// Gives an order for one instance, or for all; the answer comes to the receiver.
     pub fn order(&self, order: Order, instance: Option<String>) -> Receiver<Result<(), String>> {
+        self.command(What::Order(order, instance))
+    }
+
+    /// Puts another configuration in force. What it does not change is not touched: instances keep their
+    /// state and addresses. What [`config::Ha`] says of priority and memory of the thread stays as it was.
+    pub fn reload(&self, config: config::Ha) -> Receiver<Result<(), String>> {
+        self.command(What::Reload(Box::new(config)))
+    }
+
+    fn command(&self, what: What) -> Receiver<Result<(), String>> {
         let (reply, answer) = sync_channel(1);
         // When the queue is full the receiver finds its sender gone, which is an answer too.
-        let _ = self.commands.try_send(Command { order, instance, reply });
+        let _ = self.commands.try_send(Command { what, reply });
         self.wake.notify();
         answer
     }
@@ -185,24 +200,11 @@ fn engine(
 ) -> io::Result<Engine> {
     let Plan { config, health, shards, reporter, takeover } = plan;
     let clock = Clock::new();
-    let mut scripts = Vec::new();
-    for script in config.scripts {
-        let name = script.name.clone();
-        scripts.push((name, checks::run_script(script, Arc::clone(wake))?));
-    }
-    let mut paths = Vec::new();
-    for track in config.instances.iter().flat_map(|instance| &instance.tracks) {
-        if let Tracked::File(path) = &track.what
-            && !paths.contains(path)
-        {
-            paths.push(path.clone());
-        }
-    }
-    let values = checks::watch_files(paths.clone(), Arc::clone(wake))?;
-    let files = paths.into_iter().zip(values).collect();
-    let grouped = |place: usize| config.groups.iter().any(|group| group.members.contains(&place));
+    let mut sources =
+        Sources { health, scripts: Vec::new(), files: Vec::new(), dead_shards: Vec::new() };
+    sources.renew(&config, wake)?;
     let instances = config.instances.iter().cloned().enumerate();
-    let instances = instances.filter_map(|(place, one)| Instance::new(one, grouped(place)));
+    let instances = instances.filter_map(|(place, one)| Instance::new(one, config.grouped(place)));
     let now = clock.now();
     let pulses = shards.into_iter().map(|(beat, wake)| Pulse::new(beat, wake, now)).collect();
     Ok(Engine {
@@ -211,7 +213,7 @@ fn engine(
         groups: config.groups.clone(),
         network: Network::open()?,
         frames: FrameSender::new()?,
-        sources: Sources { health, scripts, files, dead_shards: Vec::new() },
+        sources,
         pulses,
         shard_timeout: config.shard_timeout,
         commands,

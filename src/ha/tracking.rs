@@ -1,13 +1,15 @@
 //! What an instance's priority and fitness depend on: the process itself first, then what the
 //! configuration tracks.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use super::checks::ScriptState;
-use super::config::{Track, Tracked};
+use super::checks::{self, ScriptState};
+use super::config::{self, Script, Track, Tracked};
 use super::health::Health;
 use super::network::Network;
+use crate::sys::notify::EventFd;
 
 /// What tracking comes to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,13 +26,48 @@ pub(super) struct Standing {
 #[derive(Debug)]
 pub(super) struct Sources {
     pub(super) health: Arc<Health>,
-    pub(super) scripts: Vec<(String, Arc<ScriptState>)>,
+    pub(super) scripts: Vec<(Script, Arc<ScriptState>)>,
     pub(super) files: Vec<(std::path::PathBuf, Arc<AtomicI32>)>,
     /// Shards that do not answer.
     pub(super) dead_shards: Vec<usize>,
 }
 
 impl Sources {
+    /// Runs the scripts and watches the files of this configuration; those that run already go on.
+    ///
+    /// # Errors
+    /// When a thread cannot be made; nothing has changed then.
+    pub(super) fn renew(&mut self, config: &config::Ha, wake: &Arc<EventFd>) -> io::Result<()> {
+        let mut scripts = Vec::new();
+        for script in &config.scripts {
+            let known = self.scripts.iter().find(|(known, _)| known == script);
+            let state = match known {
+                Some((_, state)) => Arc::clone(state),
+                None => checks::run_script(script.clone(), Arc::clone(wake))?,
+            };
+            scripts.push((script.clone(), state));
+        }
+        let mut paths = Vec::new();
+        for track in config.instances.iter().flat_map(|instance| &instance.tracks) {
+            if let Tracked::File(path) = &track.what
+                && !paths.contains(path)
+            {
+                paths.push(path.clone());
+            }
+        }
+        if !paths.iter().eq(self.files.iter().map(|(path, _)| path)) {
+            let values = checks::watch_files(paths.clone(), Arc::clone(wake))?;
+            self.files = paths.into_iter().zip(values).collect();
+        }
+        for (_, state) in &self.scripts {
+            if !scripts.iter().any(|(_, kept)| Arc::ptr_eq(kept, state)) {
+                state.over.store(true, Ordering::Relaxed);
+            }
+        }
+        self.scripts = scripts;
+        Ok(())
+    }
+
     /// Judges the process and `tracks`.
     pub(super) fn standing(&self, tracks: &[Track], network: &Network) -> Standing {
         let mut standing = Standing { healthy: true, ..Standing::default() };
@@ -66,19 +103,20 @@ impl Sources {
                 (Seen::of(network.is_running(name)), format!("interface {name}"))
             }
             Tracked::Script(index) => {
-                let Some((name, state)) = self.scripts.get(*index) else {
+                let Some((script, state)) = self.scripts.get(*index) else {
                     return (Seen::Unknown, "script".into());
                 };
-                (state.verdict.is_good().map_or(Seen::Unknown, Seen::of), format!("script {name}"))
+                let seen = state.verdict.is_good().map_or(Seen::Unknown, Seen::of);
+                (seen, format!("script {}", script.name))
             }
             Tracked::File(path) => {
                 let found = self.files.iter().find(|(known, _)| known == path);
                 let value = found.map_or(0, |(_, value)| value.load(Ordering::Relaxed));
                 (Seen::Value(value), format!("file {}", path.display()))
             }
-            Tracked::Upstream { index, name, quorum } => {
-                let usable = self.health.usable.get(*index);
-                let usable = usable.map_or(0, |usable| usable.load(Ordering::Relaxed));
+            Tracked::Upstream { name, quorum } => {
+                let counts = self.health.usable();
+                let usable = counts.get(name).map_or(0, |usable| usable.load(Ordering::Relaxed));
                 (Seen::of(usable >= *quorum), format!("upstream {name} with {usable} of {quorum}"))
             }
         }

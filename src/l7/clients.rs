@@ -73,6 +73,13 @@ impl fmt::Debug for Clients {
     }
 }
 
+/// Equal when what is configured is; what is known of addresses is not compared.
+impl PartialEq for Clients {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
 /// An open connection in its address's count.
 #[derive(Debug)]
 pub struct Seat(Option<(Arc<Clients>, usize)>);

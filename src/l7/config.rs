@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use regex_automata::meta::Regex;
+use regex_automata::meta::{BuildError, Regex};
 
 use crate::balance::{Policy, outlier};
 use crate::l7::clients::Clients;
@@ -16,7 +16,7 @@ use crate::l7::template::Template;
 use crate::l7::tls;
 
 /// Everything the layer-7 service needs; immutable once built.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// Limits and timeouts towards clients.
     pub http: Http,
@@ -33,7 +33,7 @@ pub struct Service {
 }
 
 /// Limits and timeouts towards clients (nginx's names where the meaning is nginx's).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Http {
     /// A whole request head must arrive within this time of its first byte.
     pub client_header_timeout: Duration,
@@ -59,10 +59,23 @@ pub struct Http {
     pub underscores_in_headers: bool,
     /// Peers whose `X-Forwarded-*` values are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// What becomes of `traceparent`.
+    pub trace_context: TraceContext,
+}
+
+/// What becomes of `traceparent` and `tracestate` (W3C Trace Context).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceContext {
+    /// They are passed on as any other field.
+    Pass,
+    /// A request with a trace goes on with a span of ours.
+    Continue,
+    /// And a request without one begins one.
+    Start,
 }
 
 /// One listening address.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Listener {
     /// The name routes and metrics use; the address when the file gives none.
     pub name: String,
@@ -83,7 +96,7 @@ pub struct Listener {
 }
 
 /// Which requests, and what happens to them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Indices into [`Service::listeners`]; empty means all of them.
     pub listeners: Vec<usize>,
@@ -117,18 +130,49 @@ pub enum HostMatch {
 }
 
 /// A path condition, on the normalised path (RFC 3986 section 6.2.2; see `protocol::http1::target`).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum PathMatch {
     /// The path and nothing else.
     Exact(String),
     /// The path starts with this, byte by byte as in nginx's `location /prefix`.
     Prefix(String),
     /// The path matches (unanchored, linear time).
-    Regex(Regex),
+    Regex(Pattern),
+}
+
+/// A regular expression, compared by its text.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    regex: Regex,
+    text: String,
+}
+
+impl Pattern {
+    /// Compiles it.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn new(text: &str) -> Result<Self, Box<BuildError>> {
+        Ok(Self { regex: Regex::new(text).map_err(Box::new)?, text: text.to_owned() })
+    }
+}
+
+impl std::ops::Deref for Pattern {
+    type Target = Regex;
+
+    fn deref(&self) -> &Regex {
+        &self.regex
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
 }
 
 /// A condition on one header field.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct HeaderMatch {
     /// Field name in lower case.
     pub name: String,
@@ -137,18 +181,18 @@ pub struct HeaderMatch {
 }
 
 /// A condition on a header value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum ValueMatch {
     /// The field is there, whatever its value.
     Present,
     /// One of the field's lines has exactly this value.
     Exact(String),
     /// One of the field's lines matches.
-    Regex(Regex),
+    Regex(Pattern),
 }
 
 /// What a route does with a request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Proxy to the upstream of this index in [`Service::upstreams`].
     Proxy(usize),
@@ -159,7 +203,7 @@ pub enum Action {
 }
 
 /// A fixed response.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Respond {
     /// Status code, 200 to 599.
     pub status: u16,
@@ -170,7 +214,7 @@ pub struct Respond {
 }
 
 /// A redirect response.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Redirect {
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
@@ -179,21 +223,21 @@ pub struct Redirect {
 }
 
 /// How the path changes before it is forwarded.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Rewrite {
     /// Remove this prefix; what is left starts with `/`.
     StripPrefix(String),
     /// Replace the first match; `$1` … `$9` are its groups.
     Regex {
         /// What to look for.
-        regex: Regex,
+        regex: Pattern,
         /// What to put in its place.
         to: String,
     },
 }
 
 /// Header edits, applied in the order remove, set, add.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct HeaderEdits {
     /// Lower-case names whose fields are removed.
     pub remove: Vec<String>,
@@ -212,7 +256,7 @@ impl HeaderEdits {
 }
 
 /// A named group of servers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// The name in `[upstream.NAME]`.
     pub name: String,
@@ -264,7 +308,7 @@ pub struct Breaker {
 }
 
 /// When a failed attempt is repeated on the next server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     /// Attempts a request may make in all, at least 1.
     pub tries: u32,
@@ -309,7 +353,7 @@ pub struct Server {
 }
 
 /// The address of a [`Server`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ServerAddress {
     /// An address literal.
     Socket(SocketAddr),

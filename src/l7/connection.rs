@@ -7,13 +7,15 @@ use std::task::Poll;
 
 use crate::l7::channel::Channel;
 use crate::l7::clients::{Clients, Seat, Verdict};
-use crate::l7::config::Action;
+use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, flush_at, throttle};
+use crate::l7::generation::{Generation, Listening};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::output::buffer_of;
 use crate::l7::pool::millis;
+use crate::l7::proxy::Served;
 use crate::l7::tls::metrics::Reason;
 use crate::l7::tls::{Application, handshake};
 use crate::l7::worker::{Worker, unix_ms};
@@ -71,7 +73,11 @@ pub struct Client {
     pub stream: Channel,
     /// Received and not consumed.
     pub input: Input,
-    /// Index of the listener.
+    /// Where it was accepted.
+    pub listening: Rc<Listening>,
+    /// The configuration its request is served by; none while it waits for one.
+    pub generation: Rc<Generation>,
+    /// Index of the listener in it.
     pub listener: usize,
     /// Both ends.
     pub addresses: Addresses,
@@ -95,10 +101,17 @@ struct Counted {
 
 /// Serves a connection that a listener accepted and [`Worker::enter`] gave this key. `seat` is
 /// dropped when it has ended.
-pub async fn serve<S>(worker: Rc<Worker>, stream: Stream, listener: usize, key: usize, seat: S) {
+pub async fn serve<S>(
+    worker: Rc<Worker>,
+    stream: Stream,
+    listening: Rc<Listening>,
+    key: usize,
+    seat: S,
+) {
     let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
-    worker.metrics.listeners[listener].accepted.increment();
-    let mut client = Client::new(worker, stream.into(), listener, addresses, Some(key));
+    listening.figures().accepted.increment();
+    worker.metrics.opened.increment();
+    let mut client = Client::new(worker, stream.into(), listening, addresses, Some(key));
     let limited = if client.read_proxy_header().await { client.sit_down() } else { None };
     if let Some(_limited) = limited {
         let after = match client.secure().await {
@@ -121,6 +134,7 @@ impl Drop for Client {
         if let Some(key) = self.key {
             self.count_bytes();
             self.figures().closed.increment();
+            self.worker.metrics.closed.increment();
             if self.stream.transport().is_broken() {
                 self.figures().tls.broken.increment();
             }
@@ -141,16 +155,19 @@ impl Client {
     pub fn new(
         worker: Rc<Worker>,
         stream: Channel,
-        listener: usize,
+        listening: Rc<Listening>,
         addresses: Addresses,
         key: Option<usize>,
     ) -> Self {
+        let (generation, listener) = listening.current();
         let (timer, answer_timer) = (Timer::new(&worker.ring), Timer::new(&worker.ring));
         let last_active = worker.now();
         Self {
             worker,
             stream,
             input: Input::default(),
+            listening,
+            generation,
             listener,
             addresses,
             timer,
@@ -163,7 +180,27 @@ impl Client {
     }
 
     fn figures(&self) -> &ListenerMetrics {
-        &self.worker.metrics.listeners[self.listener]
+        self.listening.figures()
+    }
+
+    /// Takes the configuration in force, for the request that begins.
+    fn renew(&mut self) {
+        (self.generation, self.listener) = self.listening.current();
+    }
+
+    /// Lets go of the configuration, for as long as nothing needs one.
+    pub(super) fn park(&mut self) {
+        self.generation = self.worker.parked();
+    }
+
+    /// Whether it is to end now if it is idle.
+    fn closes_idle(&self) -> bool {
+        self.listening.is_removed() || self.worker.closes_idle()
+    }
+
+    /// Whether the connection is to end: for good, for a hand-over, or with its listener.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.listening.is_removed() || self.worker.draining().is_some()
     }
 
     fn count_bytes(&mut self) {
@@ -178,11 +215,11 @@ impl Client {
 
     /// Reads the PROXY protocol header if this peer has to send one; false ends the connection.
     async fn read_proxy_header(&mut self) -> bool {
-        let from = &self.worker.service.listeners[self.listener].proxy_protocol_from;
+        let from = &self.generation.service.listeners[self.listener].proxy_protocol_from;
         if from.is_empty() || !forwarded::is_trusted(self.addresses.peer.ip(), from) {
             return true;
         }
-        self.timer.set(millis(self.worker.service.http.client_header_timeout));
+        self.timer.set(millis(self.generation.service.http.client_header_timeout));
         let mut bytes = Vec::new();
         loop {
             let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
@@ -207,7 +244,7 @@ impl Client {
     /// Counts the connection for its client's address; `None` when that has too many already.
     fn sit_down(&mut self) -> Option<Option<Seat>> {
         let worker = &self.worker;
-        let Some(clients) = &worker.service.clients else { return Some(None) };
+        let Some(clients) = &self.generation.service.clients else { return Some(None) };
         let address = self.addresses.peer.ip();
         match Clients::connect(clients, address, worker.now()) {
             Verdict::Admitted(seat) => Some(Some(seat)),
@@ -218,7 +255,7 @@ impl Client {
             Verdict::Refused => {
                 worker.metrics.clients.connections_refused.increment();
                 worker.report_client(address, "too many connections");
-                if worker.service.listeners[self.listener].tls.is_none() {
+                if self.generation.service.listeners[self.listener].tls.is_none() {
                     self.stream.write(refusal(worker, clients.settings.status));
                 }
                 None
@@ -242,7 +279,7 @@ impl Client {
         if let Some(tls) = self.stream.tls() {
             return Some(tls.application == Application::Http2);
         }
-        if !self.worker.service.listeners[self.listener].http2 {
+        if !self.generation.service.listeners[self.listener].http2 {
             return Some(false);
         }
         if !self.wait_for_request().await {
@@ -264,15 +301,15 @@ impl Client {
 
     /// Makes the TLS handshake, if the listener has certificates.
     async fn secure(&mut self) -> Result<(), After> {
-        if self.worker.service.listeners[self.listener].tls.is_none() {
+        if self.generation.service.listeners[self.listener].tls.is_none() {
             return Ok(());
         }
-        let Some(endpoint) = self.worker.tls.endpoint(self.listener) else {
+        let Some(endpoint) = self.generation.tls.endpoint(self.listener) else {
             // Never in the clear for want of certificates.
             self.figures().tls.failed(Reason::Internal);
             return Err(After::Close);
         };
-        let timeout = millis(self.worker.service.tls.handshake_timeout);
+        let timeout = millis(self.generation.service.tls.handshake_timeout);
         self.timer.set(timeout);
         let rest = self.input.take_rest();
         let mut draining = false;
@@ -284,7 +321,7 @@ impl Client {
                 if let Poll::Ready(done) = accept.as_mut().poll(cx) {
                     return Poll::Ready(Some(done));
                 }
-                if !self.worker.closes_idle() {
+                if !self.closes_idle() {
                     if let Some(key) = self.key {
                         self.worker.wake_on_drain(key, cx);
                     }
@@ -295,7 +332,7 @@ impl Client {
             })
             .await
         };
-        let figures = &self.worker.metrics.listeners[self.listener].tls;
+        let figures = &self.figures().tls;
         match handshake {
             Some(Ok(session)) => {
                 figures.done(session.info().version, session.info().resumed);
@@ -339,7 +376,7 @@ impl Client {
     /// Holds back a client that sends requests and does not take the answers; false once it has
     /// taken nothing for too long.
     async fn wait_for_reader(&self) -> bool {
-        let send_timeout = millis(self.worker.service.http.send_timeout);
+        let send_timeout = millis(self.generation.service.http.send_timeout);
         match throttle(&self.stream, &self.answer_timer, send_timeout, None).await {
             Ok(()) => return true,
             Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
@@ -351,15 +388,18 @@ impl Client {
     /// Waits, holding next to nothing, until the client sends something; false when the connection
     /// is to be closed.
     async fn wait_for_request(&mut self) -> bool {
-        let http = &self.worker.service.http;
+        let http = &self.generation.service.http;
         let idle =
             if self.requests == 0 { http.client_header_timeout } else { http.keepalive_timeout };
         self.timer.set(millis(idle));
-        poll_fn(|cx| {
+        self.park();
+        let (worker, listening) = (&self.worker, &self.listening);
+        let closes_idle = || listening.is_removed() || worker.closes_idle();
+        let came = poll_fn(|cx| {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
             }
-            if self.worker.closes_idle() {
+            if closes_idle() {
                 let since = self.worker.now().saturating_sub(self.last_active);
                 if since >= DRAIN_GRACE_MS {
                     return Poll::Ready(false);
@@ -370,13 +410,15 @@ impl Client {
             }
             self.timer.poll_fired(cx).map(|()| false)
         })
-        .await
+        .await;
+        self.renew();
+        came
     }
 
     /// While draining, nobody waits for the client to close an idle connection as well: it took its
     /// last response long ago.
     fn end_of_idleness(&self) -> After {
-        if self.worker.closes_idle() { After::CloseIdle } else { After::Close }
+        if self.closes_idle() { After::CloseIdle } else { After::Close }
     }
 
     async fn serve_request(&mut self, exchange: &mut Exchange) -> After {
@@ -389,14 +431,18 @@ impl Client {
 
     /// Serves the request whose head the exchange holds.
     pub(super) async fn serve_head(&mut self, exchange: &mut Exchange) -> After {
-        let worker = Rc::clone(&self.worker);
+        let (worker, generation) = (Rc::clone(&self.worker), Rc::clone(&self.generation));
         exchange.tls = self.stream.tls().cloned();
-        if let Err(refusal) = exchange.parse(&worker.limits) {
+        if let Err(refusal) = exchange.parse(&generation.limits) {
             return self.refuse(exchange, refusal.status());
         }
-        let trusted = &worker.service.http.trusted_proxies;
+        let trusted = &generation.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
-        if let Some(clients) = &worker.service.clients {
+        let how = generation.service.http.trace_context;
+        if how != TraceContext::Pass {
+            exchange.follow_trace(how, || worker.request_id());
+        }
+        if let Some(clients) = &generation.service.clients {
             let address = exchange.identity().client;
             match clients.request(address, worker.now()) {
                 Verdict::Admitted(()) => {}
@@ -413,14 +459,14 @@ impl Client {
             return self.refuse(exchange, 405);
         }
         if let Some(tls) = &exchange.tls {
-            exchange.hsts.clone_from(&worker.service.listeners[self.listener].hsts);
+            exchange.hsts.clone_from(&generation.service.listeners[self.listener].hsts);
             if !tls.serves(&exchange.host) {
                 return reply::status(self, exchange, None, 421).await;
             }
         }
-        let routes = &worker.service.routes;
-        let found = worker.router.find(routes, self.listener, exchange);
-        if let Some(redirect) = &worker.service.listeners[self.listener].redirect_https
+        let routes = &generation.service.routes;
+        let found = generation.router.find(routes, self.listener, exchange);
+        if let Some(redirect) = &generation.service.listeners[self.listener].redirect_https
             && !found.is_some_and(|index| routes[index].listeners.contains(&self.listener))
         {
             if exchange.host.is_empty() {
@@ -432,23 +478,35 @@ impl Client {
             return reply::status(self, exchange, None, 404).await;
         };
         let route = &routes[index];
-        match &route.action {
+        let upgraded = match &route.action {
             Action::Proxy(upstream) => {
-                let size_max =
-                    route.client_max_body_size.unwrap_or(worker.service.http.client_max_body_size);
-                proxy::serve(self, exchange, route, *upstream, size_max).await
+                let size_max = route
+                    .client_max_body_size
+                    .unwrap_or(generation.service.http.client_max_body_size);
+                match proxy::serve(self, exchange, route, *upstream, size_max).await {
+                    Served::Over(after) => return after,
+                    Served::Upgraded(upgraded) => upgraded,
+                }
             }
-            Action::Respond(respond) => reply::respond(self, exchange, route, respond).await,
+            Action::Respond(respond) => {
+                return reply::respond(self, exchange, route, respond).await;
+            }
             Action::Redirect(redirect) => {
-                reply::redirect(self, exchange, Some(route), redirect).await
+                return reply::redirect(self, exchange, Some(route), redirect).await;
             }
-        }
+        };
+        // A tunnel lasts, and needs no configuration any more.
+        let timeout = millis(generation.service.http.tunnel_timeout);
+        drop(generation);
+        self.park();
+        upgraded.tunnel(self, timeout).await;
+        After::Close
     }
 
     /// Reads a head within the time a whole head may take.
     async fn read_head(&mut self, exchange: &mut Exchange) -> Result<(), After> {
         let mut scanner = HeadScanner::new();
-        let (limits, mut timed) = (self.worker.limits, false);
+        let (limits, mut timed) = (self.generation.limits, false);
         let read = poll_fn(|cx| {
             let (input, head) = (&mut self.input, &mut exchange.head);
             let read = input.poll_head(&self.stream, &mut scanner, &limits, head, cx);
@@ -457,7 +515,7 @@ impl Client {
             }
             // Most heads arrive whole: only the others need the deadline.
             if !std::mem::replace(&mut timed, true) {
-                self.timer.set(millis(self.worker.service.http.client_header_timeout));
+                self.timer.set(millis(self.generation.service.http.client_header_timeout));
             }
             self.timer.poll_fired(cx).map(|()| Err(Elapsed))
         })
@@ -494,8 +552,8 @@ impl Client {
     pub fn keeps(&self, exchange: &Exchange) -> bool {
         self.key.is_some()
             && exchange.request.persistent
-            && self.requests < self.worker.service.http.keepalive_requests
-            && self.worker.draining().is_none()
+            && self.requests < self.generation.service.http.keepalive_requests
+            && !self.is_leaving()
             && !self.stream.transport().is_nearly_worn()
     }
 
@@ -508,17 +566,18 @@ impl Client {
         }
         self.count_bytes();
         self.figures().requests.count(outcome.status);
-        if let Some(upstream) = outcome.upstream {
-            let figures = &self.worker.metrics.upstreams[upstream];
+        self.figures().latency.record(self.last_active.saturating_sub(outcome.started));
+        if let Some(pool) = &exchange.pool {
+            let figures = pool.metrics();
             figures.requests.count(outcome.status);
             figures.latency.record(self.last_active.saturating_sub(outcome.started));
         }
-        if let Some(log) = &self.worker.log {
-            log.append(&self.log_entry(exchange));
+        if let Some(log) = self.worker.log() {
+            self.listening.with(|listener| log.append(&self.log_entry(exchange, &listener.name)));
         }
     }
 
-    fn log_entry<'a>(&'a self, exchange: &'a Exchange) -> access_log::Entry<'a> {
+    fn log_entry<'a>(&'a self, exchange: &'a Exchange, listener: &'a str) -> access_log::Entry<'a> {
         let (request, head, outcome) = (&exchange.request, &exchange.head, &exchange.outcome);
         let parsed = !exchange.id.is_empty();
         let micros = |from: u64, to: u64| to.saturating_sub(from) * 1000;
@@ -548,7 +607,19 @@ impl Client {
                 .map(|began| micros(began, outcome.upstream_ended.unwrap_or(self.last_active))),
             upstream_status: outcome.upstream_status,
             tries: outcome.tries,
-            listener: &self.worker.service.listeners[self.listener].name,
+            tls: exchange.tls.as_deref().map(|tls| access_log::Tls {
+                protocol: tls.protocol(),
+                cipher: tls.cipher,
+                server_name: tls.server_name.as_deref().unwrap_or_default(),
+                resumed: tls.resumed,
+            }),
+            trace: match &exchange.trace {
+                Some(trace) => Some(trace.own.trace),
+                None if parsed => exchange.received_trace().map(|received| received.trace),
+                None => None,
+            },
+            span: exchange.trace.as_ref().map(|trace| trace.own.span),
+            listener,
             error: outcome.error,
         }
     }
@@ -564,8 +635,11 @@ impl Client {
     /// Ends the connection so that the client gets everything that was written: flush, FIN, and
     /// reading until the client has closed too.
     async fn close(&mut self) {
-        let send_timeout = millis(self.worker.service.http.send_timeout);
-        let pace = self.worker.download_pace(self.addresses.peer.ip());
+        self.renew();
+        let generation = Rc::clone(&self.generation);
+        let send_timeout = millis(generation.service.http.send_timeout);
+        let slow = &self.worker.metrics.clients.slow;
+        let pace = generation.download_pace(self.addresses.peer.ip(), slow);
         let pace = pace.as_ref();
         if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;

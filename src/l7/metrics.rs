@@ -1,6 +1,8 @@
 //! What the proxy counts. Each shard has its own; the admin endpoint adds them up.
 
-use crate::counter::Counter;
+use std::sync::Arc;
+
+use crate::counter::{Counter, Padded};
 use crate::l7::tls::metrics::TlsMetrics;
 use crate::protocol::http2::Reason;
 
@@ -9,12 +11,12 @@ pub const LATENCY_BOUNDS_MS: [u64; 14] =
     [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000];
 
 /// One shard's figures.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
-    /// By listener, in the order of the configuration.
-    pub listeners: Vec<ListenerMetrics>,
-    /// By upstream, in the order of the configuration.
-    pub upstreams: Vec<UpstreamMetrics>,
+    /// Client connections accepted, over all listeners there have been.
+    pub opened: Counter,
+    /// Client connections closed; the difference is what is open.
+    pub closed: Counter,
     /// Times accepting stopped because descriptors ran out (EMFILE, ENFILE).
     pub accept_no_descriptors: Counter,
     /// Times accepting stopped at `max_connections`.
@@ -84,29 +86,13 @@ impl Http2Metrics {
     }
 }
 
-impl Metrics {
-    /// All zero.
-    #[must_use]
-    pub fn new(listeners: usize, upstreams: usize) -> Self {
-        Self {
-            listeners: (0..listeners).map(|_| ListenerMetrics::default()).collect(),
-            upstreams: (0..upstreams).map(|_| UpstreamMetrics::default()).collect(),
-            accept_no_descriptors: Counter::default(),
-            accept_at_limit: Counter::default(),
-            accept_errors: Counter::default(),
-            log_lines_dropped: Counter::default(),
-            connects_exhausted: Counter::default(),
-            reports_dropped: Counter::default(),
-            retries_over_budget: Counter::default(),
-            requests_refused: Counter::default(),
-            proxy_header_errors: Counter::default(),
-            client_timeouts: Counter::default(),
-            client_aborts: Counter::default(),
-            responses_cut: Counter::default(),
-            http2: Http2Metrics::default(),
-            clients: ClientMetrics::default(),
-        }
-    }
+/// Figures of one thing, by shard: each writes its own, and they outlive changes of the configuration.
+pub type ByShard<T> = Arc<[Padded<T>]>;
+
+/// All zero, for so many shards.
+#[must_use]
+pub fn by_shard<T: Default>(shards: usize) -> ByShard<T> {
+    (0..shards).map(|_| Padded::default()).collect()
 }
 
 /// Figures of one listener.
@@ -118,6 +104,8 @@ pub struct ListenerMetrics {
     pub closed: Counter,
     /// Requests answered.
     pub requests: ByClass,
+    /// Time from the request's first byte to the last byte of the response being queued.
+    pub latency: Histogram,
     /// Bytes of requests received, heads and bodies.
     pub bytes_received: Counter,
     /// Bytes of responses handed to the kernel, records of TLS included.

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod exchange;
 pub mod flow;
 pub mod forwarded;
+pub mod generation;
 pub mod headers;
 pub mod http2;
 pub mod input;

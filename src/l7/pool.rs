@@ -1,18 +1,19 @@
 //! One shard's side of an upstream: who is next, and the idle connections kept.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::balance::{Scheduler, Tried, View};
 use crate::l7::channel::Channel;
+use crate::l7::config::Upstream;
 use crate::l7::exchange::Exchange;
 use crate::l7::http2::Http2Stream;
 use crate::l7::http2::client::Connections;
 use crate::l7::input::Input;
-use crate::l7::metrics::ServerMetrics;
-use crate::l7::upstream::{Member, MemberSet, SharedUpstream};
+use crate::l7::metrics::{ServerMetrics, UpstreamMetrics};
+use crate::l7::upstream::{Endpoint, Member, MemberSet, SharedUpstream};
 
 use crate::ring::timer::Millis;
 
@@ -80,6 +81,7 @@ pub struct Pool {
     uncounted: Cell<u32>,
     /// When the last report of a kind that could flood the log was made.
     reported: Cell<Option<Millis>>,
+    replaced: Cell<bool>,
 }
 
 /// The right to send one request to a member; counts as in flight until dropped.
@@ -145,8 +147,7 @@ impl Pool {
         shards: usize,
         seed: u64,
     ) -> Self {
-        let keepalive = upstream.config.keepalive as usize;
-        let idle_max = keepalive.div_ceil(shards.max(1));
+        let idle_max = idle_max(&upstream, shards);
         let local = RefCell::new(Rc::new(Local::new(&upstream, set, seed)));
         Self {
             upstream,
@@ -157,7 +158,55 @@ impl Pool {
             idle: Cell::new(0),
             uncounted: Cell::new(0),
             reported: Cell::new(None),
+            replaced: Cell::new(false),
         }
+    }
+
+    /// This shard's figures of the upstream.
+    #[must_use]
+    pub fn metrics(&self) -> &UpstreamMetrics {
+        &self.upstream.metrics[self.shard]
+    }
+
+    /// The pool of the same upstream with another configuration. Idle connections to members that are
+    /// still there move over, unless they would be made in another way now; the others are closed.
+    #[must_use]
+    pub fn succeed(
+        &self,
+        upstream: Arc<SharedUpstream>,
+        set: Arc<MemberSet>,
+        shards: usize,
+    ) -> Self {
+        if !connects_alike(&self.upstream.config, &upstream.config) {
+            self.clear();
+        }
+        let new = Self {
+            idle_max: idle_max(&upstream, shards),
+            idle: Cell::new(self.idle.get()),
+            uncounted: Cell::new(self.uncounted.take()),
+            reported: Cell::new(self.reported.get()),
+            replaced: Cell::new(false),
+            local: RefCell::new(Rc::clone(&self.local.borrow())),
+            shard: self.shard,
+            seed: self.seed,
+            upstream,
+        };
+        new.replace(set);
+        self.idle.set(0);
+        self.replaced.set(true);
+        new
+    }
+
+    /// Whether another has succeeded it, and gets its connections.
+    #[must_use]
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.get()
+    }
+
+    /// Whether connections of the other, which succeeded it, are made as its own.
+    #[must_use]
+    pub fn connects_as(&self, other: &Self) -> bool {
+        connects_alike(&self.upstream.config, &other.upstream.config)
     }
 
     /// Takes over a new member set. Requests under way stay with the old one; idle connections to
@@ -165,8 +214,11 @@ impl Pool {
     pub fn replace(&self, set: Arc<MemberSet>) {
         let mut new = Local::new(&self.upstream, set, self.seed);
         let old = self.local.borrow();
+        let places: HashMap<*const Endpoint, usize> = (old.set.members.iter().enumerate())
+            .map(|(place, known)| (Arc::as_ptr(&known.endpoint), place))
+            .collect();
         for (index, member) in new.set.members.iter().enumerate() {
-            let known = old.set.members.iter().position(|known| Arc::ptr_eq(known, member));
+            let known = places.get(&Arc::as_ptr(&member.endpoint)).copied();
             // Who takes nothing new needs no idle connections.
             if let Some(known) = known.filter(|_| new.set.weight(index) > 0) {
                 new.idle[index].replace(old.idle[known].take());
@@ -180,10 +232,9 @@ impl Pool {
                 old.set.members[index].metrics[self.shard].idle.set(0);
             }
         }
-        for connections in &old.http2 {
-            if !new.http2.iter().any(|kept| Rc::ptr_eq(kept, connections)) {
-                connections.clear();
-            }
+        let kept: HashSet<_> = new.http2.iter().map(Rc::as_ptr).collect();
+        for connections in old.http2.iter().filter(|one| !kept.contains(&Rc::as_ptr(one))) {
+            connections.clear();
         }
         drop(old);
         self.local.replace(Rc::new(new));
@@ -278,7 +329,7 @@ impl Pool {
             Some(lease.index)
         } else {
             let member = &lease.local.set.members[lease.index];
-            current.set.members.iter().position(|known| Arc::ptr_eq(known, member))
+            current.set.members.iter().position(|known| known.is_same_endpoint(member))
         };
         let index = index.filter(|index| current.set.weight(*index) > 0);
         let usable = connection.input.is_empty() && connection.stream.is_quiet();
@@ -343,14 +394,25 @@ impl Pool {
 
     /// Closes all idle connections.
     pub fn clear(&self) {
-        for idle in &self.local.borrow().idle {
+        let local = Rc::clone(&self.local.borrow());
+        for (idle, member) in local.idle.iter().zip(&local.set.members) {
             idle.borrow_mut().clear();
+            member.metrics[self.shard].idle.set(0);
         }
-        for connections in &self.local.borrow().http2 {
+        for connections in &local.http2 {
             connections.clear();
         }
         self.idle.set(0);
     }
+}
+
+fn idle_max(upstream: &SharedUpstream, shards: usize) -> usize {
+    (upstream.config.keepalive as usize).div_ceil(shards.max(1))
+}
+
+/// Whether connections made for the one can serve the other.
+fn connects_alike(one: &Upstream, other: &Upstream) -> bool {
+    one.http2 == other.http2 && one.proxy_protocol == other.proxy_protocol && one.tls == other.tls
 }
 
 impl Local {

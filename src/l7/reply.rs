@@ -131,7 +131,7 @@ pub async fn discard_rest(client: &mut Client, exchange: &Exchange, body: &mut B
     if exchange.request.expect_continue || body.remaining().is_some_and(|left| left > DISCARD_MAX) {
         return false;
     }
-    client.timer.set(millis(client.worker.service.http.client_body_timeout));
+    client.timer.set(millis(client.generation.service.http.client_body_timeout));
     let (input, stream, timer) = (&mut client.input, &client.stream, &client.timer);
     let began = body.received();
     poll_fn(|cx| {

@@ -1,7 +1,9 @@
 //! Upstreams as all shards share them: members with their in-flight counts and passive health.
 
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::balance::hash::hash;
@@ -10,18 +12,15 @@ use crate::balance::{
 };
 use crate::counter::Padded;
 use crate::l7::config::{Server, ServerAddress, Upstream};
-use crate::l7::metrics::ServerMetrics;
+use crate::l7::metrics::{ByShard, ServerMetrics, UpstreamMetrics, by_shard};
 
-/// One address of a server, with everything that must agree across shards.
-pub struct Member {
+/// One address of a server, with everything that must agree across shards and that outlives changes of
+/// the configuration.
+pub struct Endpoint {
     /// The address.
     pub address: SocketAddr,
     /// The address as text, for logs and metrics.
     pub label: String,
-    /// Which of the upstream's servers it is ([`Standing::id`]).
-    pub server: usize,
-    /// What the configuration says of the server.
-    pub config: Server,
     /// Requests being served, over all shards.
     pub in_flight: InFlight,
     /// Failures, over all shards.
@@ -30,14 +29,46 @@ pub struct Member {
     pub metrics: Box<[Padded<ServerMetrics>]>,
 }
 
+/// One address of a server, as the configuration has it.
+pub struct Member {
+    /// What lasts.
+    pub endpoint: Arc<Endpoint>,
+    /// Which of the upstream's servers it is ([`Standing::id`]).
+    pub server: usize,
+    /// What the configuration says of the server.
+    pub config: Server,
+}
+
+impl Deref for Member {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
+impl Member {
+    /// Whether connections to one are connections to the other.
+    #[must_use]
+    pub fn is_same_endpoint(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoint, &other.endpoint)
+    }
+}
+
 impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Member").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 /// A server as it stands now: as in the file, or as the operator has it since.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     /// Names it among the servers of its upstream.
     pub id: usize,
@@ -74,19 +105,26 @@ pub struct SharedUpstream {
     /// The configuration.
     pub config: Upstream,
     /// Retries allowed.
-    pub budget: RetryBudget,
-    shards: usize,
+    pub budget: Arc<RetryBudget>,
+    /// Figures by shard.
+    pub metrics: ByShard<UpstreamMetrics>,
 }
 
 impl SharedUpstream {
     /// For as many shards.
     #[must_use]
     pub fn new(config: Upstream, shards: usize) -> Self {
-        Self { config, budget: RetryBudget::new(), shards }
+        Self { config, budget: Arc::new(RetryBudget::new()), metrics: by_shard(shards) }
+    }
+
+    /// The same upstream with another configuration: what is counted goes on.
+    #[must_use]
+    pub fn succeed(&self, config: Upstream) -> Self {
+        Self { config, budget: Arc::clone(&self.budget), metrics: Arc::clone(&self.metrics) }
     }
 
     /// Builds the member set for these addresses of each server (ignored for address literals).
-    /// Members that `previous` has already keep their state.
+    /// Endpoints that `previous` has already keep their state.
     #[must_use]
     pub fn members(&self, resolved: &[Vec<SocketAddr>], previous: Option<&MemberSet>) -> MemberSet {
         self.members_of(&Standing::of(&self.config.servers), resolved, previous)
@@ -101,6 +139,7 @@ impl SharedUpstream {
         resolved: &[Vec<SocketAddr>],
         previous: Option<&MemberSet>,
     ) -> MemberSet {
+        let mut known = Known::new(previous);
         let (mut members, mut weights) = (Vec::new(), Vec::new());
         for standing in servers {
             let literal;
@@ -112,6 +151,7 @@ impl SharedUpstream {
                 ServerAddress::Name(..) => resolved.get(standing.id).map_or(&[][..], Vec::as_slice),
             };
             for &address in addresses {
+                let previous = known.take(&standing.server.address, address);
                 members.push(self.member(standing, address, previous));
                 weights.push(if standing.drained { 0 } else { standing.server.weight });
             }
@@ -127,30 +167,23 @@ impl SharedUpstream {
         &self,
         standing: &Standing,
         address: SocketAddr,
-        previous: Option<&MemberSet>,
+        previous: Option<&Arc<Member>>,
     ) -> Arc<Member> {
         let server = &standing.server;
-        let known = previous.and_then(|set| {
-            set.members.iter().find(|known| {
-                known.server == standing.id
-                    && known.address == address
-                    && known.config.down == server.down
-            })
-        });
-        known.map_or_else(
-            || {
-                Arc::new(Member {
-                    address,
-                    label: address.to_string(),
-                    server: standing.id,
-                    config: server.clone(),
-                    in_flight: InFlight::new(),
-                    passive: Passive::new(),
-                    metrics: (0..self.shards).map(|_| Padded::default()).collect(),
-                })
-            },
-            Arc::clone,
-        )
+        let endpoint = match previous {
+            Some(known) if known.server == standing.id && known.config == *server => {
+                return Arc::clone(known);
+            }
+            Some(known) => Arc::clone(&known.endpoint),
+            None => Arc::new(Endpoint {
+                address,
+                label: address.to_string(),
+                in_flight: InFlight::new(),
+                passive: Passive::new(),
+                metrics: self.metrics.iter().map(|_| Padded::default()).collect(),
+            }),
+        };
+        Arc::new(Member { endpoint, server: standing.id, config: server.clone() })
     }
 
     /// `max_fails` of a member: a member that is alone is never taken out, as in nginx.
@@ -158,6 +191,24 @@ impl SharedUpstream {
     pub fn max_fails(&self, set: &MemberSet, member: &Member) -> u32 {
         let taking = set.weights.iter().filter(|weight| **weight > 0).count();
         if taking <= 1 { 0 } else { member.config.max_fails }
+    }
+}
+
+/// Members of an earlier set, each of which is found once.
+struct Known<'a>(HashMap<(ServerAddress, SocketAddr), VecDeque<&'a Arc<Member>>>);
+
+impl<'a> Known<'a> {
+    fn new(previous: Option<&'a MemberSet>) -> Self {
+        let mut known: HashMap<_, VecDeque<_>> = HashMap::new();
+        for member in previous.into_iter().flat_map(|set| &set.members) {
+            let key = (member.config.address.clone(), member.address);
+            known.entry(key).or_default().push_back(member);
+        }
+        Self(known)
+    }
+
+    fn take(&mut self, server: &ServerAddress, address: SocketAddr) -> Option<&'a Arc<Member>> {
+        self.0.get_mut(&(server.clone(), address))?.pop_front()
     }
 }
 

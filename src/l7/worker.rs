@@ -9,17 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use slab::Slab;
 
-use crate::l7::clients::Pace;
-use crate::l7::config::Service;
 use crate::l7::exchange::Exchange;
+use crate::l7::generation::Generation;
 use crate::l7::log::AccessLog;
 use crate::l7::metrics::Metrics;
-use crate::l7::pool::Pool;
 use crate::l7::request_id::Generator;
-use crate::l7::router::Router;
 use crate::l7::time::http_date;
-use crate::l7::tls;
-use crate::protocol::http1::Limits;
 use crate::ring::event::Event;
 use crate::ring::timer::Millis;
 use crate::ring::{Ring, Timer};
@@ -75,20 +70,14 @@ pub type Reporter = Box<dyn Fn(Report) -> bool>;
 pub struct Worker {
     /// The shard's ring.
     pub ring: Rc<Ring>,
-    /// The configuration, this shard's own copy.
-    pub service: Service,
-    /// The index over its routes.
-    pub router: Router,
-    /// By upstream.
-    pub pools: Vec<Pool>,
-    /// Certificates and keys in force.
-    pub tls: Rc<tls::Shard>,
+    /// The configuration in force.
+    generation: RefCell<Rc<Generation>>,
+    /// Held by what waits, so that it holds no configuration.
+    parked: Rc<Generation>,
     /// This shard's figures.
     pub metrics: Arc<Metrics>,
     /// The access log, if there is one.
-    pub log: Option<AccessLog>,
-    /// Bounds on heads.
-    pub limits: Limits,
+    log: RefCell<Option<Rc<AccessLog>>>,
     reporter: Reporter,
     client_reported: Cell<Option<Millis>>,
     ids: RefCell<Generator>,
@@ -121,29 +110,19 @@ pub enum Yielding {
 impl Worker {
     /// Puts a shard's side together.
     #[must_use]
-    #[allow(clippy::too_many_arguments)] // one caller, which has just made each of them
     pub fn new(
         ring: Rc<Ring>,
-        service: Service,
-        pools: Vec<Pool>,
-        tls: Rc<tls::Shard>,
+        generation: Rc<Generation>,
         metrics: Arc<Metrics>,
-        log: Option<AccessLog>,
         reporter: Reporter,
         seed: u64,
     ) -> Self {
-        let limits =
-            Limits { head_bytes: service.http.max_head_size, headers: service.http.max_headers };
-        let router = Router::new(&service.routes, service.listeners.len());
         Self {
             ring,
-            service,
-            router,
-            pools,
-            tls,
+            parked: Rc::new(generation.parked()),
+            generation: RefCell::new(generation),
             metrics,
-            log,
-            limits,
+            log: RefCell::default(),
             reporter,
             client_reported: Cell::new(None),
             ids: RefCell::new(Generator::new(seed)),
@@ -156,6 +135,37 @@ impl Worker {
             departed: Event::default(),
             pooled: Event::default(),
         }
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn generation(&self) -> Rc<Generation> {
+        Rc::clone(&self.generation.borrow())
+    }
+
+    /// A generation without content, for what waits and may do so for long.
+    #[must_use]
+    pub fn parked(&self) -> Rc<Generation> {
+        Rc::clone(&self.parked)
+    }
+
+    /// Puts another configuration in force; returns the one before.
+    pub fn renew(&self, generation: Rc<Generation>) -> Rc<Generation> {
+        let old = self.generation.replace(generation);
+        // There may be idle connections in pools that had none.
+        self.pooled.set();
+        old
+    }
+
+    /// The access log, if there is one.
+    #[must_use]
+    pub fn log(&self) -> Option<Rc<AccessLog>> {
+        self.log.borrow().clone()
+    }
+
+    /// Writes another access log from now on, or none; returns the one before.
+    pub fn set_log(&self, log: Option<Rc<AccessLog>>) -> Option<Rc<AccessLog>> {
+        self.log.replace(log)
     }
 
     /// The time on the clock that all shards share.
@@ -179,20 +189,6 @@ impl Worker {
             self.client_reported.set(Some(now));
             self.report(Report::ClientLimited { address, what });
         }
-    }
-
-    /// The least rate at which a client has to take a response, if there is one.
-    #[must_use]
-    pub fn download_pace(&self, address: IpAddr) -> Option<Pace<'_>> {
-        let clients = self.service.clients.as_ref()?;
-        clients.download(address, &self.metrics.clients.slow)
-    }
-
-    /// The least rate at which a client has to send a request body, if there is one.
-    #[must_use]
-    pub fn upload_pace(&self, address: IpAddr) -> Option<Pace<'_>> {
-        let clients = self.service.clients.as_ref()?;
-        clients.upload(address, &self.metrics.clients.slow)
     }
 
     /// A fresh request id.
@@ -281,7 +277,8 @@ impl Worker {
         self.wake_idle();
     }
 
-    fn wake_idle(&self) {
+    /// Wakes the tasks of idle connections, to see whether they are to end.
+    pub fn wake_idle(&self) {
         for (_, waker) in self.connections.borrow_mut().iter_mut() {
             if let Some(waker) = waker.take() {
                 waker.wake();
@@ -326,13 +323,13 @@ impl Worker {
     pub async fn sweep(&self) {
         let timer = Timer::new(&self.ring);
         loop {
-            if self.pools.iter().all(|pool| pool.idle() == 0) {
+            if self.generation.borrow().pools.iter().all(|pool| pool.idle() == 0) {
                 self.pooled.take().await;
             }
             timer.set(SWEEP_MS);
             timer.fired().await;
-            for (pool, metrics) in self.pools.iter().zip(&self.metrics.upstreams) {
-                metrics.stale.add(pool.sweep(self.now()) as u64);
+            for pool in &self.generation().pools {
+                pool.metrics().stale.add(pool.sweep(self.now()) as u64);
             }
         }
     }

@@ -141,6 +141,12 @@ impl Acceptor {
         }
     }
 
+    /// Changes the length of the listen queue; what waits in it stays.
+    pub fn set_backlog(&self, backlog: u32) {
+        // Fails for nothing that listens already.
+        let _ = socket::set_backlog(self.inner.listener.as_fd(), backlog);
+    }
+
     /// New handshakes are ignored from now on; those under way still lead to connections.
     pub fn ignore_new_handshakes(&self) {
         // Should the kernel refuse, what comes in just before the close is reset, no worse.

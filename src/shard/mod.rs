@@ -1,6 +1,7 @@
 //! One thread per CPU: a ring, the listeners' sockets and the layer-7 worker on it.
 
 pub mod accept;
+pub mod change;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -9,23 +10,24 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::task::Poll;
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::ha::health::Heartbeat;
-use crate::l7::config::{AccessLogFormat, Service};
-use crate::l7::log::AccessLog;
+use crate::l7::generation::Generation;
 use crate::l7::metrics::Metrics;
-use crate::l7::pool::{Pool, millis};
-use crate::l7::tls::{self, Current};
+use crate::l7::pool::millis;
+use crate::l7::tls;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::l7::worker::{Reporter, Worker, Yielding};
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
-use crate::shard::accept::ConnectionLimit;
+use crate::shard::accept::{ConnectionLimit, Doors};
+use crate::shard::change::{Change, Changes, Identity};
 use crate::sys;
 use crate::sys::notify::EventFd;
 
@@ -42,18 +44,10 @@ pub struct Plan {
     pub cpu: Option<usize>,
     /// For the ring.
     pub ring: Settings,
-    /// The configuration.
-    pub service: Service,
-    /// Its sockets, each with the number of its listener in the configuration.
-    pub listeners: Vec<(usize, OwnedFd)>,
-    /// Certificates and keys in force.
-    pub tls: Arc<Current>,
-    /// Upstreams with their members at the start.
-    pub upstreams: Vec<(Arc<SharedUpstream>, Arc<MemberSet>)>,
+    /// The configuration it begins with.
+    pub change: Change,
     /// Client connections, the same count for all shards.
     pub connections: ConnectionLimit,
-    /// The access log: format, buffer in bytes, file.
-    pub log: Option<(AccessLogFormat, usize, OwnedFd)>,
     /// Differs from shard to shard and from start to start.
     pub seed: u64,
     /// Takes reports for the operator.
@@ -76,8 +70,10 @@ impl std::fmt::Debug for Plan {
 pub enum Message {
     /// Take connections: every shard has what it needs to serve them.
     Accept,
+    /// Another configuration is in force.
+    Change(Box<Change>),
     /// An upstream has other members.
-    Members(usize, Arc<MemberSet>),
+    Members(Arc<SharedUpstream>, Arc<MemberSet>),
     /// Continue the access log in this file.
     ReopenLog(OwnedFd),
     /// The addresses are about to go to another node, or (`None`) that is over.
@@ -100,6 +96,8 @@ pub struct Shard {
     pub ring: Arc<Stats>,
     /// Answered each time the shard is woken.
     pub heartbeat: Arc<Heartbeat>,
+    /// The number of the configuration that is in force on it.
+    pub generation: Arc<AtomicU64>,
     inbox: SyncSender<Message>,
     wake: Arc<EventFd>,
     /// Ends by itself.
@@ -138,13 +136,14 @@ impl Shard {
     /// When the thread or its eventfd cannot be made.
     pub fn start(plan: Plan) -> io::Result<Starting> {
         let cpu = plan.cpu;
-        let metrics =
-            Arc::new(Metrics::new(plan.service.listeners.len(), plan.service.upstreams.len()));
+        let metrics = Arc::new(Metrics::default());
         let ring = Arc::new(Stats::default());
         let wake = Arc::new(EventFd::new()?);
         let (inbox, messages) = sync_channel(INBOX_MAX);
         let heartbeat = Arc::new(Heartbeat::default());
+        let generation = Arc::new(AtomicU64::new(plan.change.number));
         let shared = Shared {
+            generation: Arc::clone(&generation),
             heartbeat: Arc::clone(&heartbeat),
             metrics: Arc::clone(&metrics),
             stats: Arc::clone(&ring),
@@ -154,7 +153,7 @@ impl Shard {
         let thread = Builder::new()
             .name(format!("shard-{}", plan.index))
             .spawn(move || run(plan, messages, shared, making))?;
-        let shard = Self { cpu, metrics, ring, heartbeat, inbox, wake, thread };
+        let shard = Self { cpu, metrics, ring, heartbeat, generation, inbox, wake, thread };
         Ok(Starting { shard, made })
     }
 
@@ -169,6 +168,18 @@ impl Shard {
         Arc::clone(&self.wake)
     }
 
+    /// Sends a message, or gives it back when the shard's inbox is full or it has ended.
+    ///
+    /// # Errors
+    /// The message.
+    pub fn offer(&self, message: Message) -> Result<(), Message> {
+        let sent = self.inbox.try_send(message).map_err(|refused| match refused {
+            TrySendError::Full(message) | TrySendError::Disconnected(message) => message,
+        });
+        self.wake.notify();
+        sent
+    }
+
     /// Sends a message; false when the shard's inbox is full or it has ended.
     #[must_use]
     pub fn send(&self, message: Message) -> bool {
@@ -180,6 +191,7 @@ impl Shard {
 
 /// What the thread shares with its [`Shard`].
 struct Shared {
+    generation: Arc<AtomicU64>,
     heartbeat: Arc<Heartbeat>,
     metrics: Arc<Metrics>,
     stats: Arc<Stats>,
@@ -216,54 +228,38 @@ fn run(
 
 async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
     let wake = WakeFd(Arc::clone(&shared.wake));
-    let (listeners, connections) = (plan.listeners, plan.connections);
-    let pools = plan
-        .upstreams
-        .into_iter()
-        .map(|(upstream, set)| Pool::new(upstream, set, plan.index, plan.shards, plan.seed))
-        .collect();
-    let log = plan.log.map(|(format, capacity, file)| {
-        AccessLog::new(format, capacity, file, Arc::clone(&shared.metrics))
-    });
+    let identity = Identity { shard: plan.index, shards: plan.shards, seed: plan.seed };
+    let Change { number, tables, listeners, upstreams, tls, log } = plan.change;
+    let pools = upstreams.into_iter().map(|next| Rc::new(identity.pool(next, None))).collect();
+    let generation = Rc::new(Generation::new(number, tables, pools, tls::Shard::new(tls)));
     let reporter: Reporter = plan.reporter;
     let worker = Rc::new(Worker::new(
         Rc::clone(&ring),
-        plan.service,
-        pools,
-        tls::Shard::new(plan.tls),
+        Rc::clone(&generation),
         shared.metrics,
-        log,
         reporter,
         plan.seed,
     ));
-    start_tasks(&worker);
+    let doors = Rc::new(Doors::new(plan.connections));
+    let changes = Changes { worker: Rc::clone(&worker), doors, identity, done: shared.generation };
+    changes.listeners(listeners, &generation);
+    changes.log(log);
+    let sweeper = Rc::clone(&worker);
+    spawn(&ring, async move { sweeper.sweep().await });
     let (all_ready, accepted_all) = (Rc::new(Event::default()), Rc::new(Event::default()));
     let (ready, over) = (Rc::clone(&all_ready), Rc::clone(&accepted_all));
-    let accepting = Rc::clone(&worker);
+    let (accepting, doors) = (Rc::clone(&worker), Rc::clone(&changes.doors));
     spawn(&ring, async move {
         ready.take().await;
-        accept::run(&accepting, listeners, connections).await;
+        doors.run(&accepting).await;
         over.set();
     });
     let drain_timeout =
-        obey(&worker, Rc::new(wake), &messages, &shared.heartbeat, &all_ready).await;
+        obey(&changes, Rc::new(wake), &messages, &shared.heartbeat, &all_ready).await;
     all_ready.set();
     drain(&worker, &accepted_all, drain_timeout).await;
-    if let Some(log) = &worker.log {
+    if let Some(log) = worker.log() {
         log.close(&ring).await;
-    }
-}
-
-fn start_tasks(worker: &Rc<Worker>) {
-    let sweeper = Rc::clone(worker);
-    spawn(&worker.ring, async move { sweeper.sweep().await });
-    if worker.log.is_some() {
-        let logger = Rc::clone(worker);
-        spawn(&worker.ring, async move {
-            if let Some(log) = &logger.log {
-                log.run(&logger.ring).await;
-            }
-        });
     }
 }
 
@@ -278,25 +274,29 @@ impl AsRawFd for WakeFd {
 
 /// Carries out messages until one says to drain; returns how long that may take.
 async fn obey(
-    worker: &Worker,
+    changes: &Changes,
     wake: Rc<WakeFd>,
     messages: &Receiver<Message>,
     heartbeat: &Heartbeat,
     all_ready: &Event,
 ) -> Duration {
+    let worker = &changes.worker;
     let mut buffer = Vec::with_capacity(8);
     loop {
         heartbeat.answer();
         while let Ok(message) = messages.try_recv() {
             match message {
                 Message::Accept => all_ready.set(),
+                Message::Change(change) => changes.make(*change),
                 Message::Members(upstream, set) => {
-                    if let Some(pool) = worker.pools.get(upstream) {
+                    let generation = worker.generation();
+                    let mut pools = generation.pools.iter();
+                    if let Some(pool) = pools.find(|pool| Arc::ptr_eq(&pool.upstream, &upstream)) {
                         pool.replace(set);
                     }
                 }
                 Message::ReopenLog(file) => {
-                    if let Some(log) = &worker.log {
+                    if let Some(log) = worker.log() {
                         log.reopen(file);
                     }
                 }
@@ -313,7 +313,7 @@ async fn obey(
 /// task is over; until then that task is the one that `departed` wakes.
 async fn drain(worker: &Worker, accepted_all: &Event, timeout: Duration) {
     worker.drain();
-    worker.pools.iter().for_each(Pool::clear);
+    worker.generation().pools.iter().for_each(|pool| pool.clear());
     let timer = Timer::new(&worker.ring);
     timer.set(millis(timeout));
     if timer.guard(pin!(accepted_all.take())).await.is_err() {

@@ -45,3 +45,13 @@ pub fn name_thread(name: &str) {
         libc::prctl(libc::PR_SET_NAME, bytes.as_ptr());
     }
 }
+
+/// Makes the calling thread give way to others by so many steps (nice(2), which on Linux is about a thread).
+///
+/// # Errors
+/// What setpriority(2) says.
+pub fn be_nicer(steps: i32) -> std::io::Result<()> {
+    // SAFETY: no pointers are passed; 0 is the calling thread.
+    super::check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, steps) })?;
+    Ok(())
+}

@@ -178,6 +178,17 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Changes the length of a listening socket's queue (listen(2) again).
+///
+/// # Errors
+/// What listen(2) says.
+pub fn set_backlog(fd: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
+    Ok(())
+}
+
 /// Binds without listening, without `SO_REUSEPORT`, and closes again: finds out whether somebody
 /// else already listens at `address`, which `SO_REUSEPORT` would hide when it is the same user.
 ///

@@ -5,6 +5,7 @@ import itertools
 import json
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -177,6 +178,33 @@ def send_frames(host, frames, device="eth0"):
     thread = in_namespace(host.name, work)
     thread.join(60)
     assert not failures, failures
+
+
+def tables(host):
+    """Names of the nftables tables in a namespace (NFT_MSG_GETTABLE)."""
+    found = []
+
+    def work():
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
+            netlink.bind((0, 0))
+            netlink.settimeout(5)
+            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
+            while True:
+                data = netlink.recv(65536)
+                while data:
+                    length, kind = struct.unpack_from("=IH", data)
+                    if kind == 3:
+                        return
+                    attribute = 20
+                    while attribute + 4 <= length:
+                        size, name = struct.unpack_from("=HH", data, attribute)
+                        if name & 0x3FFF == 1:
+                            found.append(data[attribute + 4 : attribute + size].rstrip(b"\0").decode())
+                        attribute += (size + 3) & ~3
+                    data = data[(length + 3) & ~3 :]
+
+    in_namespace(host.name, work).join(10)
+    return found
 
 
 def spread(client, url, count):

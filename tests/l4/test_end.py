@@ -1,41 +1,10 @@
 """What is left behind: nothing, however the process ends."""
 
-import socket
-import struct
-
 import pytest
 
-from harness.lan import in_namespace
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Node, Server, prepare, spread, virtual_server
-
-
-def tables(host):
-    """Names of the nftables tables in a namespace (NFT_MSG_GETTABLE)."""
-    found = []
-
-    def work():
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
-            netlink.bind((0, 0))
-            netlink.settimeout(5)
-            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
-            while True:
-                data = netlink.recv(65536)
-                while data:
-                    length, kind = struct.unpack_from("=IH", data)
-                    if kind == 3:
-                        return
-                    attribute = 20
-                    while attribute + 4 <= length:
-                        size, name = struct.unpack_from("=HH", data, attribute)
-                        if name & 0x3FFF == 1:
-                            found.append(data[attribute + 4 : attribute + size].rstrip(b"\0").decode())
-                        attribute += (size + 3) & ~3
-                    data = data[(length + 3) & ~3 :]
-
-    in_namespace(host.name, work).join(10)
-    return found
+from .common import VIP, Node, Server, prepare, spread, tables, virtual_server
 
 
 @pytest.fixture
@@ -65,7 +34,7 @@ def test_a_killed_process_leaves_nothing(node):
     host = node.host
     node.kill()
     assert tables(host) == []
-    assert "packet" not in host.run("ss", "-H0n").stdout or not host.run("ss", "-H0n").stdout.strip()
+    assert not host.run("ss", "-H0n").stdout.strip(), "packet sockets"
     gone = lambda: not {"10.77.0.101", "fd77::101"} & set(host.addresses("lo"))
     eventually(gone, 10, "the leases run out")
 

@@ -9,7 +9,7 @@ import pytest
 from harness.lan import in_namespace
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Node, Server, curl, mac, send_frames, spread, virtual_server
+from .common import VIP, VIP6, Node, Server, curl, mac, send_frames, spread, tables, virtual_server
 
 VRRP = '''
 [vrrp.VI_{id}]
@@ -111,6 +111,8 @@ def test_flows_survive_the_death_of_the_active_director(pair):
     assert all(len(set(flow.names)) == 1 for flow in flows)
     assert len({flow.names[0] for flow in flows}) > 1
     assert spread(pair.client, f"http://{VIP}/", 5).keys() <= {"s1", "s2", "s3"}
+    # The dead one's kernel was silent as long as it had the addresses, and not longer.
+    eventually(lambda: not tables(pair.a.host) and VIP not in pair.a.host.addresses(), 10, "nothing is left")
 
 
 def test_a_backup_never_forwards(pair):

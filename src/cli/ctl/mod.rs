@@ -94,6 +94,8 @@ pub fn run(socket: &Socket<'_>, about: &About, out: &mut dyn Write, err: &mut dy
 
 fn question(about: &About) -> Result<Question, String> {
     Ok(match about {
+        About::Reload { dry_run: true } => Question::post("/reload?dry-run", None),
+        About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
         About::Upstream(args) => return upstream(args),
         About::L4 => Question::get("/l4", l4::show),
@@ -186,7 +188,7 @@ fn upstream(args: &UpstreamArgs) -> Result<Question, String> {
 }
 
 /// Status and body of the answer.
-pub(super) fn ask(
+pub(crate) fn ask(
     socket: &Path,
     method: &str,
     target: &str,

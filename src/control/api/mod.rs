@@ -6,6 +6,7 @@
 mod l4;
 mod pages;
 mod process;
+mod reload;
 mod tuning;
 mod upgrade;
 mod upstreams;
@@ -224,6 +225,7 @@ pub const VERBS: &[Verb] = &[
     read("/status", "everything", pages::status),
     read("/api", "this list", pages::verbs),
     read("/upstreams", "upstreams, their servers and their drift from the file", upstreams::list),
+    order("/reload", "put the changed file in force", |call| Box::pin(reload::reload(call))),
     order("/upstreams/{}/add", "add servers", |call| Box::pin(upstreams::add(call))),
     order("/upstreams/{}/remove", "take servers away", |call| Box::pin(upstreams::remove(call))),
     order("/upstreams/{}/drain", "no new requests", |call| Box::pin(upstreams::drain(call))),
@@ -233,8 +235,12 @@ pub const VERBS: &[Verb] = &[
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),
+    read("/history", "rates of the last minutes, a point a second", process::history),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
+    order("/reload", "put the changed file in force (?dry-run: only say what changes)", |call| {
+        Box::pin(process::reload(call))
+    }),
     order("/vrrp/release", "hand addresses over", |call| Box::pin(vrrp::order("release", call))),
     order("/vrrp/prefer", "take addresses over", |call| Box::pin(vrrp::order("prefer", call))),
     order("/vrrp/resume", "end release or prefer", |call| Box::pin(vrrp::order("resume", call))),

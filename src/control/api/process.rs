@@ -4,7 +4,23 @@ use serde_json::{Value, json};
 
 use super::{Call, Reply};
 use crate::control::config::Level;
+use crate::control::reload::{Cause, Outcome};
 use crate::control::status;
+
+/// What differs, in words, and what became of it.
+pub(super) async fn reload(call: Call) -> Reply {
+    let dry_run = call.request.query.split('&').any(|word| word == "dry-run");
+    let answer = call.state.reload.ask(Cause::Order, dry_run).await;
+    let generation = call.state.reload.generation.get();
+    match answer.outcome {
+        Outcome::Refused => Reply::error(409, answer.text),
+        outcome => Reply::json(&json!({
+            "outcome": outcome.name(),
+            "generation": generation,
+            "done": answer.text,
+        })),
+    }
+}
 
 pub(super) fn shards(call: &Call) -> Reply {
     Reply::json(&json!({ "shards": status::shards(&call.state) }))
@@ -17,7 +33,14 @@ pub(super) fn connections(call: &Call) -> Reply {
 pub(super) fn events(call: &Call) -> Reply {
     let events = call.state.logger.events().recent();
     let events: Vec<Value> = events.iter().map(crate::control::events::Event::json).collect();
-    Reply::json(&json!({ "events": events }))
+    let transitions = call.state.logger.events().transitions();
+    let transitions: Vec<Value> =
+        transitions.iter().map(crate::control::events::Event::json).collect();
+    Reply::json(&json!({ "events": events, "vrrp_transitions": transitions }))
+}
+
+pub(super) fn history(call: &Call) -> Reply {
+    Reply::json(&call.state.history.borrow().json())
 }
 
 pub(super) fn log_level(call: &Call) -> Reply {

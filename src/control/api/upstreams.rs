@@ -7,19 +7,16 @@ use serde_json::{Map, Value, json};
 use toml_edit::{DocumentMut, InlineTable};
 
 use super::{Call, Reply};
-use crate::control::resolve::Name;
-use crate::control::servers::{Change, Lookup};
+use crate::control::servers::Change;
 use crate::control::state::{State, UpstreamState};
 use crate::control::{config, persist, status};
-use crate::l7::config::{Server, ServerAddress};
+use crate::l7::config::Server;
 use crate::l7::upstream::Standing;
 use crate::ring::Timer;
 use crate::shard::Message;
 
 /// Servers in one order.
 const SERVERS_MAX: usize = 256;
-/// Names that may have been added at run time; each has a thread that looks it up.
-const LOOKUPS_MAX: usize = 64;
 /// The weights there are.
 const WEIGHT_MAX: u64 = 65_535;
 /// A shard whose inbox is full is told again, this often and this many times.
@@ -70,11 +67,9 @@ type Order = Vec<(String, Change)>;
 /// Carries out an order on the servers the body names, all or none of them.
 async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>) -> Reply {
     let state = Rc::clone(&call.state);
-    let named = |upstream: &UpstreamState| upstream.shared.config.name == call.argument;
-    let Some(index) = state.upstreams.iter().position(named) else {
+    let Some(upstream) = named(&state, &call.argument) else {
         return unknown(&state, &call.argument);
     };
-    let upstream = &state.upstreams[index];
     let body = match call.json() {
         Ok(body) => body,
         Err(reply) => return reply,
@@ -84,7 +79,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
         Ok(order) => order,
         Err(why) => return Reply::error(400, why),
     };
-    if let Err(why) = after(upstream, &order, flag("force")) {
+    if let Err(why) = after(&upstream, &order, flag("force")) {
         return Reply::error(409, why);
     }
     if flag("persist") {
@@ -101,22 +96,25 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
             upstream.servers.borrow_mut().persisted(name, change);
         }
     }
-    // Again: another order may have come between.
-    let now = match after(upstream, &order, flag("force")) {
+    // Again: another order, or a reload, may have come between.
+    let Some(upstream) = named(&state, &call.argument) else {
+        return unknown(&state, &call.argument);
+    };
+    let now = match after(&upstream, &order, flag("force")) {
         Ok(now) => now,
+        // `run --watch` has put the file in force by itself.
+        Err(_) if flag("persist") => return Reply::done(told(&order, true)),
         Err(why) => return Reply::error(409, why),
     };
-    if let Err(reply) = look_up(&state, index, &now) {
-        return reply;
-    }
     upstream.servers.borrow_mut().set(now);
-    forget_addresses(upstream);
+    forget_addresses(&upstream);
     upstream.rebuild();
+    state.resolver.look_up(state.names());
     tell(&state, &call.argument, &order);
-    match publish(&call, index).await {
+    match publish(&call, &upstream).await {
         Ok(()) => Reply::json(&json!({
             "done": told(&order, flag("persist")),
-            "upstream": status::upstream(upstream),
+            "upstream": status::upstream(&upstream),
         })),
         Err(reply) => reply,
     }
@@ -205,28 +203,6 @@ fn after(upstream: &UpstreamState, order: &Order, force: bool) -> Result<Vec<Sta
     Ok(servers.now().to_vec())
 }
 
-/// Starts looking up names that were not there before.
-fn look_up(state: &State, index: usize, now: &[Standing]) -> Result<(), Reply> {
-    let upstream = &state.upstreams[index];
-    for standing in now {
-        let ServerAddress::Name(host, port) = &standing.server.address else { continue };
-        if upstream.servers.borrow().has_name(standing.id, host) {
-            continue;
-        }
-        if upstream.servers.borrow().lookups() >= LOOKUPS_MAX {
-            let most = format!("{LOOKUPS_MAX} names were added already: give addresses");
-            return Err(Reply::error(409, most));
-        }
-        let (lookup, over) = Lookup::new();
-        let name = Name { upstream: index, server: standing.id, host: host.clone(), port: *port };
-        if let Err(error) = (state.lookups.0)(name, over) {
-            return Err(Reply::error(503, format!("cannot start a resolver: {error}")));
-        }
-        upstream.servers.borrow_mut().keep(standing.id, lookup);
-    }
-    Ok(())
-}
-
 /// Addresses belong to ids, and an id may come to be another server's.
 fn forget_addresses(upstream: &UpstreamState) {
     let servers = upstream.servers.borrow();
@@ -272,13 +248,13 @@ fn told(order: &Order, persisted: bool) -> String {
 }
 
 /// Gives every shard the members as they are now.
-async fn publish(call: &Call, index: usize) -> Result<(), Reply> {
+async fn publish(call: &Call, upstream: &UpstreamState) -> Result<(), Reply> {
     let timer = Timer::new(&call.ring);
     for (number, shard) in call.state.shards.iter().enumerate() {
         let mut tries = 0;
         loop {
-            let set = Arc::clone(&call.state.upstreams[index].set.borrow());
-            if shard.send(Message::Members(index, set)) {
+            let (shared, set) = (Arc::clone(&upstream.shared), Arc::clone(&upstream.set.borrow()));
+            if shard.send(Message::Members(shared, set)) {
                 break;
             }
             tries += 1;
@@ -293,9 +269,13 @@ async fn publish(call: &Call, index: usize) -> Result<(), Reply> {
     Ok(())
 }
 
+fn named(state: &State, name: &str) -> Option<Rc<UpstreamState>> {
+    state.upstreams().iter().find(|upstream| upstream.shared.config.name == name).cloned()
+}
+
 fn unknown(state: &State, name: &str) -> Reply {
-    let known = state.upstreams.iter().map(|one| one.shared.config.name.as_str());
-    let known: Vec<&str> = known.collect();
+    let upstreams = state.upstreams();
+    let known: Vec<&str> = upstreams.iter().map(|one| one.shared.config.name.as_str()).collect();
     Reply::error(404, format!("there is no upstream {name:?}; there are: {}", known.join(", ")))
 }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{io, thread};
 
@@ -17,6 +17,7 @@ use self::read::{Entry, Reader, files_of, files_of_upstream};
 pub use self::read::{Loaded, Problem};
 use crate::control::config::checks::UpstreamCheck;
 use crate::l7::config::{HostMatch, Listener, Service};
+use crate::l7::tls::config::File;
 use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
 use crate::l7::tls::tickets::Secret;
 use crate::l7::tls::{Current, Snapshot};
@@ -175,6 +176,12 @@ struct Stamp {
 
 type Stamps = HashMap<PathBuf, Option<Stamp>>;
 
+/// The files of certificates, keys and secrets that the configuration names.
+#[must_use]
+pub fn files(service: &Service, base: &Path) -> Vec<PathBuf> {
+    stamps(service, base).into_keys().collect()
+}
+
 /// The files the configuration names, as they are now.
 fn stamps(service: &Service, base: &Path) -> Stamps {
     let listeners = service.listeners.iter().filter_map(|listener| listener.tls.as_ref());
@@ -193,6 +200,46 @@ fn stamp(path: &Path) -> Option<Stamp> {
         modified: (data.mtime(), data.mtime_nsec()),
         changed: (data.ctime(), data.ctime_nsec()),
     })
+}
+
+/// Another configuration, with its files as read.
+#[derive(Debug)]
+pub struct Next {
+    /// What names files.
+    pub service: Service,
+    /// Where relative paths start.
+    pub base: PathBuf,
+    /// What was read.
+    pub loaded: Loaded,
+}
+
+/// The keeper at work.
+#[derive(Debug, Clone)]
+pub struct Shared(Arc<Mutex<Keeper>>);
+
+impl Shared {
+    /// Puts another configuration in force; what shards are to use with it.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn renew(&self, next: Next) -> Result<Arc<Current>, String> {
+        locked(&self.0).renew(next)
+    }
+
+    /// Files among those just read that have changed since they were put in force.
+    #[must_use]
+    pub fn changed_files(&self, loaded: &Loaded) -> Vec<PathBuf> {
+        locked(&self.0).changed_files(&loaded.read)
+    }
+}
+
+fn period_of(service: &Service) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() / service.tls.session_lifetime.as_secs().max(1)
+}
+
+fn locked(keeper: &Mutex<Keeper>) -> MutexGuard<'_, Keeper> {
+    keeper.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What keeps the certificates in force up to date.
@@ -254,26 +301,23 @@ impl Keeper {
         }
     }
 
-    /// True when there is nothing to keep.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        !self.service.listeners.iter().any(|listener| listener.tls.is_some())
-            && !self.service.upstreams.iter().any(|upstream| upstream.tls.is_some())
-    }
-
-    /// Looks at the files for as long as the process runs.
+    /// Looks at the files for as long as the process runs. Others may have the keeper carry out a reload
+    /// meanwhile.
     ///
     /// # Errors
     /// When the thread cannot be made.
-    pub fn watch(mut self, tell: impl Fn(Change) + Send + 'static) -> io::Result<()> {
-        let interval = self.service.tls.reload_interval;
+    pub fn watch(self, tell: impl Fn(Change) + Send + 'static) -> io::Result<Shared> {
+        let shared = Arc::new(Mutex::new(self));
+        let keeper = Arc::clone(&shared);
         thread::Builder::new().name("certificates".into()).spawn(move || {
             loop {
+                let interval = locked(&keeper).service.tls.reload_interval;
                 thread::sleep(interval);
-                self.look().into_iter().for_each(&tell);
+                let changes = locked(&keeper).look();
+                changes.into_iter().for_each(&tell);
             }
         })?;
-        Ok(())
+        Ok(Shared(shared))
     }
 
     /// One look: takes over what has changed and then rested for one interval, since a pair is
@@ -350,6 +394,66 @@ impl Keeper {
         new.cloned().map(Change::Refused).collect()
     }
 
+    /// What a configuration that was just read comes to, with everything of ours that is the same in it:
+    /// what was made from it, such as sessions, stays good then.
+    fn merge(&self, next: &mut Next) {
+        let same_files = |files: &[&File], next: &Next| {
+            next.base == self.base
+                && files.iter().all(|file| {
+                    let path = self.base.join(&file.path);
+                    let stamp = next.loaded.read.get(&path);
+                    stamp.is_some() && stamp == self.read.get(&path)
+                })
+        };
+        for (index, upstream) in next.service.upstreams.iter().enumerate() {
+            let known = self.service.upstreams.iter().position(|one| one.name == upstream.name);
+            let Some(known) = known else { continue };
+            let before = &self.service.upstreams[known];
+            let Some(tls) = &upstream.tls else { continue };
+            let is_same = before.tls == upstream.tls && before.http2 == upstream.http2;
+            if is_same && same_files(&files_of_upstream(tls), next) {
+                next.loaded.upstreams[index].clone_from(&self.loaded.upstreams[known]);
+            }
+        }
+    }
+
+    /// Puts another configuration in force: for handshakes of connections that it takes from now on. The
+    /// secrets of tickets stay.
+    fn renew(&mut self, mut next: Next) -> Result<Arc<Current>, String> {
+        self.merge(&mut next);
+        let period = period_of(&next.service);
+        let wants_secret = next.service.tls.ticket_keys.is_none()
+            && !self.random.iter().any(|secret| secret.is_of(period));
+        let secret = if wants_secret { Some(Secret::random(period)?) } else { None };
+        let read = std::mem::take(&mut next.loaded.read);
+        (self.service, self.base, self.loaded) = (next.service, next.base, next.loaded);
+        (self.seen, self.read) = (read.clone(), read);
+        self.pending.clear();
+        self.told.clear();
+        self.period = period;
+        if let Some(secret) = secret {
+            self.keep_secret(secret);
+        }
+        self.show_secrets();
+        // Generations under way keep what they have.
+        self.current = Arc::default();
+        match self.put_in_force().first() {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(Arc::clone(&self.current)),
+        }
+    }
+
+    /// Files that are not as they were when they were last read.
+    fn changed_files(&self, read: &Stamps) -> Vec<PathBuf> {
+        let changed = |(path, stamp): &(&PathBuf, &Option<Stamp>)| {
+            self.read.get(*path).is_some_and(|known| known != *stamp)
+        };
+        let mut paths: Vec<PathBuf> =
+            read.iter().filter(changed).map(|(path, _)| path.clone()).collect();
+        paths.sort();
+        paths
+    }
+
     fn plan(&self) -> TicketPlan {
         let secrets =
             if self.loaded.secrets.is_empty() { &self.random } else { &self.loaded.secrets };
@@ -362,8 +466,7 @@ impl Keeper {
     }
 
     fn period_now(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        now.as_secs() / self.service.tls.session_lifetime.as_secs().max(1)
+        period_of(&self.service)
     }
 
     /// A fresh secret for this period; those of before the last are forgotten.
@@ -372,14 +475,23 @@ impl Keeper {
             return Ok(());
         }
         if !self.random.iter().any(|secret| secret.is_of(self.period)) {
-            if self.random.len() > 1 {
-                self.random.remove(0);
-            }
-            self.random.push(Secret::random(self.period)?);
+            let secret = Secret::random(self.period)?;
+            self.keep_secret(secret);
         }
+        self.show_secrets();
+        Ok(())
+    }
+
+    fn keep_secret(&mut self, secret: Secret) {
+        if self.random.len() > 1 {
+            self.random.remove(0);
+        }
+        self.random.push(secret);
+    }
+
+    fn show_secrets(&self) {
         let tickets = &self.board.tickets;
         tickets.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&self.random);
-        Ok(())
     }
 
     /// Makes a snapshot of what is loaded; returns what does not go together.

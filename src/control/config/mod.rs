@@ -59,10 +59,14 @@ pub struct Config {
     pub loaded: Loaded,
     /// VRRP.
     pub ha: Ha,
+    /// The file's text.
+    pub text: String,
     /// The layer-4 director.
     pub l4: L4,
     /// Health checks of real servers, in the order of the virtual servers.
     pub l4_checks: Vec<Option<checks::UpstreamCheck>>,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// The role of a real server, if this host has it.
     pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
@@ -107,6 +111,23 @@ pub struct Node {
     pub upgrade_drain_timeout: Duration,
     /// Where the process's number is written.
     pub pid_file: Option<PathBuf>,
+    /// Who to be once everything that takes root is done, with the group.
+    pub user: Option<crate::sys::process::User>,
+    /// Whether files and system calls are restricted then.
+    pub sandbox: Sandbox,
+    /// Further directories that may be written to then.
+    pub writable: Vec<PathBuf>,
+}
+
+/// Whether files and system calls are restricted after the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// With `node.user`.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// How many shards run, and where.
@@ -278,7 +299,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigErrors> {
             warnings.sort_by_key(|(span, _)| span.start);
             let show = |(span, message)| ConfigErrors::warning(&source, &span, message);
             let warnings = warnings.into_iter().map(show).collect();
-            Ok(Config { warnings, ..config })
+            Ok(Config { warnings, text: text.to_owned(), ..config })
         }
         _ => Err(ConfigErrors::at(&source, problems)),
     }

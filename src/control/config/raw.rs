@@ -189,6 +189,10 @@ tables! {
         upgrade_timeout: Leaf,
         upgrade_drain_timeout: Leaf,
         pid_file: Leaf,
+        user: Leaf,
+        group: Leaf,
+        sandbox: Leaf,
+        writable: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -243,6 +247,7 @@ tables! {
         http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
+        trace_context: Leaf,
     }
     /// `[limits]`
     Limits {

@@ -9,9 +9,14 @@ mod vrrp;
 
 use std::fmt::Write as _;
 
-use crate::control::state::{Phase, State};
+use crate::control::reload::COUNTED;
+use crate::control::state::{ListenerState, Phase, State};
 use crate::counter::Counter;
-use crate::l7::metrics::{CLASSES, LATENCY_BOUNDS_MS, Metrics, ServerMetrics};
+use crate::l7::metrics::{
+    ByShard, CLASSES, Histogram, LATENCY_BOUNDS_MS, ListenerMetrics, Metrics, ServerMetrics,
+    UpstreamMetrics,
+};
+use crate::l7::upstream::SharedUpstream;
 use crate::protocol::http2::Reason;
 use crate::ring::Stats;
 
@@ -86,13 +91,14 @@ impl Page {
 pub fn render(state: &State, format: Format) -> String {
     let mut page = Page { text: String::with_capacity(16 * 1024), format };
     process(&mut page, state);
+    configuration(&mut page, state);
     http2(&mut page, state);
     listeners(&mut page, state);
     shards(&mut page, state);
     upstreams(&mut page, state);
     servers(&mut page, state);
     tls::write(&mut page, state);
-    if let Some(ha) = &state.ha {
+    if let Some(ha) = state.ha.get() {
         vrrp::write(&mut page, &ha.board.read());
     }
     if let Some(l4) = &state.l4 {
@@ -118,6 +124,27 @@ fn process(page: &mut Page, state: &State) {
     for (name, help, pick) in TOTALS {
         let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics).value()).sum();
         page.single(name, "counter", help, value);
+    }
+}
+
+/// Names as Prometheus has them for itself.
+#[allow(clippy::cast_precision_loss)] // milliseconds since 1970 are exact for long
+fn configuration(page: &mut Page, state: &State) {
+    let reload = &state.reload;
+    let successful = u8::from(reload.refused.borrow().is_none());
+    let help = "0 when the last reload was refused: what runs is not what the file says.";
+    page.single("ringgate_config_last_reload_successful", "gauge", help, successful);
+    let help = "When a file was last found good, since 1970.";
+    let name = "ringgate_config_last_reload_success_timestamp_seconds";
+    page.single(name, "gauge", help, reload.good_ms.get() as f64 / 1000.0);
+    let help = "Counts the configurations put in force; 1 is the start.";
+    page.single("ringgate_config_generation", "gauge", help, reload.generation.get());
+    page.family("ringgate_config_info", "gauge", "SHA-256 of the file in force; always 1.");
+    page.sample("ringgate_config_info", &[("sha256", &*reload.hash.borrow())], 1);
+    page.family("ringgate_config_reloads_total", "counter", "Reloads, by what came of them.");
+    for (outcome, count) in COUNTED.iter().zip(&reload.counts) {
+        let labels = [("outcome", outcome.name())];
+        page.sample("ringgate_config_reloads_total", &labels, count.get());
     }
 }
 
@@ -247,35 +274,39 @@ fn http2(page: &mut Page, state: &State) {
     }
 }
 
-/// A counter family of listeners or upstreams, its help, and its value at an index.
-type Indexed = (&'static str, &'static str, fn(&Metrics, usize) -> u64);
+/// A counter family of listeners or upstreams, its help, and which counter of a shard it adds up.
+type Added<T> = (&'static str, &'static str, fn(&T) -> &Counter);
+
+/// A counter over all shards.
+fn sum<T>(figures: &ByShard<T>, pick: impl Fn(&T) -> u64) -> u64 {
+    figures.iter().map(|shard| pick(shard)).sum()
+}
 
 /// A family, its kind, its help, and which counter of a `T` it shows.
 type Picked<T> = (&'static str, &'static str, &'static str, fn(&T) -> &Counter);
 
 fn listeners(page: &mut Page, state: &State) {
+    let listeners = state.listeners();
     page.family("ringgate_requests_total", "counter", "Requests answered, by status class.");
-    for (index, (name, _)) in state.listeners.iter().enumerate() {
-        let classes = sum_classes(state, |metrics| metrics.listeners[index].requests.values());
+    for ListenerState { name, figures, .. } in &*listeners {
+        let classes = sum_classes(figures.iter().map(|shard| shard.requests.values()));
         for (class, count) in CLASSES.iter().zip(classes) {
             page.sample("ringgate_requests_total", &[("listener", name), ("class", class)], count);
         }
     }
-    let families: [Indexed; 3] = [
-        ("ringgate_connections_accepted_total", "Client connections accepted.", |m, i| {
-            m.listeners[i].accepted.value()
+    let families: [Added<ListenerMetrics>; 3] = [
+        ("ringgate_connections_accepted_total", "Client connections accepted.", |m| &m.accepted),
+        ("ringgate_received_bytes_total", "Bytes of requests, heads and bodies.", |m| {
+            &m.bytes_received
         }),
-        ("ringgate_received_bytes_total", "Bytes of requests, heads and bodies.", |m, i| {
-            m.listeners[i].bytes_received.value()
-        }),
-        ("ringgate_sent_bytes_total", "Bytes of responses handed to the kernel.", |m, i| {
-            m.listeners[i].bytes_sent.value()
+        ("ringgate_sent_bytes_total", "Bytes of responses handed to the kernel.", |m| {
+            &m.bytes_sent
         }),
     ];
     for (family, help, pick) in families {
         page.family(family, "counter", help);
-        for (index, (name, _)) in state.listeners.iter().enumerate() {
-            let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics, index)).sum();
+        for ListenerState { name, figures, .. } in &*listeners {
+            let value = sum(figures, |shard| pick(shard).value());
             page.sample(family, &[("listener", name)], value);
         }
     }
@@ -316,10 +347,7 @@ fn shards(page: &mut Page, state: &State) {
 /// Open connections of a shard.
 #[must_use]
 pub fn connections(metrics: &Metrics) -> u64 {
-    let open = |listener: &crate::l7::metrics::ListenerMetrics| {
-        listener.accepted.value().saturating_sub(listener.closed.value())
-    };
-    metrics.listeners.iter().map(open).sum()
+    metrics.opened.value().saturating_sub(metrics.closed.value())
 }
 
 fn upstreams(page: &mut Page, state: &State) {
@@ -328,60 +356,75 @@ fn upstreams(page: &mut Page, state: &State) {
         "counter",
         "Requests proxied, by the status class the client got.",
     );
-    for (index, upstream) in state.upstreams.iter().enumerate() {
-        let name = upstream.shared.config.name.as_str();
-        let classes = sum_classes(state, |metrics| metrics.upstreams[index].requests.values());
+    let upstreams = state.upstreams();
+    for upstream in &*upstreams {
+        let SharedUpstream { config, metrics, .. } = &*upstream.shared;
+        let classes = sum_classes(metrics.iter().map(|shard| shard.requests.values()));
         for (class, count) in CLASSES.iter().zip(classes) {
-            let labels = [("upstream", name), ("class", class)];
+            let labels = [("upstream", config.name.as_str()), ("class", class)];
             page.sample("ringgate_upstream_requests_total", &labels, count);
         }
     }
-    let families: [Indexed; 3] = [
-        ("ringgate_upstream_retries_total", "Attempts after the first.", |m, i| {
-            m.upstreams[i].retries.value()
-        }),
-        ("ringgate_upstream_unavailable_total", "Requests no server was available for.", |m, i| {
-            m.upstreams[i].unavailable.value()
+    let families: [Added<UpstreamMetrics>; 3] = [
+        ("ringgate_upstream_retries_total", "Attempts after the first.", |m| &m.retries),
+        ("ringgate_upstream_unavailable_total", "Requests no server was available for.", |m| {
+            &m.unavailable
         }),
         (
             "ringgate_upstream_stale_connections_total",
             "Idle connections found closed by the server.",
-            |m, i| m.upstreams[i].stale.value(),
+            |m| &m.stale,
         ),
     ];
     for (family, help, pick) in families {
         page.family(family, "counter", help);
-        for (index, upstream) in state.upstreams.iter().enumerate() {
-            let name = upstream.shared.config.name.as_str();
-            let value: u64 = state.shards.iter().map(|shard| pick(&shard.metrics, index)).sum();
-            page.sample(family, &[("upstream", name)], value);
+        for upstream in &*upstreams {
+            let SharedUpstream { config, metrics, .. } = &*upstream.shared;
+            let value = sum(metrics, |shard| pick(shard).value());
+            page.sample(family, &[("upstream", &config.name)], value);
         }
     }
     latency(page, state);
 }
 
 fn latency(page: &mut Page, state: &State) {
-    const NAME: &str = "ringgate_upstream_request_duration_seconds";
-    page.family(NAME, "histogram", "Time from a request's first byte to its response's end.");
-    for (index, upstream) in state.upstreams.iter().enumerate() {
-        let name = upstream.shared.config.name.as_str();
-        let mut cumulated = 0;
-        for bucket in 0..=LATENCY_BOUNDS_MS.len() {
-            let histogram = |shard: &crate::shard::Shard| {
-                shard.metrics.upstreams[index].latency.buckets()[bucket]
-            };
-            cumulated += state.shards.iter().map(histogram).sum::<u64>();
-            let bound = LATENCY_BOUNDS_MS
-                .get(bucket)
-                .map_or_else(|| "+Inf".to_owned(), |ms| seconds(*ms).to_string());
-            let labels = [("upstream", name), ("le", bound.as_str())];
-            page.sample(&format!("{NAME}_bucket"), &labels, cumulated);
-        }
-        let sum: u64 =
-            state.shards.iter().map(|shard| shard.metrics.upstreams[index].latency.sum_ms()).sum();
-        page.sample(&format!("{NAME}_sum"), &[("upstream", name)], seconds(sum));
-        page.sample(&format!("{NAME}_count"), &[("upstream", name)], cumulated);
+    let upstreams = state.upstreams();
+    let name = "ringgate_upstream_request_duration_seconds";
+    page.family(name, "histogram", "Time from a request's first byte to its response's end.");
+    for upstream in &*upstreams {
+        let SharedUpstream { config, metrics, .. } = &*upstream.shared;
+        let shards = metrics.iter().map(|shard| &shard.latency);
+        histogram(page, name, ("upstream", &config.name), shards);
     }
+    let name = "ringgate_request_duration_seconds";
+    let help = "Time from a request's first byte to its response's end, whoever answers.";
+    page.family(name, "histogram", help);
+    for ListenerState { name: listener, figures, .. } in &*state.listeners() {
+        let shards = figures.iter().map(|shard| &shard.latency);
+        histogram(page, name, ("listener", listener), shards);
+    }
+}
+
+/// The samples of a histogram over all shards.
+fn histogram<'a>(
+    page: &mut Page,
+    name: &str,
+    label: (&str, &str),
+    shards: impl Iterator<Item = &'a Histogram>,
+) {
+    let (mut buckets, mut sum_ms) = ([0; LATENCY_BOUNDS_MS.len() + 1], 0);
+    for shard in shards {
+        buckets.iter_mut().zip(shard.buckets()).for_each(|(sum, count)| *sum += count);
+        sum_ms += shard.sum_ms();
+    }
+    let mut cumulated = 0;
+    let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| format!("{:?}", seconds(*ms)));
+    for (count, bound) in buckets.into_iter().zip(bounds.chain(["+Inf".to_owned()])) {
+        cumulated += count;
+        page.sample(&format!("{name}_bucket"), &[label, ("le", &bound)], cumulated);
+    }
+    page.sample(&format!("{name}_sum"), &[label], seconds(sum_ms));
+    page.sample(&format!("{name}_count"), &[label], cumulated);
 }
 
 #[allow(clippy::cast_precision_loss)] // a sum of milliseconds is exact up to 285,000 years
@@ -452,7 +495,7 @@ fn servers(page: &mut Page, state: &State) {
     });
     let help = "Servers that differ from the configuration file since an operator changed them.";
     page.family("ringgate_upstream_drift", "gauge", help);
-    for upstream in &state.upstreams {
+    for upstream in &*state.upstreams() {
         let labels = [("upstream", upstream.shared.config.name.as_str())];
         page.sample("ringgate_upstream_drift", &labels, upstream.servers.borrow().drift().len());
     }
@@ -463,7 +506,7 @@ fn each_standing(
     state: &State,
     mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member, u32),
 ) {
-    for upstream in &state.upstreams {
+    for upstream in &*state.upstreams() {
         let set = upstream.set.borrow();
         for (index, member) in set.members.iter().enumerate() {
             each(&upstream.shared.config.name, &member.label, member, set.weight(index));
@@ -472,17 +515,17 @@ fn each_standing(
 }
 
 fn each_server(state: &State, mut each: impl FnMut(&str, &str, &crate::l7::upstream::Member)) {
-    for upstream in &state.upstreams {
+    for upstream in &*state.upstreams() {
         for member in &upstream.set.borrow().members {
             each(&upstream.shared.config.name, &member.label, member);
         }
     }
 }
 
-fn sum_classes(state: &State, pick: impl Fn(&Metrics) -> [u64; 5]) -> [u64; 5] {
+fn sum_classes(shards: impl Iterator<Item = [u64; 5]>) -> [u64; 5] {
     let mut sums = [0; 5];
-    for shard in &state.shards {
-        for (sum, value) in sums.iter_mut().zip(pick(&shard.metrics)) {
+    for shard in shards {
+        for (sum, value) in sums.iter_mut().zip(shard) {
             *sum += value;
         }
     }

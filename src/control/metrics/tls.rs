@@ -4,28 +4,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Page;
 use crate::control::state::State;
-use crate::l7::metrics::Metrics;
 use crate::l7::tls::metrics::TlsMetrics;
+
+/// A name and its figures by shard.
+type Named<'a> = (&'a str, Vec<&'a TlsMetrics>);
 
 /// Handshakes with clients and servers, and until when certificates are valid.
 pub(super) fn write(page: &mut Page, state: &State) {
-    let listeners: Vec<&str> = state.listeners.iter().map(|(name, _)| name.as_str()).collect();
-    let upstreams: Vec<&str> =
-        state.upstreams.iter().map(|upstream| upstream.shared.config.name.as_str()).collect();
-    let kind = ("ringgate_tls", "listener", "clients");
-    handshakes(page, state, kind, &listeners, |m, i| &m.listeners[i].tls);
-    let kind = ("ringgate_upstream_tls", "upstream", "servers");
-    handshakes(page, state, kind, &upstreams, |m, i| &m.upstreams[i].tls);
+    let (listeners, upstreams) = (state.listeners(), state.upstreams());
+    let of_listeners: Vec<Named<'_>> = listeners
+        .iter()
+        .map(|l| (l.name.as_str(), l.figures.iter().map(|shard| &shard.tls).collect()))
+        .collect();
+    let of_upstreams: Vec<Named<'_>> = upstreams
+        .iter()
+        .map(|upstream| {
+            let shared = &upstream.shared;
+            let tls = shared.metrics.iter().map(|shard| &shard.tls).collect();
+            (shared.config.name.as_str(), tls)
+        })
+        .collect();
+    handshakes(page, ("ringgate_tls", "listener", "clients"), &of_listeners);
+    handshakes(page, ("ringgate_upstream_tls", "upstream", "servers"), &of_upstreams);
     let name = "ringgate_tls_broken_connections_total";
     page.family(
         name,
         "counter",
         "Connections ended by a bad record or a fatal alert, after the handshake.",
     );
-    for (index, listener) in listeners.iter().enumerate() {
-        let broken =
-            |shard: &crate::shard::Shard| shard.metrics.listeners[index].tls.broken.value();
-        page.sample(name, &[("listener", listener)], state.shards.iter().map(broken).sum::<u64>());
+    for (listener, tls) in &of_listeners {
+        let broken = tls.iter().map(|shard| shard.broken.value()).sum::<u64>();
+        page.sample(name, &[("listener", listener)], broken);
     }
     let name = "ringgate_tls_certificate_expiry_timestamp_seconds";
     page.family(name, "gauge", "Last second of a certificate's validity, since 1970.");
@@ -51,17 +60,11 @@ pub(super) fn write(page: &mut Page, state: &State) {
 }
 
 /// Successes and failures by listener or upstream.
-fn handshakes(
-    page: &mut Page,
-    state: &State,
-    (prefix, label, with): (&str, &str, &str),
-    names: &[&str],
-    pick: fn(&Metrics, usize) -> &TlsMetrics,
-) {
+fn handshakes(page: &mut Page, (prefix, label, with): (&str, &str, &str), all: &[Named<'_>]) {
     let family = format!("{prefix}_handshakes_total");
     page.family(&family, "counter", &format!("TLS handshakes with {with}, by version."));
-    for (index, name) in names.iter().enumerate() {
-        let each = state.shards.iter().map(|shard| pick(&shard.metrics, index).successes());
+    for (name, tls) in all {
+        let each = tls.iter().map(|shard| shard.successes());
         for ((version, resumed), count) in added(each) {
             let labels = [(label, *name), ("version", version), ("resumed", resumed)];
             page.sample(&family, &labels, count);
@@ -69,8 +72,8 @@ fn handshakes(
     }
     let family = format!("{prefix}_handshake_failures_total");
     page.family(&family, "counter", &format!("TLS handshakes with {with} that failed."));
-    for (index, name) in names.iter().enumerate() {
-        let each = state.shards.iter().map(|shard| pick(&shard.metrics, index).failures());
+    for (name, tls) in all {
+        let each = tls.iter().map(|shard| shard.failures());
         for (reason, count) in added(each) {
             page.sample(&family, &[(label, *name), ("reason", reason)], count);
         }

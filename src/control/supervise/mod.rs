@@ -17,8 +17,12 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::hardening;
+use crate::control::history;
 use crate::control::logger::Logger;
-use crate::control::state::{Phase, State};
+use crate::control::reload::{self, apply::Reloader};
+use crate::control::resolve;
+use crate::control::state::{ListenerState, Phase, State};
 use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
@@ -26,16 +30,22 @@ use crate::control::vrrp;
 use crate::control::{director, l4_checks};
 use crate::ha;
 use crate::ha::health::Health;
+use crate::l7::config::Listener;
+use crate::l7::generation::Tables;
+use crate::l7::metrics::by_shard;
 use crate::l7::worker::{Report, unix_ms};
 use crate::ring::accept::Acceptor;
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, probe};
+use crate::shard::accept::ConnectionLimit;
 use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
-use start::placement;
+use start::{Begin, placement};
+pub(in crate::control) use start::{cannot_listen, connections_max, start_ha};
 use watch::Watch;
+pub(in crate::control) use watch::open_log;
 
 /// News that may wait for the control thread; more are dropped and counted.
 const NEWS_MAX: usize = 1024;
@@ -56,19 +66,20 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// What the control thread is told by others.
-enum News {
+pub(super) enum News {
     Report(Report),
     ShardEnded(usize, io::Result<()>),
     Certificates(Change),
     Ha(ha::Event),
     L4(crate::l4::engine::Event),
-    Resolved { upstream: usize, server: usize, host: String, result: io::Result<Vec<SocketAddr>> },
+    Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
+    FileChanged,
 }
 
 /// The way to the control thread, for any thread.
 #[derive(Clone)]
-struct Desk {
+pub(super) struct Desk {
     news: SyncSender<News>,
     wake: Arc<EventFd>,
 }
@@ -98,6 +109,10 @@ pub fn run(
     let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
     let _ = limits::raise_locked_memory();
+    hardening::apply(&config, logger, inherited.is_some()).map_err(Failed)?;
+    if config.node.user.is_some() {
+        probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
+    }
     let epoch = Instant::now();
     let wake = Arc::new(EventFd::new().map_err(|error| Failed(format!("eventfd: {error}")))?);
     let (news, inbox) = sync_channel(NEWS_MAX);
@@ -149,38 +164,55 @@ impl Control {
         self.steer(&cpus, &sockets)?;
         let admin = self.admin(&office)?;
         let token = self.token()?;
-        let upstreams = self.upstreams(cpus.len())?;
+        let (upstreams, resolver) = self.upstreams(cpus.len())?;
+        let listeners = listeners(&self.config, cpus.len());
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.local_socket(&office)?;
-        let shards = self.start_shards(&cpus, sockets, &upstreams, &current)?;
-        self.watch_certificates(keeper)?;
-        let health = Arc::new(Health::new(upstreams.len()));
-        vrrp::count_usable(&upstreams, &health);
+        let node = &self.config.node;
+        let max = connections_max(node.max_connections, self.descriptors);
+        let limit = ConnectionLimit::new(max);
+        let tables = Tables::for_shards(&self.config.service, cpus.len());
+        let begin = Begin {
+            sockets,
+            listeners: &listeners,
+            upstreams: &upstreams,
+            tables: &tables,
+            tls: &current,
+            connections: &limit,
+        };
+        let shards = self.start_shards(&cpus, begin)?;
+        let keeper = self.watch_certificates(keeper)?;
+        self.watch_file()?;
+        let health = Arc::new(Health::new(vrrp::count_usable(&upstreams)));
         health.listeners.set(true);
         let desk = self.desk.clone();
         let (l4, directors) =
             director::start(&self.config, move |event| desk.tell(News::L4(event)))
                 .map_err(Failed)?;
         let l4_checks = l4_checks::start(&self.config, l4.as_ref(), logger).map_err(Failed)?;
-        let ha = self.succeed(&shards, directors, &health)?;
+        let ha = self.succeed(&shards, directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
             file: self.config.file.clone(),
-            lookups: self.lookups(),
+            resolver: resolver.clone(),
+            history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
             shards,
-            listeners: named_listeners(&self.config),
-            upstreams,
+            listeners: RefCell::new(listeners.into()),
+            upstreams: RefCell::new(upstreams.into()),
             tls,
             ha,
             l4,
             l4_checks,
             roles: RefCell::default(),
             health,
+            reload: reload::Standing::at_start(&self.config.text, unix_ms()),
+            drain_timeout: Cell::new(self.config.node.drain_timeout),
+            log: RefCell::new(self.config.log.clone()),
             tuning,
             upgrade: office,
         });
@@ -198,10 +230,11 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
-        if state.ha.is_some() && state.l4.is_some() {
+        spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
+        if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
         }
-        if state.ha.is_some() {
+        if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
         announce(&logger, &self.config, &state);
@@ -213,21 +246,30 @@ impl Control {
         }
         self.tell_manager(&ring, &state);
         let end = Rc::new(End { result: RefCell::default(), event: Event::default() });
-        let watch = Watch {
+        let upgrade_drain_timeout = self.config.node.upgrade_drain_timeout;
+        let pid_path = self.config.node.pid_file.clone();
+        let reloader = Reloader {
+            ring: Rc::clone(&ring),
+            state: Rc::clone(&state),
             logger,
-            state,
-            end: Rc::clone(&end),
-            log: self.config.log.clone(),
-            hurried: Cell::new(false),
+            config: RefCell::new(Arc::new(self.config)),
+            keeper,
+            resolver,
+            limit,
+            descriptors: self.descriptors,
+            cpus,
+            desk: self.desk.clone(),
+            directors,
+            tables: RefCell::new(tables),
         };
+        spawn(&ring, reloader.run());
+        let watch = Watch { logger, state, end: Rc::clone(&end), hurried: Cell::new(false) };
         let (watch, other) = (Rc::new(watch), ring.clone());
-        let drain_timeout = self.config.node.drain_timeout;
         let signals_watch = Rc::clone(&watch);
-        spawn(&ring, async move { signals_watch.obey(other, self.signals, drain_timeout).await });
+        spawn(&ring, async move { signals_watch.obey(other, self.signals).await });
         let (succession, other) = (Rc::clone(&watch), ring.clone());
-        let limit = self.config.node.upgrade_drain_timeout;
         spawn(&ring, async move {
-            succession.leave(&other, &acceptors, (limit, drain_timeout)).await;
+            succession.leave(&other, &acceptors, upgrade_drain_timeout).await;
         });
         let state = Rc::clone(&watch.state);
         let other = ring.clone();
@@ -237,7 +279,7 @@ impl Control {
             l4.stop();
         }
         systemd::notify("STOPPING=1\n");
-        if let Some(path) = self.config.node.pid_file.as_deref() {
+        if let Some(path) = pid_path.as_deref() {
             pid_file::remove(path);
         }
         if let Some(local) = local.filter(|_| state.upgrade.has_left()) {
@@ -248,12 +290,17 @@ impl Control {
     }
 }
 
-fn named_listeners(config: &Config) -> Vec<(String, SocketAddr)> {
-    config.service.listeners.iter().map(|l| (l.name.clone(), l.bind)).collect()
+fn listeners(config: &Config, shards: usize) -> Vec<ListenerState> {
+    let listener = |listener: &Listener| ListenerState {
+        name: listener.name.clone(),
+        bind: listener.bind,
+        figures: by_shard(shards),
+    };
+    config.service.listeners.iter().map(listener).collect()
 }
 
 fn announce(logger: &Logger, config: &Config, state: &State) {
-    for (name, bind) in &state.listeners {
+    for ListenerState { name, bind, .. } in &*state.listeners() {
         logger.info("listening", &[("listener", name), ("address", &bind.to_string())]);
     }
     let admin = config.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());

@@ -1,33 +1,37 @@
 //! Before anything serves: sockets, upstreams, shards and the threads beside them.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::watch::open_log;
-use super::{Control, Failed, News};
+use super::{Control, Desk, Failed, News};
 use crate::control::admin::Token;
-use crate::control::certificates::Keeper;
+use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
 use crate::control::logger::Logger;
-use crate::control::resolve;
-use crate::control::servers::Servers;
-use crate::control::state::{Lookups, TuningState, UpstreamState};
+use crate::control::reload;
+use crate::control::resolve::{self, Resolver};
+use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
+use crate::l7;
+use crate::l7::generation::Tables;
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
 use crate::ring::{Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
+use crate::shard::change::{Change, NextListener, NextLog, NextUpstream};
 use crate::shard::{Plan, Shard};
 use crate::sys::{cpu, socket};
 
@@ -48,10 +52,10 @@ impl Control {
         Keeper::new(service, base, loaded, tickets.unwrap_or_default()).map_err(Failed)
     }
 
-    pub(super) fn watch_certificates(&self, keeper: Keeper) -> Result<(), Failed> {
-        if keeper.is_idle() {
-            return Ok(());
-        }
+    pub(super) fn watch_certificates(
+        &self,
+        keeper: Keeper,
+    ) -> Result<certificates::Shared, Failed> {
         let desk = self.desk.clone();
         let tell = move |change| {
             desk.tell(News::Certificates(change));
@@ -59,6 +63,21 @@ impl Control {
         keeper
             .watch(tell)
             .map_err(|error| Failed(format!("cannot start watching certificates: {error}")))
+    }
+
+    /// Has the file watched, if that was asked for.
+    pub(super) fn watch_file(&self) -> Result<(), Failed> {
+        let Some(path) = self.config.file.clone().filter(|_| self.config.watch) else {
+            return Ok(());
+        };
+        let desk = self.desk.clone();
+        // One that is lost is made up for by the next change; the control thread is that busy seldom.
+        let tell = move || {
+            desk.tell(News::FileChanged);
+            true
+        };
+        reload::watch::start(path, tell)
+            .map_err(|error| Failed(format!("cannot watch the file: {error}")))
     }
 
     /// Warns when `max_connections` is more than the file limit allows.
@@ -123,42 +142,26 @@ impl Control {
     }
 
     /// Resolves names once, without insisting, and keeps resolving them.
-    pub(super) fn upstreams(&self, shards: usize) -> Result<Vec<UpstreamState>, Failed> {
+    pub(super) fn upstreams(
+        &self,
+        shards: usize,
+    ) -> Result<(Vec<Rc<UpstreamState>>, Resolver), Failed> {
         let configs = &self.config.service.upstreams;
         let names = resolve::names(configs);
-        let wanted = names.len();
-        if wanted > 0 {
-            let desk = self.desk.clone();
-            let interval = self.config.node.resolve_interval;
-            let tell = move |name: &resolve::Name, result| {
-                let (upstream, server, host) = (name.upstream, name.server, name.host.clone());
-                desk.tell(News::Resolved { upstream, server, host, result });
-                true
-            };
-            resolve::start(names, interval, tell)
-                .map_err(|error| Failed(format!("cannot start the resolver: {error}")))?;
-        }
-        let mut resolved: Vec<Vec<Vec<SocketAddr>>> =
-            configs.iter().map(|config| vec![Vec::new(); config.servers.len()]).collect();
-        let deadline = Instant::now() + RESOLVE_FIRST;
-        for _ in 0..wanted {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(news) = self.inbox.recv_timeout(left) else { break };
-            if let News::Resolved { upstream, server, result: Ok(addresses), .. } = news {
-                resolved[upstream][server] = addresses;
-            }
-        }
-        let state = |(config, resolved): (&crate::l7::config::Upstream, Vec<Vec<SocketAddr>>)| {
-            let shared = Arc::new(SharedUpstream::new(config.clone(), shards));
-            let set = Arc::new(shared.members(&resolved, None));
-            UpstreamState {
-                servers: RefCell::new(Servers::new(&shared.config.servers)),
-                shared,
-                set: RefCell::new(set),
-                resolved: RefCell::new(resolved),
-            }
+        let desk = self.desk.clone();
+        let tell = move |name: &resolve::Name, result| {
+            desk.tell(News::Resolved { name: name.clone(), result });
         };
-        Ok(configs.iter().zip(resolved).map(state).collect())
+        let resolver = Resolver::start(tell)
+            .map_err(|error| Failed(format!("cannot start the resolver: {error}")))?;
+        let found: HashMap<_, _> =
+            resolve::look_up_all(names.clone(), RESOLVE_FIRST).into_iter().collect();
+        resolver.set(names, self.config.node.resolve_interval);
+        let state = |config: &l7::config::Upstream| {
+            let shared = Arc::new(SharedUpstream::new(config.clone(), shards));
+            Rc::new(UpstreamState::new(shared, resolve::addresses(config, &found), None))
+        };
+        Ok((configs.iter().map(state).collect(), resolver))
     }
 
     /// The token of the loopback listener, if there is one.
@@ -181,20 +184,6 @@ impl Control {
         Ok(Some(Token::new(secret.as_bytes())))
     }
 
-    /// What looks up the names of servers that are added at run time.
-    pub(super) fn lookups(&self) -> Lookups {
-        let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
-        Lookups(Box::new(move |name, over| {
-            let desk = desk.clone();
-            let tell = move |name: &resolve::Name, result| {
-                let (upstream, server, host) = (name.upstream, name.server, name.host.clone());
-                let wanted = !over.load(Ordering::Relaxed);
-                wanted && desk.tell(News::Resolved { upstream, server, host, result })
-            };
-            resolve::start(vec![name], interval, tell)
-        }))
-    }
-
     /// Starts VRRP, if there is any: what it claims can be served from now on.
     pub(super) fn start_ha(
         &self,
@@ -202,37 +191,22 @@ impl Control {
         directors: Vec<director::Watched>,
         health: &Arc<Health>,
         takeover: Option<Takeover>,
-    ) -> Result<Option<Ha>, Failed> {
-        if self.config.ha.instances.is_empty() {
-            return Ok(None);
+    ) -> Result<OnceCell<Ha>, Failed> {
+        let ha = OnceCell::new();
+        if !self.config.ha.instances.is_empty() {
+            let config = self.config.ha.clone();
+            let started = start_ha(config, (shards, directors), health, &self.desk, takeover);
+            let _ = ha.set(started.map_err(Failed)?);
         }
-        let desk = self.desk.clone();
-        let plan = ha::Plan {
-            config: self.config.ha.clone(),
-            health: Arc::clone(health),
-            shards: shards
-                .iter()
-                .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
-                .chain(directors)
-                .collect(),
-            reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
-            takeover,
-        };
-        Ha::start(plan).map(Some).map_err(|error| {
-            Failed(format!(
-                "cannot start VRRP: {error}: it needs CAP_NET_ADMIN and CAP_NET_RAW (systemd: \
-                 AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
-            ))
-        })
+        Ok(ha)
     }
 
     pub(super) fn start_shards(
         &self,
         cpus: &[Option<usize>],
-        sockets: Vec<Vec<(usize, OwnedFd)>>,
-        upstreams: &[UpstreamState],
-        tls: &Arc<Current>,
+        begin: Begin<'_>,
     ) -> Result<Vec<Shard>, Failed> {
+        let Begin { sockets, listeners, upstreams, tables, tls, connections } = begin;
         let node = &self.config.node;
         let buffers_limit = node.buffer_memory / buffers::BUFFER_LEN as u64;
         let ring = Settings {
@@ -242,16 +216,29 @@ impl Control {
                 .clamp(node.receive_buffers, buffers::BUFFERS_MAX),
             epoch: self.epoch,
         };
-        let connections =
-            ConnectionLimit::new(connections_max(node.max_connections, self.descriptors));
         let mut starting = Vec::new();
-        for (index, (&cpu, listeners)) in cpus.iter().zip(sockets).enumerate() {
+        for (index, ((&cpu, sockets), tables)) in cpus.iter().zip(sockets).zip(tables).enumerate() {
             let log = match self.config.log.access {
                 Some(format) => {
                     let file = open_log(&self.config.log.access_file)?;
-                    Some((format, self.config.log.access_buffer, file))
+                    NextLog::To(format, self.config.log.access_buffer, file)
                 }
-                None => None,
+                None => NextLog::Off,
+            };
+            let change = Change {
+                number: 1,
+                tables: Arc::clone(tables),
+                listeners: next_listeners(listeners, sockets),
+                upstreams: upstreams
+                    .iter()
+                    .map(|upstream| NextUpstream {
+                        shared: Arc::clone(&upstream.shared),
+                        set: Arc::clone(&upstream.set.borrow()),
+                        previous: None,
+                    })
+                    .collect(),
+                tls: Arc::clone(tls),
+                log,
             };
             let (reports, ends) = (self.desk.clone(), self.desk.clone());
             let plan = Plan {
@@ -259,17 +246,8 @@ impl Control {
                 shards: cpus.len(),
                 cpu: cpu.filter(|_| node.pin),
                 ring,
-                service: self.config.service.clone(),
-                listeners,
-                tls: Arc::clone(tls),
-                upstreams: upstreams
-                    .iter()
-                    .map(|upstream| {
-                        (Arc::clone(&upstream.shared), Arc::clone(&upstream.set.borrow()))
-                    })
-                    .collect(),
+                change,
                 connections: connections.clone(),
-                log,
                 seed: random_seed(),
                 reporter: Box::new(move |report| reports.tell(News::Report(report))),
                 ended: Box::new(move |result| {
@@ -288,8 +266,68 @@ impl Control {
     }
 }
 
+/// Starts VRRP.
+pub(in crate::control) fn start_ha(
+    config: ha::config::Ha,
+    (shards, directors): (&[Shard], Vec<director::Watched>),
+    health: &Arc<Health>,
+    desk: &Desk,
+    takeover: Option<Takeover>,
+) -> Result<Ha, String> {
+    let desk = desk.clone();
+    let plan = ha::Plan {
+        config,
+        health: Arc::clone(health),
+        shards: shards
+            .iter()
+            .map(|shard| (Arc::clone(&shard.heartbeat), shard.waker()))
+            .chain(directors)
+            .collect(),
+        reporter: ha::Reporter(Box::new(move |event| desk.tell(News::Ha(event)))),
+        takeover,
+    };
+    Ha::start(plan).map_err(|error| {
+        format!(
+            "cannot start VRRP: {error}: it needs CAP_NET_ADMIN and CAP_NET_RAW (systemd: \
+             AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW)"
+        )
+    })
+}
+
 fn cannot_start(index: usize, error: &io::Error) -> Failed {
     Failed(format!("cannot start shard {index}: {}", probe::explain(error, 0)))
+}
+
+/// Listeners with a shard's sockets.
+fn next_listeners(
+    listeners: &[ListenerState],
+    sockets: Vec<(usize, OwnedFd)>,
+) -> Vec<NextListener> {
+    let next = |listener: &ListenerState| NextListener {
+        bind: listener.bind,
+        figures: Arc::clone(&listener.figures),
+        sockets: Vec::new(),
+        backlog: None,
+    };
+    let mut all: Vec<NextListener> = listeners.iter().map(next).collect();
+    for (number, socket) in sockets {
+        if let Some(listener) = all.get_mut(number) {
+            listener.sockets.push(socket);
+        }
+    }
+    all
+}
+
+/// What shards begin with.
+pub(super) struct Begin<'a> {
+    /// By shard, with the number of their listener.
+    pub(super) sockets: Vec<Vec<(usize, OwnedFd)>>,
+    pub(super) listeners: &'a [ListenerState],
+    pub(super) upstreams: &'a [Rc<UpstreamState>],
+    /// By shard.
+    pub(super) tables: &'a [Arc<Tables>],
+    pub(super) tls: &'a Arc<Current>,
+    pub(super) connections: &'a ConnectionLimit,
 }
 
 /// The CPU of each shard; `None` when it is not known.
@@ -325,7 +363,7 @@ pub(super) fn placement(
 }
 
 /// Client connections there may be: each may need one to a server.
-fn connections_max(configured: u32, descriptors: u64) -> u32 {
+pub(in crate::control) fn connections_max(configured: u32, descriptors: u64) -> u32 {
     if configured > 0 {
         return configured;
     }
@@ -339,7 +377,7 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
         .map_err(|error| cannot_listen(bind, &error))
 }
 
-pub(super) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
+pub(in crate::control) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {
     let hint = match error.raw_os_error() {
         Some(libc::EADDRINUSE) => {
             format!("somebody else listens there: `ss -ltnp 'sport = :{}'` shows who", bind.port())

@@ -1,5 +1,6 @@
 //! In the place of an earlier process, and in favour of a later one.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
@@ -99,7 +100,7 @@ impl Control {
         shards: &[Shard],
         directors: Vec<director::Watched>,
         health: &Arc<Health>,
-    ) -> Result<Option<Ha>, Failed> {
+    ) -> Result<OnceCell<Ha>, Failed> {
         let Some(inherited) = &self.inherited else {
             accept(shards);
             return self.start_ha(shards, directors, health, None);
@@ -108,7 +109,7 @@ impl Control {
         let (hand, handed) = sync_channel(1);
         let ha = self.start_ha(shards, directors, health, Some(Takeover { armed, handed }))?;
         let mut keys = Vec::new();
-        if ha.is_some() {
+        if ha.get().is_some() {
             keys = ready
                 .recv_timeout(ARMED_PATIENCE)
                 .map_err(|_| Failed("VRRP was not ready in time".into()))?;
@@ -158,14 +159,15 @@ impl Watch {
     }
 
     /// Waits for a successor that serves, then lets what is under way here run on: for `limit` at most, and
-    /// for `drain_timeout` once a signal says so or the successor has gone.
+    /// for the drain timeout once a signal says so or the successor has gone.
     pub(super) async fn leave(
         self: &Rc<Self>,
         ring: &Rc<Ring>,
         acceptors: &[Rc<Acceptor>],
-        (limit, drain_timeout): (Duration, Duration),
+        limit: Duration,
     ) {
         self.state.upgrade.handed.take().await;
+        let drain_timeout = self.state.drain_timeout.get();
         self.state.phase.set(Phase::Draining);
         self.state.upgrade.forget_sockets();
         acceptors.iter().for_each(|acceptor| acceptor.stop());

@@ -17,8 +17,9 @@ use crate::control::certificates::Change;
 use crate::control::config::LogTarget;
 use crate::control::director;
 use crate::control::logger::Logger;
+use crate::control::reload::Cause;
 use crate::control::state::{Phase, State};
-use crate::control::{systemd, tuning, vrrp};
+use crate::control::{resolve, systemd, tuning, vrrp};
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -35,7 +36,6 @@ pub(super) struct Watch {
     pub(super) logger: Logger,
     pub(super) state: Rc<State>,
     pub(super) end: Rc<End>,
-    pub(super) log: crate::control::config::Log,
     /// After a hand-over: a signal has asked to end sooner.
     pub(super) hurried: Cell<bool>,
 }
@@ -51,12 +51,7 @@ impl<T: AsRawFd> AsRawFd for Keep<Arc<T>> {
 
 impl Watch {
     /// Obeys signals: the first TERM or INT drains, the second ends at once.
-    pub(super) async fn obey(
-        self: &Rc<Self>,
-        ring: Rc<Ring>,
-        signals: SignalFd,
-        drain_timeout: Duration,
-    ) {
+    pub(super) async fn obey(self: &Rc<Self>, ring: Rc<Ring>, signals: SignalFd) {
         let signals: Rc<dyn AsRawFd> = Rc::new(signals);
         let mut record = Vec::with_capacity(signal::RECORD_LEN);
         loop {
@@ -67,9 +62,7 @@ impl Watch {
             }
             match signal::number(&record) {
                 Some(libc::SIGUSR1) => self.reopen_logs(),
-                Some(libc::SIGHUP) => {
-                    self.logger.warn("SIGHUP: there is no reload yet; restart to change", &[]);
-                }
+                Some(libc::SIGHUP) => self.state.reload.request(Cause::Signal),
                 Some(libc::SIGUSR2) => self.upgrade(&ring),
                 Some(_) if self.state.upgrade.has_left() && !self.hurried.replace(true) => {
                     self.logger.info("a signal: what is left gets the drain timeout", &[]);
@@ -78,7 +71,7 @@ impl Watch {
                     self.logger.warn("second signal: ending at once", &[]);
                     self.end.with(Ok(()));
                 }
-                Some(_) => self.drain(&ring, drain_timeout),
+                Some(_) => self.drain(&ring, self.state.drain_timeout.get()),
                 None => {}
             }
         }
@@ -88,7 +81,7 @@ impl Watch {
         self.state.phase.set(Phase::Draining);
         self.state.upgrade.forget_sockets();
         systemd::notify("STOPPING=1\nSTATUS=draining\n");
-        if self.state.ha.is_some() {
+        if self.state.ha.get().is_some() {
             self.logger.info("resigning", &[]);
             let (ring, watch) = (Rc::clone(ring), Rc::clone(self));
             // The addresses go to a peer first; what is under way on them is served meanwhile.
@@ -117,11 +110,12 @@ impl Watch {
     }
 
     fn reopen_logs(&self) {
-        if self.log.access.is_none() {
+        let log = self.state.log.borrow().clone();
+        if log.access.is_none() {
             return;
         }
         for shard in &self.state.shards {
-            match open_log(&self.log.access_file) {
+            match open_log(&log.access_file) {
                 Ok(file) => {
                     let _ = shard.send(Message::ReopenLog(file));
                 }
@@ -146,9 +140,8 @@ impl Watch {
                         vrrp::log(self.logger, &event);
                     }
                     News::L4(event) => director::log(self.logger, &event),
-                    News::Resolved { upstream, server, host, result } => {
-                        self.apply_resolved(upstream, server, &host, result);
-                    }
+                    News::Resolved { name, result } => self.apply_resolved(&name, result),
+                    News::FileChanged => self.state.reload.request(Cause::File),
                     News::Tuning(standing) => self.log_drift(standing),
                     News::ShardEnded(index, result) => {
                         running -= 1;
@@ -225,13 +218,8 @@ impl Watch {
         }
     }
 
-    fn apply_resolved(
-        &self,
-        upstream: usize,
-        server: usize,
-        host: &str,
-        result: io::Result<Vec<SocketAddr>>,
-    ) {
+    fn apply_resolved(&self, name: &resolve::Name, result: io::Result<Vec<SocketAddr>>) {
+        let host = name.host.as_str();
         let addresses = match result {
             Ok(addresses) => addresses,
             Err(error) => {
@@ -240,22 +228,22 @@ impl Watch {
             }
         };
         let text = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        if !self.state.resolved(upstream, server, host, addresses) {
-            return;
-        }
-        let state = &self.state.upstreams[upstream];
-        let name = state.shared.config.name.as_str();
-        self.logger
-            .info("name resolved", &[("upstream", name), ("name", host), ("addresses", &text)]);
-        for shard in &self.state.shards {
-            if !shard.send(Message::Members(upstream, Arc::clone(&state.set.borrow()))) {
-                self.logger.warn("shard did not take new addresses", &[("upstream", name)]);
+        for upstream in self.state.resolved(host, name.port, &addresses) {
+            let shared = &upstream.shared;
+            let fields =
+                [("upstream", shared.config.name.as_str()), ("name", host), ("addresses", &text)];
+            self.logger.info("name resolved", &fields);
+            let set = upstream.set.borrow();
+            for shard in &self.state.shards {
+                if !shard.send(Message::Members(Arc::clone(shared), Arc::clone(&set))) {
+                    self.logger.warn("shard did not take new addresses", &fields[..1]);
+                }
             }
         }
     }
 }
 
-pub(super) fn open_log(target: &LogTarget) -> Result<OwnedFd, Failed> {
+pub(in crate::control) fn open_log(target: &LogTarget) -> Result<OwnedFd, Failed> {
     match target {
         LogTarget::Stdout => io::stdout()
             .as_fd()

@@ -39,6 +39,9 @@ pub async fn carry_out(
     binary: Option<PathBuf>,
 ) -> Result<String, String> {
     let office = &state.upgrade;
+    if office.changing.get() {
+        return Err("a reload is under way: try again".into());
+    }
     if office.under_way.replace(true) {
         return Err("an upgrade is under way already".into());
     }
@@ -86,7 +89,7 @@ async fn attempt(ring: &Rc<Ring>, state: &State, program: &Path) -> Result<u32, 
     }
     let handed = attempt.freeze(state, vrrp).await?;
     let done = attempt.go(handed).await;
-    match (&state.ha, &done) {
+    match (state.ha.get(), &done) {
         (Some(ha), Ok(())) => ha.leave(),
         (Some(ha), Err(_)) => ha.thaw(),
         (None, _) => {}
@@ -193,7 +196,7 @@ impl Attempt {
 
     /// Stops this side's VRRP; how it stands.
     async fn freeze(&self, state: &State, taken: Vec<String>) -> Result<Vec<Handed>, String> {
-        let Some(ha) = &state.ha else { return Ok(Vec::new()) };
+        let Some(ha) = state.ha.get() else { return Ok(Vec::new()) };
         let answer = ha.freeze(taken);
         let began = Instant::now();
         loop {

@@ -11,6 +11,7 @@ use crate::l7::channel::Channel;
 use crate::l7::connection::{After, Client, DRAIN_GRACE_MS};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush};
+use crate::l7::generation::Listening;
 use crate::l7::pool::millis;
 use crate::l7::worker::Worker;
 use crate::protocol::http2::{Code, ConnectionError, Limits, Role};
@@ -50,6 +51,8 @@ enum End {
 struct Driver<'a> {
     client: &'a mut Client,
     mux: Rc<Mux>,
+    /// As the client was told.
+    streams_max: u32,
     phase: Option<Phase>,
     /// Output that the transport had taken when the stall deadline was set.
     stalled_at: Option<u64>,
@@ -59,19 +62,25 @@ struct Driver<'a> {
 pub async fn serve(client: &mut Client) -> After {
     let worker = Rc::clone(&client.worker);
     worker.metrics.http2.connections.increment();
-    let http = &worker.service.http;
+    let generation = Rc::clone(&client.generation);
+    let http = &generation.service.http;
     let limits = Limits {
         head_bytes: http.max_head_size,
         fields: http.max_headers,
         ..Limits::for_streams(http.http2_max_concurrent_streams)
     };
+    let streams_max = http.http2_max_concurrent_streams;
     let mux = Mux::new(&worker.ring, Role::Server, limits);
+    drop(generation);
+    client.park();
     if let Channel::Own(own) =
         std::mem::replace(&mut client.stream, Channel::Shared(Rc::clone(&mux)))
     {
         mux.attach(own);
     }
-    let mut driver = Driver { client, mux: Rc::clone(&mux), phase: None, stalled_at: None };
+    let mux_of_driver = Rc::clone(&mux);
+    let mut driver =
+        Driver { client, mux: mux_of_driver, streams_max, phase: None, stalled_at: None };
     let end = poll_fn(|cx| driver.poll(cx)).await;
     driver.client.timer.clear();
     driver.client.answer_timer.clear();
@@ -88,7 +97,7 @@ pub async fn serve(client: &mut Client) -> After {
     mux.close(Code::CANCEL);
     match end {
         End::Lost | End::Stalled => After::Reset,
-        End::Over if worker.draining().is_some() && !mux.has_sent_lately(DRAIN_GRACE_MS) => {
+        End::Over if client.is_leaving() && !mux.has_sent_lately(DRAIN_GRACE_MS) => {
             After::CloseIdle
         }
         _ => After::Close,
@@ -152,16 +161,17 @@ impl Driver<'_> {
             && (self.stalled_at.is_none() || timer.has_fired())
         {
             self.stalled_at = Some(transport.sent());
-            timer.set(millis(self.client.worker.service.http.send_timeout));
+            timer.set(millis(self.client.listening.current().0.service.http.send_timeout));
         }
         timer.poll_fired(cx)
     }
 
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let worker = &self.client.worker;
-        let served_enough = self.client.requests >= worker.service.http.keepalive_requests;
+        let (generation, _) = self.client.listening.current();
+        let served_enough = self.client.requests >= generation.service.http.keepalive_requests;
         let worn = self.client.stream.transport().is_nearly_worn();
-        let leaving = worker.draining().is_some() || served_enough || worn;
+        let leaving = self.client.is_leaving() || served_enough || worn;
         if leaving && !self.mux.with(|connection| connection.is_going_away()) {
             self.mux.with(|connection| {
                 connection.go_away(None, false);
@@ -207,7 +217,8 @@ impl Driver<'_> {
     }
 
     fn set_deadline(&self, phase: Phase) {
-        let (http, timer) = (&self.client.worker.service.http, &self.client.timer);
+        let (generation, _) = self.client.listening.current();
+        let (http, timer) = (&generation.service.http, &self.client.timer);
         let going_away = self.mux.with(|connection| connection.is_going_away());
         match phase {
             Phase::Head => timer.set(millis(http.client_header_timeout)),
@@ -250,7 +261,7 @@ impl Driver<'_> {
         let worker = Rc::clone(&self.client.worker);
         // A reset stream counts until its task has noticed: it still holds what it was given.
         let served = u32::try_from(self.mux.streams()).unwrap_or(u32::MAX);
-        if served >= worker.service.http.http2_max_concurrent_streams {
+        if served >= self.streams_max {
             worker.metrics.http2.streams_refused.increment();
             let now = worker.now();
             self.mux.with(|connection| connection.reset_faulty(id, Code::REFUSED_STREAM, now))?;
@@ -268,8 +279,8 @@ impl Driver<'_> {
             connection.has_received_end(id)
         });
         let stream = Http2Stream::accepted(&self.mux, id, end);
-        let (listener, addresses) = (self.client.listener, self.client.addresses);
-        let request = Request { worker, stream, id, listener, addresses, too_large };
+        let (listening, addresses) = (Rc::clone(&self.client.listening), self.client.addresses);
+        let request = Request { worker, stream, id, listening, addresses, too_large };
         spawn(self.mux.ring(), request.serve(exchange));
         Ok(())
     }
@@ -280,17 +291,17 @@ struct Request {
     worker: Rc<Worker>,
     stream: Http2Stream,
     id: u32,
-    listener: usize,
+    listening: Rc<Listening>,
     addresses: Addresses,
     too_large: bool,
 }
 
 impl Request {
     async fn serve(self, mut exchange: Box<Exchange>) {
-        let Self { worker, stream, id, listener, addresses, too_large } = self;
+        let Self { worker, stream, id, listening, addresses, too_large } = self;
         let mux = Rc::clone(stream.mux());
         let channel = Channel::Stream(stream);
-        let mut client = Client::new(Rc::clone(&worker), channel, listener, addresses, None);
+        let mut client = Client::new(Rc::clone(&worker), channel, listening, addresses, None);
         let after = {
             let mut work = pin!(async {
                 if too_large {
@@ -321,7 +332,7 @@ impl Request {
         }
         client.finish(&exchange);
         worker.recycle(exchange);
-        let send_timeout = millis(worker.service.http.send_timeout);
+        let send_timeout = millis(client.listening.current().0.service.http.send_timeout);
         let flushed = flush(&client.stream, 0, &client.answer_timer, send_timeout).await;
         let Some(stream) = client.stream.http2() else { return };
         match flushed {

@@ -22,6 +22,7 @@ use crate::l7::config::{ProxyVersion, Route, Upstream};
 use crate::l7::connection::{After, Client};
 use crate::l7::exchange::{Addresses, Context, Exchange, is_extended_connect};
 use crate::l7::flow::{self, PumpLimits, Replay, pump_request};
+use crate::l7::generation::Generation;
 use crate::l7::headers;
 use crate::l7::http2::client::retire;
 use crate::l7::input::BodyReader;
@@ -45,6 +46,9 @@ struct Proxied<'a> {
     client: &'a mut Client,
     exchange: &'a mut Exchange,
     route: &'a Route,
+    generation: &'a Generation,
+    /// Index of the upstream in it.
+    upstream: usize,
     pool: &'a Pool,
     size_max: u64,
     body: BodyReader,
@@ -58,21 +62,22 @@ pub async fn serve(
     route: &Route,
     upstream: usize,
     size_max: u64,
-) -> After {
+) -> Served {
     let worker = Rc::clone(&client.worker);
     let framing = exchange.request.framing;
     if matches!(framing, Framing::Length(length) if size_max > 0 && length > size_max) {
         exchange.outcome.error = Some(Failure::BodyTooLarge.reason());
         reply::write_status(client, exchange, Some(route), 413, false);
-        return After::Close;
+        return Served::Over(After::Close);
     }
-    exchange.outcome.upstream = Some(upstream);
-    let pool = &worker.pools[upstream];
+    let generation = Rc::clone(&client.generation);
+    let pool = &generation.pools[upstream];
+    exchange.pool = Some(Rc::clone(pool));
     if exchange.http_host.is_empty() {
         // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
         exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
     }
-    let underscores = worker.service.http.underscores_in_headers;
+    let underscores = generation.service.http.underscores_in_headers;
     headers::write_request(exchange, &client.addresses, route, underscores);
     if pool.upstream.config.http2 && takes_trailers(exchange) {
         exchange.forward.truncate(exchange.forward.len() - 2);
@@ -83,12 +88,41 @@ pub async fn serve(
     let repeats =
         retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
     let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
-    Proxied { client, exchange, route, pool, size_max, body, replay }.run(&worker, upstream).await
+    let generation = &*generation;
+    Proxied { client, exchange, route, generation, upstream, pool, size_max, body, replay }
+        .run(&worker)
+        .await
+}
+
+/// How the request ended.
+#[derive(Debug)]
+pub enum Served {
+    /// With a response, or none.
+    Over(After),
+    /// Both sides speak another protocol now.
+    Upgraded(Box<Upgraded>),
+}
+
+/// A connection to a server that speaks another protocol now.
+#[derive(Debug)]
+pub struct Upgraded {
+    connection: Connection,
+    /// Counts as in flight.
+    _lease: Lease,
+}
+
+impl Upgraded {
+    /// Passes bytes in both directions until one side ends, or nothing came for `timeout`.
+    pub async fn tunnel(mut self: Box<Self>, client: &mut Client, timeout: u64) {
+        let Client { stream, input, timer, .. } = client;
+        let server = (&self.connection.stream, &mut self.connection.input);
+        flow::tunnel((stream, input), server, timer, timeout).await;
+    }
 }
 
 impl Proxied<'_> {
-    async fn run(mut self, worker: &Worker, upstream: usize) -> After {
-        let metrics = &worker.metrics.upstreams[upstream];
+    async fn run(mut self, worker: &Worker) -> Served {
+        let metrics = self.pool.metrics();
         let config = &self.pool.upstream.config;
         let began = worker.now();
         self.exchange.outcome.upstream_started = Some(began);
@@ -103,18 +137,22 @@ impl Proxied<'_> {
                     metrics.unavailable.increment();
                     self.exchange.outcome.error = Some("no server available");
                 }
-                return self.give_up(last.map_or(503, |failure| failure.status())).await;
+                let status = last.map_or(503, |failure| failure.status());
+                return Served::Over(self.give_up(status).await);
             };
             self.exchange.outcome.tries += 1;
             let failure = match self.attempt(worker, &lease, fresh).await {
-                Ok(after) => return after,
+                Ok(Attempted::Over(after)) => return Served::Over(after),
+                Ok(Attempted::Upgraded(connection)) => {
+                    return Served::Upgraded(Box::new(Upgraded { connection, _lease: lease }));
+                }
                 // Streams share connections whatever was asked for: no second time without a budget.
                 Err(Failure::Stale) if fresh => Failure::Broken,
                 Err(failure) => failure,
             };
             self.note(worker, &lease, &failure);
             if !self.goes_on(worker, began, &failure) {
-                return self.give_up(failure.status()).await;
+                return Served::Over(self.give_up(failure.status()).await);
             }
             metrics.retries.increment();
             if matches!(failure, Failure::Stale) {
@@ -222,7 +260,7 @@ impl Proxied<'_> {
         worker: &Worker,
         lease: &Lease,
         fresh: bool,
-    ) -> Result<After, Failure> {
+    ) -> Result<Attempted, Failure> {
         self.exchange.outcome.server = Some(lease.member().address);
         self.exchange.outcome.upstream_status = None;
         let mut connection = if self.pool.upstream.config.http2 {
@@ -245,24 +283,30 @@ impl Proxied<'_> {
         };
         let now = worker.now();
         self.exchange.outcome.upstream_ended = Some(now);
-        let after = match done {
+        match done {
             Done::Answered { after, reusable } => {
                 let own = connection.stream.http2().is_none();
                 if own && reusable && self.pool.upstream.config.proxy_protocol.is_none() {
-                    self.pool.put(lease, connection, now);
-                    worker.note_pooled();
+                    self.keep(worker, lease, connection, now);
                 }
-                after
+                Ok(Attempted::Over(after))
             }
-            Done::Upgraded => {
-                let Client { stream, input, timer, .. } = &mut *self.client;
-                let timeout = millis(worker.service.http.tunnel_timeout);
-                let server = (&connection.stream, &mut connection.input);
-                flow::tunnel((stream, input), server, timer, timeout).await;
-                After::Close
+            Done::Upgraded => Ok(Attempted::Upgraded(connection)),
+        }
+    }
+
+    /// Puts a connection into the pool; after a reload into the one that has succeeded it.
+    fn keep(&self, worker: &Worker, lease: &Lease, connection: Connection, now: u64) {
+        if self.pool.is_replaced() {
+            let generation = worker.generation();
+            let successor = generation.pool(&self.pool.upstream.config.name);
+            if let Some(pool) = successor.filter(|pool| self.pool.connects_as(pool)) {
+                pool.put(lease, connection, now);
             }
-        };
-        Ok(after)
+        } else {
+            self.pool.put(lease, connection, now);
+        }
+        worker.note_pooled();
     }
 
     /// A connection to the leased server: an idle one, or a new one.
@@ -275,8 +319,8 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         if !fresh && config.proxy_protocol.is_none() {
             let (found, stale) = self.pool.take(lease, worker.now());
-            if let Some(upstream) = self.exchange.outcome.upstream.filter(|_| stale > 0) {
-                worker.metrics.upstreams[upstream].stale.add(stale as u64);
+            if stale > 0 {
+                self.pool.metrics().stale.add(stale as u64);
             }
             if let Some(connection) = found {
                 lease.metrics().reuses.increment();
@@ -302,14 +346,13 @@ impl Proxied<'_> {
         if let Some(version) = config.proxy_protocol {
             stream.write(proxy_header(worker, version, &self.client.addresses));
         }
-        let upstream = self.exchange.outcome.upstream.unwrap_or_default();
         if config.tls.is_some() {
-            let Some(client) = worker.tls.client(upstream) else {
+            let Some(client) = self.generation.tls.client(self.upstream) else {
                 // Never in the clear for want of what TLS is made with.
-                worker.metrics.upstreams[upstream].tls.failed(Reason::Internal);
+                self.pool.metrics().tls.failed(Reason::Internal);
                 return Err(Failure::Tls);
             };
-            self.secure(worker, lease, upstream, &mut stream, client).await?;
+            self.secure(worker, lease, &mut stream, client).await?;
         }
         Ok(stream)
     }
@@ -350,7 +393,8 @@ impl Proxied<'_> {
             if transport.tls().is_some_and(|tls| tls.application == Application::Http1) {
                 return Ok(Connection::new(transport.into(), now));
             }
-            let start = pin!(connections.start(transport, &worker.limits, config, &worker.ring));
+            let start =
+                pin!(connections.start(transport, &self.generation.limits, config, &worker.ring));
             match timer.guard(start).await {
                 Ok(Ok(mux)) => dialed = Some(mux),
                 Ok(Err(_)) => return Err(Failure::Connect),
@@ -364,13 +408,12 @@ impl Proxied<'_> {
         &self,
         worker: &Worker,
         lease: &Lease,
-        upstream: usize,
         stream: &mut Transport,
         client: Arc<ClientConfig>,
     ) -> Result<(), Failure> {
         let config = &self.pool.upstream.config;
         let configured = config.tls.as_ref().and_then(|tls| tls.server_name.as_deref());
-        let figures = &worker.metrics.upstreams[upstream].tls;
+        let figures = &self.pool.metrics().tls;
         let name = tls::client::server_name(configured, &lease.member().config.address);
         let name = name.map_err(|_| Failure::Tls)?;
         let made = {
@@ -412,6 +455,7 @@ impl Proxied<'_> {
         let config = &self.pool.upstream.config;
         let reused = connection.is_reused();
         let keep_wanted = self.client.keeps(self.exchange);
+        let listening = Rc::clone(&self.client.listening);
         let Connection { stream: server, input: server_input, .. } = connection;
         let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
         let (stream, timer, addresses): (&Channel, &Timer, &Addresses) = (stream, timer, addresses);
@@ -421,18 +465,19 @@ impl Proxied<'_> {
             _ => Coding::Identity,
         };
         let limits = PumpLimits {
-            client_timeout_ms: millis(worker.service.http.client_body_timeout),
+            client_timeout_ms: millis(self.generation.service.http.client_body_timeout),
             server_timeout_ms: millis(config.send_timeout),
             size_max: self.size_max,
         };
         let body = (&mut self.body, &mut self.replay);
-        let upload = worker.upload_pace(addresses.peer.ip());
+        let upload = self.generation.upload_pace(addresses.peer.ip(), &worker.metrics.clients.slow);
         let limits = (limits, upload.as_ref());
         let pump = pump_request((stream, input), body, server, coding, limits, timer);
         let pump = pin!(pump);
         let mut pump = Pump::new(pump);
         let timer = &*answer_timer;
-        Waiting { worker, client: stream, addresses, server, timer, read_timeout, reused }
+        let limits = self.generation.limits;
+        Waiting { worker, limits, client: stream, addresses, server, timer, read_timeout, reused }
             .response(&mut pump, server_input, x)
             .await?;
         x.outcome.upstream_status = Some(x.response.status);
@@ -448,6 +493,7 @@ impl Proxied<'_> {
         // cannot go on then, and the client is told.
         let keep = keep_wanted
             && worker.draining().is_none()
+            && !listening.is_removed()
             && pump.is_done()
             && headers::is_delimited(x.response.framing, x.request.version);
         let mut head = WriteBuf::new(&worker.ring);
@@ -459,8 +505,9 @@ impl Proxied<'_> {
             stream.write_head(head, false);
             return Ok(Done::Upgraded);
         }
-        let send_timeout = millis(worker.service.http.send_timeout);
-        let pace = worker.download_pace(addresses.peer.ip());
+        let send_timeout = millis(self.generation.service.http.send_timeout);
+        let slow = &worker.metrics.clients.slow;
+        let pace = self.generation.download_pace(addresses.peer.ip(), slow);
         let pace = pace.as_ref();
         let respond = Respond { client: stream, server, timer, read_timeout, send_timeout, pace };
         let written = Cell::new(0);
@@ -488,6 +535,14 @@ fn takes_trailers(exchange: &Exchange) -> bool {
             .split(|&byte| byte == b',')
             .any(|part| part.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     })
+}
+
+/// How an attempt ended.
+enum Attempted {
+    /// With a response.
+    Over(After),
+    /// Both sides speak another protocol now.
+    Upgraded(Connection),
 }
 
 /// How a conversation with a server ended.

@@ -11,7 +11,7 @@ use crate::l7::flow::{FlushError, PumpError};
 use crate::l7::headers;
 use crate::l7::input::{BodyReadError, Input};
 use crate::l7::worker::Worker;
-use crate::protocol::http1::{HeadScanner, Version};
+use crate::protocol::http1::{HeadScanner, Limits, Version};
 use crate::ring::{Timer, WriteBuf};
 
 /// 1xx responses a server may send before the final one.
@@ -72,6 +72,7 @@ impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
 /// Waiting for a response head.
 pub(super) struct Waiting<'a> {
     pub(super) worker: &'a Worker,
+    pub(super) limits: Limits,
     pub(super) client: &'a Channel,
     pub(super) addresses: &'a Addresses,
     pub(super) server: &'a Channel,
@@ -92,7 +93,7 @@ impl Waiting<'_> {
         for interim in 0..=INTERIM_MAX {
             x.answer.clear();
             self.head(pump, input, &mut x.answer).await?;
-            let parsed = x.response.parse(&x.answer, &self.worker.limits, x.request.method);
+            let parsed = x.response.parse(&x.answer, &self.limits, x.request.method);
             if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
                 return Err(Failure::Malformed);
             }
@@ -132,7 +133,7 @@ impl Waiting<'_> {
         head: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let mut scanner = HeadScanner::for_response();
-        let limits = self.worker.limits;
+        let limits = self.limits;
         let mut timed = false;
         poll_fn(|cx| {
             pump.poll(cx);

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
-use regex_automata::meta::Regex;
 
 use super::*;
+use crate::l7::config::Pattern;
 use crate::l7::config::{Action, HeaderEdits, PathMatch, Respond};
 
 fn route(path: PathMatch) -> Route {
@@ -32,7 +32,7 @@ fn prefix(path: &str) -> Route {
 }
 
 fn regex(pattern: &str) -> Route {
-    route(PathMatch::Regex(Regex::new(pattern).unwrap()))
+    route(PathMatch::Regex(Pattern::new(pattern).unwrap()))
 }
 
 fn header(name: &str, value: ValueMatch) -> HeaderMatch {
@@ -184,7 +184,7 @@ fn conditions_order_equal_paths_and_failed_ones_fall_through() {
         prefix("/api/").header("x-beta", ValueMatch::Exact("1".into())),
         prefix("/api/v2/").method("PUT").method("DELETE"),
         exact("/api/v2/x").header("x-any", ValueMatch::Present),
-        regex("^/api/v[0-9]").header("accept", ValueMatch::Regex(Regex::new("json").unwrap())),
+        regex("^/api/v[0-9]").header("accept", ValueMatch::Regex(Pattern::new("json").unwrap())),
     ];
     let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
         let headers = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
@@ -359,7 +359,7 @@ fn any_route() -> impl Strategy<Value = Route> {
                 let value = match kind {
                     0 => ValueMatch::Present,
                     1 => ValueMatch::Exact("1".into()),
-                    _ => ValueMatch::Regex(Regex::new("2").unwrap()),
+                    _ => ValueMatch::Regex(Pattern::new("2").unwrap()),
                 };
                 made.header(if *first { "x" } else { "y" }, value)
             });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// `[tls]`: what all listeners share.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// A whole handshake must be done within this time of the connection.
     pub handshake_timeout: Duration,
@@ -18,7 +18,7 @@ pub struct Settings {
 }
 
 /// A file the configuration names.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Eq)]
 pub struct File {
     /// Its path; relative ones start at the configuration file.
     pub path: PathBuf,
@@ -26,6 +26,13 @@ pub struct File {
     pub key: String,
     /// Where the path stands in the configuration file.
     pub span: Range<usize>,
+}
+
+/// The same file, wherever the configuration names it.
+impl PartialEq for File {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
 }
 
 /// Versions and cipher suites by name, after Mozilla's recommendations.
@@ -38,7 +45,7 @@ pub enum Policy {
 }
 
 /// TLS of one listener.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// At least one; the first is used for names that no certificate has.
     pub certificates: Vec<Certificate>,
@@ -49,7 +56,7 @@ pub struct Listener {
 }
 
 /// A certificate chain with its key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The chain in PEM, the server's own certificate first.
     pub cert: File,
@@ -62,7 +69,7 @@ pub struct Certificate {
 }
 
 /// Client certificates.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientAuth {
     /// Certificates of the authorities whose clients are let in, in PEM.
     pub ca: File,
@@ -71,7 +78,7 @@ pub struct ClientAuth {
 }
 
 /// TLS to an upstream's servers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// The table itself.
     pub key: File,

@@ -2,6 +2,7 @@
 //! the shards without a lock until it changes.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -76,6 +77,18 @@ impl Shard {
         })
     }
 
+    /// The view of a newer generation, whose listeners and upstreams may stand in other places. Sessions
+    /// with servers are kept where what they were made with is the same.
+    #[must_use]
+    pub fn succeed(&self, current: Arc<Current>) -> Rc<Self> {
+        Rc::new(Self {
+            current,
+            generation: Cell::new(0),
+            snapshot: RefCell::default(),
+            clients: RefCell::new(self.clients.borrow().clone()),
+        })
+    }
+
     /// What the listener's handshakes are made with; `None` without TLS.
     #[must_use]
     pub fn endpoint(&self, listener: usize) -> Option<Arc<Endpoint>> {
@@ -98,18 +111,22 @@ impl Shard {
         }
         let snapshot = self.current.load();
         let mut clients = self.clients.borrow_mut();
-        let renew = |(index, made_from): (usize, &Option<Arc<ClientConfig>>)| {
+        let known: HashMap<*const ClientConfig, &Client> = clients
+            .iter()
+            .flatten()
+            .map(|client| (Arc::as_ptr(&client.made_from), client))
+            .collect();
+        let renew = |made_from: &Option<Arc<ClientConfig>>| {
             let made_from = made_from.as_ref()?;
-            let known = clients.get(index).and_then(Option::as_ref);
             // Sessions outlive a change of something else.
-            if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.made_from, made_from)) {
-                return Some(known.clone());
+            if let Some(known) = known.get(&Arc::as_ptr(made_from)) {
+                return Some(Client::clone(known));
             }
             let mut config = ClientConfig::clone(made_from);
             config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
             Some(Client { made_from: Arc::clone(made_from), config: Arc::new(config) })
         };
-        let renewed = snapshot.upstreams.iter().enumerate().map(renew).collect();
+        let renewed = snapshot.upstreams.iter().map(renew).collect();
         *clients = renewed;
         self.snapshot.replace(snapshot);
     }

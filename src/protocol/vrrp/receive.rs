@@ -14,7 +14,7 @@ const PEERS: usize = 16;
 const WINDOW_MIN: Duration = Duration::from_secs(5);
 
 /// Authentication of a virtual router.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub enum Auth {
     /// None.
     #[default]

@@ -1,7 +1,5 @@
 //! When a route applies: hosts, path, methods, header fields.
 
-use regex_automata::meta::Regex;
-
 use toml::Spanned;
 
 use super::routes::Names;
@@ -9,7 +7,7 @@ use super::{headers, host};
 use crate::control::config::error::quoted;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Content, Node, Scalar};
-use crate::l7::config::{HeaderMatch, HostMatch, PathMatch, Route, ValueMatch};
+use crate::l7::config::{HeaderMatch, HostMatch, PathMatch, Pattern, Route, ValueMatch};
 
 const WRITE_HOST: &str =
     r#"write a host like "shop.example", or a list like ["shop.example", "*.shop.example"]"#;
@@ -120,8 +118,8 @@ pub(super) fn path_characters(place: &Place<'_>, path: &str) -> Result<(), Repor
 }
 
 /// Compiles a regular expression; its own message is put into one line.
-pub(super) fn regex(place: &Place<'_>, pattern: &str) -> Result<Regex, Reported> {
-    Regex::new(pattern).map_err(|error| {
+pub(super) fn regex(place: &Place<'_>, pattern: &str) -> Result<Pattern, Reported> {
+    Pattern::new(pattern).map_err(|error| {
         let reason = match error.syntax_error() {
             Some(syntax) => syntax.to_string(),
             None => error.to_string(),

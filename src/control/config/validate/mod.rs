@@ -54,6 +54,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let admin_token = node::admin_token(&root, file);
     let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
     let (base, loaded) = Default::default();
+    let text = String::new();
     Ok(Config {
         node: node?,
         log: log?,
@@ -70,6 +71,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         real_server: real_server?,
         base,
         loaded,
+        text,
+        watch: false,
         warnings: Vec::new(),
     })
 }

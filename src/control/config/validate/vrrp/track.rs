@@ -61,9 +61,10 @@ pub(super) fn read(
         WRITE_UPSTREAM,
         |place, name, quorum| {
             let known: Vec<&str> = names.upstreams.iter().map(|(name, _)| *name).collect();
-            let index = known.iter().position(|known| *known == name);
-            let index = index.ok_or_else(|| unknown(place, name, &known, "[upstream.NAME]"))?;
-            Ok(Tracked::Upstream { index, name: name.to_owned(), quorum: quorum.unwrap_or(1) })
+            if !known.contains(&name) {
+                return Err(unknown(place, name, &known, "[upstream.NAME]"));
+            }
+            Ok(Tracked::Upstream { name: name.to_owned(), quorum: quorum.unwrap_or(1) })
         },
         &mut tracks,
     )?;
