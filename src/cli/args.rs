@@ -172,8 +172,12 @@ pub enum About {
     /// Show or change the servers of upstreams
     #[command(override_usage = UPSTREAM_USAGE)]
     Upstream(UpstreamArgs),
-    /// Show virtual and real servers as `ipvsadm -L -n --stats` does
-    L4,
+    /// Show virtual and real servers as `ipvsadm -L -n --stats` does, or change a weight
+    L4 {
+        /// What to change
+        #[command(subcommand)]
+        what: Option<L4>,
+    },
     /// Show connections, buffers and CPU of each shard
     Shards,
     /// Show client and server connections
@@ -235,6 +239,23 @@ pub struct UpstreamArgs {
     /// Even if nobody is left to take requests
     #[arg(long)]
     pub force: bool,
+}
+
+/// What to change at the layer-4 director.
+#[derive(Debug, Subcommand)]
+pub enum L4 {
+    /// Give a real server another weight until the next restart; 0 drains it
+    Weight {
+        /// As in the configuration: ADDRESS:PORT, or ADDRESS for all ports
+        virtual_server: String,
+        /// The real server's address
+        server: String,
+        /// 0 to 65535; without, the configured one counts again
+        weight: Option<u16>,
+        /// tcp, udp or sctp
+        #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp", "sctp"])]
+        protocol: String,
+    },
 }
 
 /// What to do with the log.

@@ -94,6 +94,8 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
 /// What capget(2) and capset(2) say.
 pub fn keep_only(wanted: &[Capability]) -> io::Result<Vec<Capability>> {
     let permitted = permitted()?;
+    // Another user has none in effect, and dropping from the bounding set takes one.
+    set(permitted)?;
     let kept: Vec<Capability> =
         wanted.iter().copied().filter(|one| permitted & one.bit() != 0).collect();
     for number in 0..=CAPABILITIES_MAX {
@@ -102,7 +104,18 @@ pub fn keep_only(wanted: &[Capability]) -> io::Result<Vec<Capability>> {
             let _ = prctl(libc::PR_CAPBSET_DROP, number.into(), 0);
         }
     }
-    let mask = kept.iter().fold(0, |mask, one| mask | one.bit());
+    set(kept.iter().fold(0, |mask, one| mask | one.bit()))?;
+    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
+    let _ = prctl(libc::PR_CAP_AMBIENT, clear.try_into().unwrap_or_default(), 0);
+    for one in &kept {
+        let raise = libc::PR_CAP_AMBIENT_RAISE.try_into().unwrap_or_default();
+        prctl(libc::PR_CAP_AMBIENT, raise, u64::from(*one as u32))?;
+    }
+    Ok(kept)
+}
+
+/// Has exactly these.
+fn set(mask: u64) -> io::Result<()> {
     #[allow(clippy::cast_possible_truncation)] // both halves, one after the other
     let half = |shift: u32| {
         let bits = (mask >> shift) as u32;
@@ -113,14 +126,7 @@ pub fn keep_only(wanted: &[Capability]) -> io::Result<Vec<Capability>> {
     // SAFETY: header and the two data structures that version 3 has are as the kernel defines them, and
     // live across the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
-    check(libc::c_int::try_from(result).unwrap_or(-1))?;
-    let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
-    let _ = prctl(libc::PR_CAP_AMBIENT, clear.try_into().unwrap_or_default(), 0);
-    for one in &kept {
-        let raise = libc::PR_CAP_AMBIENT_RAISE.try_into().unwrap_or_default();
-        prctl(libc::PR_CAP_AMBIENT, raise, u64::from(*one as u32))?;
-    }
-    Ok(kept)
+    check(libc::c_int::try_from(result).unwrap_or(-1)).map(drop)
 }
 
 fn permitted() -> io::Result<u64> {

@@ -6,12 +6,11 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
-from harness import binary, eventually, get
+from harness import binary, eventually, free_port, get
 from harness.proxy import one, run_once
 from harness.tls import Authority
 
@@ -154,7 +153,7 @@ def test_files_outside_are_out_of_reach(line, origin, place):
 
 def test_only_root_can_become_somebody(place):
     file = place / "ringgate.toml"
-    file.write_text('[node]\nuser = "daemon"\n[[listener]]\nbind = "127.0.0.1:0"\n[[route]]\nrespond = {}\n')
+    file.write_text('[node]\nuser = "daemon"\n[[listener]]\nbind = "127.0.0.1:%d"\n[[route]]\nrespond = {}\n' % free_port())
     os.chmod(file, 0o644)
     done = subprocess.run(
         ["setpriv", f"--reuid={NOBODY}", "--clear-groups", str(place / "ringgate"), "run", str(file)],

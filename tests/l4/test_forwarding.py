@@ -69,6 +69,9 @@ def test_udp_datagrams_come_whole_and_are_answered(site, host):
     address = host.strip("[]")
     names = site.client.run("/usr/bin/python3", "-c", script, address, 100).stdout.split()
     assert set(names) == {"s1", "s2", "s3"} and len(names) == 20
+    # In fragments: they follow the flow, which only the first one names.
+    names = site.client.run("/usr/bin/python3", "-c", script, address, 4000).stdout.split()
+    assert set(names) == {"s1", "s2", "s3"} and len(names) == 20
 
 
 @URLS
@@ -97,27 +100,28 @@ def test_dns(site, host, tmp_path):
             server.kill()
 
 
-@URLS
-def test_only_mac_addresses_differ_and_replies_bypass(site, host, tmp_path):
-    six = "[" in host
-    address = host.strip("[]")
+def test_only_mac_addresses_differ_and_replies_bypass(site, tmp_path):
     # At the switch: what goes past the queueing discipline is not seen on the director itself.
     with Capture(Switch(site.lan), site.host.port(), tmp_path / "frames") as frames:
-        assert spread(site.client, f"http://{host}/", 6).total() == 6
-    ip = ("ipv6.hlim", "ipv6.flow") if six else ("ip.id", "ip.ttl", "ip.checksum")
-    same = (*ip, "tcp.srcport", "tcp.seq_raw", "tcp.ack_raw", "tcp.flags", "tcp.checksum", "tcp.window_size_value", "tcp.len")
-    rows = frames.fields("eth.src", "eth.dst", *same, only=f"tcp.port == 80 and {'ipv6' if six else 'ip'}.dst == {address}")
+        for host in (VIP, f"[{VIP6}]"):
+            assert spread(site.client, f"http://{host}/", 6) == {"s1": 2, "s2": 2, "s3": 2}
+    ip = ("ip.id", "ip.ttl", "ip.checksum", "ipv6.hlim", "ipv6.flow")
+    tcp = ("srcport", "seq_raw", "ack_raw", "flags", "checksum", "window_size_value", "len")
+    names = ("eth.src", "eth.dst", "ip.dst", "ipv6.dst", *ip, *(f"tcp.{name}" for name in tcp))
+    rows = frames.fields(*names, only=f"tcp.dstport == 80 and (ip.dst == {VIP} or ipv6.dst == {VIP6})")
     own, client = mac(site.host), mac(site.client)
     servers = {mac(server.host) for server in site.servers}
-    came = sorted(row[2:] for row in rows if row[:2] == [client, own])
-    went = sorted(row[2:] for row in rows if row[0] == own)
-    assert came and came == went
-    assert {row[1] for row in rows if row[0] == own} == servers
-    assert len(came) + len(went) == len(rows)
+    for address in (VIP, VIP6):
+        of = [row for row in rows if address in row[2:4]]
+        came = sorted(row[2:] for row in of if row[:2] == [client, own])
+        went = sorted(row[2:] for row in of if row[0] == own)
+        assert len(came) > 20 and came == went
+        assert {row[1] for row in of if row[0] == own} == servers
+        assert len(came) + len(went) == len(of)
     # Nothing comes back by the director, and it says nothing of its own.
-    assert not frames.fields("frame.number", only=f"{'ipv6' if six else 'ip'}.src == {address} and tcp.port == 80")
-    assert not frames.fields("frame.number", only=f"eth.src == {own} and (icmp.type == 3 or icmp.type == 5 or icmp.type == 11)")
-    assert not frames.fields("frame.number", only=f"eth.src == {own} and tcp.flags.reset == 1 and tcp.port == 80 and not eth.dst in {{{', '.join(servers)}}}")
+    back = f"(ip.src == {VIP} or ipv6.src == {VIP6}) and tcp.port == 80"
+    errors = "icmp.type in {3, 5, 11} or icmpv6.type in {1, 2, 3, 4, 137}"
+    assert not frames.fields("frame.number", only=f"({back}) or (eth.src == {own} and ({errors}))")
 
 
 def test_a_frame_that_another_host_is_meant_for_is_left_alone(site, tmp_path):
@@ -126,7 +130,7 @@ def test_a_frame_that_another_host_is_meant_for_is_left_alone(site, tmp_path):
     site.host.ip("link", "set", "eth0", "promisc", "on")
     try:
         frame = bytes.fromhex("02000000aaaa" + mac(site.client).replace(":", "") + "0800")
-        frame += syn_to_vip()
+        frame += checksummed(syn_to_vip())
         send_frames(site.client, [frame] * 50)
         assert spread(site.client, f"http://{VIP}/", 3).total() == 3
         assert site.node.metric("ringgate_director_frames_total") - before < 40
@@ -134,10 +138,55 @@ def test_a_frame_that_another_host_is_meant_for_is_left_alone(site, tmp_path):
         site.host.ip("link", "set", "eth0", "promisc", "off")
 
 
-def syn_to_vip():
+def syn_to_vip(port=40000):
     source, target = bytes([10, 77, 0, 1]), bytes([10, 77, 0, 100])
     ip = bytes.fromhex("4500002800010000400600000000000000000000")[:12] + source + target
-    return ip + bytes.fromhex("9c4000500000000100000000500220000000000000000000")
+    return ip + port.to_bytes(2) + bytes.fromhex("00500000000100000000500220000000000000000000")
+
+
+def test_tags_and_icmp_errors(site, tmp_path):
+    """What only shows on the wire: a VLAN tag is still there, and an ICMP error finds the server of its flow."""
+    client, own = mac(site.client), mac(site.host)
+    header = bytes.fromhex((own + client).replace(":", ""))
+    ip = checksummed(syn_to_vip())
+    tagged = header + bytes.fromhex("81006005") + b"\x08\0" + ip
+    ports = list(range(40100, 40109))
+    flows = [checksummed(syn_to_vip(port)) for port in ports]
+    with Capture(Switch(site.lan), site.host.port(), tmp_path / "frames", "ip or vlan") as frames:
+        send_frames(site.client, [tagged] * 5 + [header + b"\x08\0" + flow for flow in flows])
+        send_frames(site.client, [header + b"\x08\0" + fragmentation_needed(port) for port in ports])
+        judged = lambda: site.node.metric("ringgate_director_sent_total") > 0
+        eventually(judged, 5, "frames sent")
+    out = f"eth.src == {own} and ip.dst == {VIP}"
+    rows = frames.fields("vlan.id", "vlan.priority", "eth.dst", only=f"{out} and vlan")
+    assert len(rows) == 5 and {tuple(row[:2]) for row in rows} == {("5", "3")}, rows
+    # The same server for a flow's SYN and for the error about it. Embedded is the answer, from port 80.
+    syns = {port: to for port, to in frames.fields("tcp.srcport", "eth.dst", only=f"{out} and not icmp and not vlan")}
+    errors = {port: to for port, to in frames.fields("tcp.dstport", "eth.dst", only=f"{out} and icmp.type == 3")}
+    assert {str(port) for port in ports} <= set(syns), syns
+    assert errors == {port: syns[port] for port in errors} and len(errors) == len(ports), (errors, syns)
+    assert len(set(errors.values())) == 3
+
+
+def fragmentation_needed(port):
+    """From a router on the way back: what VIP:80 sent to the client's port was too big."""
+    quoted = checksummed(bytes.fromhex("450005dc00014000400600000a4d00640a4d0001")) + (80).to_bytes(2) + port.to_bytes(2)
+    body = bytes.fromhex("03040000000004b0") + quoted + bytes(4)
+    ip = bytes.fromhex("4500") + (20 + len(body)).to_bytes(2) + bytes.fromhex("0001000040010000") + bytes([10, 77, 0, 254, 10, 77, 0, 100])
+    return checksummed(ip) + with_sum(body, 2)
+
+
+def checksummed(packet):
+    """An IPv4 packet with its header's checksum."""
+    return with_sum(packet[:20], 10) + packet[20:]
+
+
+def with_sum(data, at):
+    data = data[:at] + bytes(2) + data[at + 2 :]
+    total = sum(int.from_bytes((data + b"\0")[n : n + 2]) for n in range(0, len(data), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return data[:at] + (0xFFFF - total).to_bytes(2) + data[at + 2 :]
 
 
 def test_real_server_role_is_silent_and_marked(site):

@@ -9,8 +9,6 @@ from harness.tools import eventually
 from .common import VIP, VIP6, Capture, Node, Server, curl, mac, spread, virtual_server
 from .test_failover import VRRP
 
-URLS = pytest.mark.parametrize("host", [VIP, f"[{VIP6}]"], ids=["ipv4", "ipv6"])
-
 
 class Both:
     """Two directors, each with the sink beside it, which send to each other and to themselves."""
@@ -53,20 +51,19 @@ def both(lan, tmp_path):
 
 def test_each_other_s_servers_without_a_loop(both, tmp_path):
     a, b = both.nodes
-    for host in (VIP, f"[{VIP6}]"):
-        with Capture(both.hosts[1], "eth0", tmp_path / "frames") as frames:
+    hosts = (VIP, f"[{VIP6}]")
+    with Capture(both.hosts[1], "eth0", tmp_path / "frames") as frames:
+        for host in hosts:
             assert spread(both.client, f"http://{host}/", 6) == {"a": 3, "b": 3}
-        # What came from the peer went nowhere else.
-        address = host.strip("[]")
-        family = "ipv6" if "[" in host else "ip"
-        rows = frames.fields("eth.src", "eth.dst", only=f"{family}.dst == {address} and tcp.port == 80")
-        assert {tuple(row) for row in rows} == {(mac(both.hosts[0]), mac(both.hosts[1]))}
-        sent = tmp_path / "sent"
-        sent.write_bytes(hashlib.shake_128(b"up").digest(8 << 20))
-        expected = hashlib.sha256(sent.read_bytes()).hexdigest()
-        for _ in range(2):  # one of them to itself: merged frames too are delivered over lo
-            done = curl(both.client, "-T", sent, f"http://{host}:8080/up", timeout=30)
-            assert done.stdout.split()[-1:] == [expected], done
+    # What came from the peer went nowhere else.
+    rows = frames.fields("eth.src", "eth.dst", only=f"(ip.dst == {VIP} or ipv6.dst == {VIP6}) and tcp.port == 80")
+    assert {tuple(row) for row in rows} == {(mac(both.hosts[0]), mac(both.hosts[1]))}
+    sent = tmp_path / "sent"
+    sent.write_bytes(hashlib.shake_128(b"up").digest(8 << 20))
+    expected = hashlib.sha256(sent.read_bytes()).hexdigest()
+    for host in hosts * 2:  # one of them to itself: merged frames too are delivered over lo
+        done = curl(both.client, "-T", sent, f"http://{host}:8080/up", timeout=30)
+        assert done.stdout.split()[-1:] == [expected], done
     assert a.metric("ringgate_director_ring_drops_total") == 0
     outcomes = {k.split('verdict="')[1][:-2]: v for k, v in b.metrics().items() if "verdicts_total" in k}
     assert outcomes["forwarded"] == 0 and outcomes["local"] > 10, outcomes

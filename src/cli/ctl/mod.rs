@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{About, Log, RunningTune, UpstreamArgs, Vrrp};
+use super::args::{About, L4, Log, RunningTune, UpstreamArgs, Vrrp};
 use super::{print, print_result};
 use crate::control::upgrade;
 
@@ -98,7 +98,13 @@ fn question(about: &About) -> Result<Question, String> {
         About::Reload { dry_run: false } => Question::post("/reload", None),
         About::Status => Question::get("/status", show::status),
         About::Upstream(args) => return upstream(args),
-        About::L4 => Question::get("/l4", l4::show),
+        About::L4 { what: None } => Question::get("/l4", l4::show),
+        About::L4 { what: Some(L4::Weight { virtual_server, server, weight, protocol }) } => {
+            let body = json!({
+                "virtual_server": virtual_server, "server": server, "weight": weight, "protocol": protocol,
+            });
+            Question::post("/l4/weight", Some(body))
+        }
         About::Shards => Question::get("/shards", show::shards),
         About::Connections => Question::get("/connections", show::connections),
         About::Events => Question::get("/events", show::events),

@@ -16,6 +16,9 @@ const WIDE: u16 = 70;
 const CHART_ROWS: u16 = 5;
 /// Columns of a line about a server that are not its name.
 const SERVER_COLUMNS: usize = 36;
+/// The same where weight and requests in flight are left out, and columns below which they are.
+const SERVER_COLUMNS_NARROW: usize = 20;
+const NARROW: usize = 60;
 
 /// What is known, and where the user looks.
 #[derive(Debug, Default)]
@@ -141,13 +144,15 @@ impl View {
     }
 
     fn upstream(&self, upstream: &Value, width: usize, lines: &mut Vec<Line<'static>>) {
-        let name_width = width.saturating_sub(SERVER_COLUMNS).clamp(10, 44);
+        let narrow = width < NARROW;
+        let taken = if narrow { SERVER_COLUMNS_NARROW } else { SERVER_COLUMNS };
+        let name_width = width.saturating_sub(taken).clamp(10, 44);
+        let middle =
+            if narrow { String::new() } else { format!(" {:>6} {:>7}", "weight", "flight") };
         let head = format!(
-            "{:name_width$} {:>10} {:>6} {:>7} {:>8}",
+            "{:name_width$} {:>10}{middle} {:>8}",
             cut(&format!("upstream {}", plain(&upstream["name"])), name_width),
             "state",
-            "weight",
-            "flight",
             "resp/s"
         );
         lines.push(Line::styled(head, Style::default().add_modifier(Modifier::BOLD)));
@@ -163,11 +168,14 @@ impl View {
             let mut spans = vec![
                 Span::raw(format!("{:name_width$} ", cut(&format!("  {address}"), name_width))),
                 Span::styled(format!("{:>10}", cut(&state, 10)), style),
-                Span::raw(format!(
-                    " {:>6} {:>7} {rate:>8}",
-                    server["weight"].to_string(),
-                    server["in_flight"].to_string()
-                )),
+                Span::raw(match narrow {
+                    true => format!(" {rate:>8}"),
+                    false => format!(
+                        " {:>6} {:>7} {rate:>8}",
+                        server["weight"].to_string(),
+                        server["in_flight"].to_string()
+                    ),
+                }),
             ];
             let why = plain(&server["why"]);
             if why != "-" {

@@ -6,7 +6,6 @@
 mod l4;
 mod pages;
 mod process;
-mod reload;
 mod tuning;
 mod upgrade;
 mod upstreams;
@@ -225,13 +224,13 @@ pub const VERBS: &[Verb] = &[
     read("/status", "everything", pages::status),
     read("/api", "this list", pages::verbs),
     read("/upstreams", "upstreams, their servers and their drift from the file", upstreams::list),
-    order("/reload", "put the changed file in force", |call| Box::pin(reload::reload(call))),
     order("/upstreams/{}/add", "add servers", |call| Box::pin(upstreams::add(call))),
     order("/upstreams/{}/remove", "take servers away", |call| Box::pin(upstreams::remove(call))),
     order("/upstreams/{}/drain", "no new requests", |call| Box::pin(upstreams::drain(call))),
     order("/upstreams/{}/undrain", "requests again", |call| Box::pin(upstreams::undrain(call))),
     order("/upstreams/{}/weight", "another weight", |call| Box::pin(upstreams::weight(call))),
     read("/l4", "virtual servers and their real servers", l4::list),
+    order("/l4/weight", "another weight of a real server", |call| Box::pin(l4::weight(call))),
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),

@@ -13,9 +13,9 @@ use super::network::Network;
 use super::real_server::{RealServer, Role};
 use super::worker::Order;
 use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
-use crate::l4::config::{Forward, L4};
-use crate::l4::offload::{Interface, Offload, Path};
-use crate::l4::registry::Registry;
+use crate::l4::config::{Forward, L4, ServiceKey};
+use crate::l4::offload::{Interface, Learner, Offload, Path};
+use crate::l4::registry::{Registry, ServerState};
 use crate::l4::tables::Neighbour;
 use crate::packet::neighbour_socket::NeighbourSocket;
 use crate::packet::netlink::nft::Silence;
@@ -30,14 +30,24 @@ const LOOK_EVERY_MS: u64 = 2_000;
 const SLEEP_MAX_MS: u64 = 500;
 /// How often the XDP program's counters are read.
 const SETTLE_EVERY_MS: u64 = 500;
+/// How often its flows are counted.
+const COUNT_EVERY_MS: u64 = 5_000;
 /// Memory of one ring: 4096 ordinary frames.
 const RING_MEMORY: usize = 8 << 20;
 const LOOPBACK: u32 = 1;
+
+/// What was said of a real server.
+#[derive(Debug, Clone, Copy, Default)]
+struct Said {
+    checks: ServerState,
+    weight: Option<u32>,
+}
 
 /// Everything the thread owns.
 #[derive(Debug)]
 pub(super) struct Manager {
     registry: Registry,
+    said: HashMap<(ServiceKey, IpAddr), Said>,
     desks: Vec<Desk>,
     board: Arc<Board>,
     reporter: Reporter,
@@ -61,6 +71,8 @@ pub(super) struct Manager {
     paths: Vec<Path>,
     /// When the program's counters were last read.
     settled: u64,
+    /// When its flows were last counted.
+    counted: u64,
     /// Ways, rings or interfaces have to be looked at.
     stale: bool,
     /// The tables have to be made anew.
@@ -79,6 +91,7 @@ impl Manager {
         let sockets = NeighbourSocket::open().map_err(|error| needs("packet sockets", &error))?;
         Ok(Self {
             registry,
+            said: HashMap::new(),
             desks,
             board,
             reporter,
@@ -98,6 +111,7 @@ impl Manager {
             offload,
             paths: Vec::new(),
             settled: 0,
+            counted: 0,
             stale: true,
             dirty: true,
         })
@@ -175,7 +189,14 @@ impl Manager {
                 self.configure(*config);
                 self.stale = true;
             }
-            Fact::State(service, server, state) => self.registry.set_state(service, server, state),
+            Fact::State(service, server, state) => {
+                self.said.entry((service, server)).or_default().checks = state;
+                self.tell_state(service, server);
+            }
+            Fact::Weight(service, server, weight) => {
+                self.said.entry((service, server)).or_default().weight = weight;
+                self.tell_state(service, server);
+            }
             Fact::Active(address, active) => self.registry.set_active(address, active),
             Fact::Stop => return false,
         }
@@ -183,8 +204,17 @@ impl Manager {
         true
     }
 
+    /// Both what checks say and the operator's weight, which comes first.
+    fn tell_state(&mut self, service: ServiceKey, server: IpAddr) {
+        let said = self.said.get(&(service, server)).copied().unwrap_or_default();
+        let weight = said.weight.or(said.checks.weight);
+        self.registry.set_state(service, server, ServerState { weight, ..said.checks });
+    }
+
     fn configure(&mut self, config: L4) {
         let services = services(&config);
+        self.change_datapath(&config);
+        self.said.retain(|(key, _), _| config.services.iter().any(|one| one.key == *key));
         self.registry.configure(config);
         if let Some(silence) = &mut self.silence
             && let Err(error) = silence.set(&services)
@@ -195,6 +225,22 @@ impl Manager {
         let filter = Arc::new(filter::services(&services));
         for desk in &self.desks {
             desk.give(Order::Filter(Arc::clone(&filter)));
+        }
+    }
+
+    /// Another datapath: until it is there, packet sockets forward.
+    fn change_datapath(&mut self, config: &L4) {
+        if self.desks.is_empty() || self.offload.is_for(config) {
+            return;
+        }
+        let tables = self.board.tables();
+        self.offload.settle(&tables);
+        self.offload.end(&tables);
+        self.offload = Offload::open(config, self.desks.len());
+        for desk in &self.desks {
+            desk.give(Order::Learn(
+                self.offload.flows().map(|flows| Box::new(Learner::new(flows))),
+            ));
         }
     }
 
@@ -439,7 +485,9 @@ impl Manager {
 
     fn publish(&mut self) {
         // The program's counters know slots: they are read while the old occupants are known.
-        self.offload.settle(&self.board.tables());
+        let before = self.board.tables();
+        self.offload.settle(&before);
+        self.offload.count_flows(&before);
         let tables = self.registry.tables();
         let settings = &self.registry.config().director;
         let interfaces: Vec<Interface> =
@@ -482,7 +530,15 @@ impl Manager {
             return;
         }
         self.settled = now;
-        self.offload.settle(&self.board.tables());
+        let tables = self.board.tables();
+        self.offload.settle(&tables);
+        if self.offload.retry(&tables, &self.registry.config().director) {
+            self.dirty = true;
+        }
+        if now.saturating_sub(self.counted) >= COUNT_EVERY_MS {
+            self.counted = now;
+            self.offload.count_flows(&tables);
+        }
         self.board.set_xdp(self.offload.frames());
     }
 

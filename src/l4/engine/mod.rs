@@ -26,6 +26,8 @@ pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
 pub use self::real_server::RealServer;
+#[cfg(test)]
+pub(in crate::l4) use self::worker::forwarded_to;
 pub use self::worker::{Counts, OUTCOMES};
 use self::worker::{Order, Worker};
 use super::Director;
@@ -48,8 +50,10 @@ const END_PATIENCE: Duration = Duration::from_secs(1);
 pub enum Fact {
     /// Another configuration.
     Configure(Box<L4>),
-    /// What checks and operators say of a real server.
+    /// What checks say of a real server.
     State(ServiceKey, IpAddr, ServerState),
+    /// The operator's weight of a real server, in place of any other; `None`: no longer.
+    Weight(ServiceKey, IpAddr, Option<u32>),
     /// Whether this host is the active director of a virtual address.
     Active(IpAddr, bool),
     /// Ends everything.
