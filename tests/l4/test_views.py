@@ -1,16 +1,28 @@
 """What the operator sees of virtual servers, and what checks do to them."""
 
 import json
+import subprocess
 
-from harness.proxy import ROOT, run_once
+from harness.client import tool
+from harness.proxy import ROOT, binary, run_once
 from harness.tools import eventually
 
 from .common import VIP, Node, Server, spread, virtual_server
 
 
+def l4(node, *args):
+    """`ringgate ctl l4` of a node."""
+    done = subprocess.run(
+        [str(binary()), "ctl", "--socket", str(node.socket), "l4", *args],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    return done.stdout
+
+
 def service(node, port, protocol="TCP"):
     """A virtual server of VIP as `ctl --json l4` has it."""
-    answer = json.loads(node.ctl("--json", "l4").stdout)
+    answer = json.loads(l4(node, "--json"))
     keys = (protocol, VIP, port)
     of = [one for one in answer["virtual_servers"] if (one["protocol"], one["address"], one["port"]) == keys]
     return of[0]
@@ -35,7 +47,7 @@ def test_figures_are_those_of_the_traffic(site):
     # SYN, ACK, request, and what ends it.
     assert 4 * 6 <= after["in_packets"] - before["in_packets"] < 60
     assert all(one["state"] == "up" and one["forward"] == "Route" for one in after["servers"])
-    table = site.node.ctl("l4").stdout.splitlines()
+    table = l4(site.node).splitlines()
     assert table[0].split()[:3] == ["Prot", "LocalAddress:Port", "Scheduler"]
     assert any(line.split()[:4] == ["TCP", f"{VIP}:80", "rr", "active"] for line in table), table
     server = site.servers[0].host.address
@@ -64,7 +76,7 @@ def test_checks_and_sorry_server(lan, tmp_path):
         servers[1].stop()
         eventually(lambda: not service(node, 80)["quorum"], 10, "the quorum is lost")
         assert spread(client, f"http://{VIP}/", 2) == {"s3": 2}
-        servers[1].start(["/usr/sbin/nginx", "-p", servers[1].directory, "-c", servers[1].nginx(), "-e", "stderr"])
+        servers[1].start([tool("nginx"), "-p", servers[1].directory, "-c", servers[1].nginx(), "-e", "stderr"])
         eventually(lambda: states()[1] == "up", 10, "s2 is found alive")
         assert spread(client, f"http://{VIP}/", 2) == {"s2": 2}
         assert "real server is down" in node.log()

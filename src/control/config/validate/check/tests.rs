@@ -105,7 +105,7 @@ fn problems() {
     .map(|(keys, at, says)| (format!("{SERVER}{keys}"), at, says)));
     bad(&[(
         "[upstream.a]\nservers = [{ address = \"1.2.3.4:1\", check_port = 2 }]",
-        "2:52",
+        "2:50",
         "needs a `check`",
     )]);
 }
