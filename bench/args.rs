@@ -35,9 +35,41 @@ pub(crate) enum Command {
     Blast(Blast),
     /// Count the UDP packets that arrive
     Sink(Sink),
+    /// Measure what the director's XDP program costs a frame; needs root
+    #[command(after_help = XDP_NOTES)]
+    Xdp(Xdp),
     /// Make load for `run --agents` on another host; for trusted networks only
     #[command(after_help = AGENT_NOTES)]
     Agent(Agent),
+}
+
+const XDP_NOTES: &str = "\
+The kernel runs the program on frames in memory (BPF_PROG_TEST_RUN). With --live it sends them, without socket buffers,
+from one end of a veth pair; the other end drops them.
+
+Example:
+  ringgate-bench xdp --flows 1000000
+  ip link add v0 type veth peer name v1 && ip link set v0 up && ip link set v1 up
+  ringgate-bench xdp --live v0 --sink v1";
+
+/// `xdp`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Xdp {
+    /// Real servers
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) servers: u16,
+    /// Flows
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8_000_000))]
+    pub(crate) flows: u32,
+    /// Runs on one frame for one figure
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) repeat: u32,
+    /// Send frames from this interface, whose driver runs XDP programs
+    #[arg(long, value_name = "INTERFACE", requires = "sink")]
+    pub(crate) live: Option<String>,
+    /// Drop them at this one, its other end
+    #[arg(long, value_name = "INTERFACE", requires = "live")]
+    pub(crate) sink: Option<String>,
 }
 
 const AGENT_NOTES: &str = "\

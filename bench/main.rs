@@ -9,6 +9,7 @@
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
 //! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
+//! - `xdp` measures the director's XDP program in the kernel ([`xdp`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
 //!
 //! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
@@ -40,6 +41,7 @@ mod tally;
 mod target;
 mod tls;
 mod wire;
+mod xdp;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Relay(options) => relay::run(&options).map(|()| 0),
         Command::Blast(options) => blast::run(&options),
         Command::Sink(options) => sink::run(&options),
+        Command::Xdp(options) => xdp::run(&options),
         Command::Agent(options) => agent::serve(&options).map(|()| 0),
         Command::Run(options) => match run::plan(&options) {
             Ok(plan) => run::run(&options, plan),

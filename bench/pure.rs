@@ -39,7 +39,7 @@ Cache-Control: max-age=60\r\nVary: Accept-Encoding\r\n\r\n";
 /// Does a part so often.
 type Work = fn(&mut Bench, usize);
 
-const PARTS: [(&str, Work); 7] = [
+const PARTS: [(&str, Work); 12] = [
     ("parse-small", |bench, times| repeat(times, || bench.parse(SMALL))),
     ("parse-browser", |bench, times| repeat(times, || bench.parse(BROWSER))),
     ("route-1000", |bench, times| {
@@ -59,6 +59,11 @@ const PARTS: [(&str, Work); 7] = [
         let body = [body.as_slice(), b"0\r\n\r\n"].concat();
         repeat(times, || decode(&body));
     }),
+    ("verdict-1k-3", |_, times| verdicts(1000, 3, times)),
+    ("verdict-100k-3", |_, times| verdicts(100_000, 3, times)),
+    ("verdict-1m-3", |_, times| verdicts(1_000_000, 3, times)),
+    ("verdict-100k-100", |_, times| verdicts(100_000, 100, times)),
+    ("verdict-100k-1000", |_, times| verdicts(100_000, 1000, times)),
     ("whole-request", |bench, times| {
         repeat(times, || {
             bench.parse(SMALL);
@@ -87,6 +92,60 @@ fn main() -> ExitCode {
         }
         _ => ExitCode::from(2),
     }
+}
+
+/// Packets of so many established flows to so many servers through a director, `times` of them in
+/// an order that caches do not guess. Says how long one takes, on standard error.
+fn verdicts(flows: u32, servers: u32, times: usize) {
+    use ringgate::l4::registry::Registry;
+    use ringgate::l4::tables::Neighbour;
+    use ringgate::l4::{Director, Frame, Verdict};
+    use ringgate::protocol::ethernet::Mac;
+
+    const OWN: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    let address = |n: u32| std::net::Ipv4Addr::from_bits(0x0a00_0001 + n);
+    let list: Vec<String> =
+        (0..servers).map(|n| format!("{{ address = \"{}\" }}", address(n))).collect();
+    let text = format!(
+        "[director]\nnew_flows_per_second = 0\n[[virtual_server]]\naddress = \"192.0.2.1:80\"\n\
+         scheduler = \"rr\"\nservers = [{}]\n",
+        list.join(",")
+    );
+    let mut registry = Registry::new(config::parse("pure", &text).expect("valid").l4, 1);
+    registry.set_interfaces([(2, vec![OWN])].into());
+    for n in 0..servers {
+        let way = Neighbour { mac: OWN, source: OWN, ifindex: 3, vlan: None };
+        registry.set_neighbour(address(n).into(), Some(way));
+    }
+    let mut director = Director::new(0, registry.tables(), 1 << 20);
+    let mut bytes = vec![0; 60];
+    bytes[..6].copy_from_slice(&OWN.0);
+    bytes[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6]);
+    bytes[30..38].copy_from_slice(&[192, 0, 2, 1, 0, 0, 0, 80]);
+    bytes[46] = 0x50;
+    let mut judge = |flow: u32, flags: u8| {
+        bytes[..6].copy_from_slice(&OWN.0);
+        bytes[26..30].copy_from_slice(&(0xc612_0000 + (flow >> 4)).to_be_bytes());
+        bytes[34..36]
+            .copy_from_slice(&(1024 + u16::try_from(flow & 15).unwrap_or_default()).to_be_bytes());
+        bytes[47] = flags;
+        let mut frame = Frame { length: bytes.len(), bytes: &mut bytes, vlan: None, ifindex: 2 };
+        let verdict = director.judge(1000, &mut frame);
+        assert!(matches!(black_box(verdict), Verdict::Forward { .. }));
+    };
+    for flow in 0..flows {
+        judge(flow, 2);
+        judge(flow, 16);
+    }
+    let began = std::time::Instant::now();
+    let mut random = 1_u32;
+    for _ in 0..times {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let flow = (u64::from(random) * u64::from(flows)) >> 32;
+        judge(u32::try_from(flow).unwrap_or_default(), 16);
+    }
+    let each = began.elapsed().as_nanos() / times.max(1) as u128;
+    let _ = writeln!(io::stderr(), "{flows} flows, {servers} servers: {each} ns a verdict");
 }
 
 fn repeat(times: usize, mut work: impl FnMut()) {

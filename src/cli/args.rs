@@ -34,9 +34,9 @@ Exit code 0: done. 1: it was refused, something is not as it should be (tune ver
 cannot be reached. 2: wrong usage.
 
 Examples:
+  ringgate ctl status                        everything in a few lines
   ringgate ctl reload                        put the changed file in force; connections stay
   ringgate ctl reload --dry-run              say what that would change
-  ringgate ctl status                        everything in a few lines
   ringgate ctl upstream list                 servers, their state and why, drift from the file
   ringgate ctl upstream api drain 10.0.1.11:8080            no new requests, those on it finish
   ringgate ctl upstream api weight 5 10.0.1.11:8080 --persist   and write it into the file
@@ -50,6 +50,14 @@ Examples:
   ringgate completions bash > /usr/share/bash-completion/completions/ringgate
   ringgate completions zsh > /usr/share/zsh/site-functions/_ringgate
   ringgate completions fish > /usr/share/fish/vendor_completions.d/ringgate.fish";
+
+const TOP_EXAMPLES: &str = "\
+Keys: q or Ctrl-C ends it, arrows and PgUp/PgDn scroll.
+Exit code 0: ended by the user. 1: the process cannot be reached, or this is no terminal.
+
+Examples:
+  ringgate top
+  ringgate top --once | head -20";
 
 const MAN_EXAMPLES: &str = "\
 Examples:
@@ -103,6 +111,22 @@ pub enum Command {
         #[command(subcommand)]
         about: About,
     },
+    /// Watch a running process: rates, latency, upstreams, shards, VRRP
+    #[command(after_help = TOP_EXAMPLES)]
+    Top {
+        /// The socket (admin.socket)
+        #[arg(long, value_name = "PATH", default_value = crate::control::config::ADMIN_SOCKET)]
+        socket: PathBuf,
+        /// Seconds between looks
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
+        interval: u64,
+        /// Print one frame as text
+        #[arg(long)]
+        once: bool,
+        /// Columns of that frame
+        #[arg(long, value_name = "COLUMNS", default_value_t = 100, value_parser = clap::value_parser!(u16).range(20..=400))]
+        width: u16,
+    },
     /// Print completions for a shell
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -137,14 +161,14 @@ pub enum Command {
 /// What `ctl` is about.
 #[derive(Debug, Subcommand)]
 pub enum About {
+    /// Show the process: phase, requests, upstreams, VRRP, drift
+    Status,
     /// Put the changed configuration file in force; nothing else is touched
     Reload {
         /// Say what would change, and change nothing
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show the process: phase, requests, upstreams, VRRP, drift
-    Status,
     /// Show or change the servers of upstreams
     #[command(override_usage = UPSTREAM_USAGE)]
     Upstream(UpstreamArgs),

@@ -7,6 +7,7 @@ pub mod args;
 pub mod ctl;
 pub mod generated;
 pub mod run;
+pub mod top;
 pub mod tune;
 
 use std::ffi::OsString;
@@ -99,6 +100,10 @@ where
     match args.command {
         Command::Ctl { socket, json, about } => {
             Step::Exit(ctl::run(&ctl::Socket { path: &socket, json }, &about, out, err))
+        }
+        Command::Top { socket, interval, once, width } => {
+            let how = top::How { socket: &socket, interval, once, width };
+            Step::Exit(top::run(&how, out, err))
         }
         Command::Completions { shell } => {
             Step::Exit(print_result(out, &generated::completions(shell)))

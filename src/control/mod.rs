@@ -6,6 +6,12 @@ pub mod certificates;
 pub mod config;
 pub mod director;
 pub mod events;
+#[cfg(test)]
+mod frames;
+pub mod hardening;
+pub mod health;
+pub mod history;
+pub mod l4_checks;
 pub mod logger;
 pub mod metrics;
 pub mod page;

@@ -26,13 +26,18 @@ pub struct Name {
 /// The names in these upstreams, each once.
 #[must_use]
 pub fn names(upstreams: &[Upstream]) -> Vec<Name> {
-    let servers = upstreams.iter().flat_map(|upstream| &upstream.servers);
+    names_of(upstreams.iter().flat_map(|upstream| &upstream.servers))
+}
+
+/// The names of these servers, each once.
+#[must_use]
+pub fn names_of<'a>(servers: impl IntoIterator<Item = &'a Server>) -> Vec<Name> {
     let mut seen = HashSet::new();
     let name = |server: &Server| match &server.address {
         ServerAddress::Name(host, port) => Some(Name { host: host.clone(), port: *port }),
         ServerAddress::Socket(_) => None,
     };
-    servers.filter_map(name).filter(|name| seen.insert(name.clone())).collect()
+    servers.into_iter().filter_map(name).filter(|name| seen.insert(name.clone())).collect()
 }
 
 /// The addresses that were found for each server of an upstream.
@@ -93,6 +98,12 @@ impl Resolver {
             }
         })?;
         Ok(Self(work))
+    }
+
+    /// Looks these up from now on, as often as before.
+    pub fn look_up(&self, names: Vec<Name>) {
+        lock(&self.0.0).names = names;
+        self.0.1.notify_one();
     }
 
     /// Looks these up from now on.

@@ -1,15 +1,13 @@
 //! The servers of an upstream as the operator has them: the file's list, and what was changed since.
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::balance::MAX_MEMBERS;
-use crate::l7::config::{Server, ServerAddress};
+use crate::l7::config::Server;
 use crate::l7::upstream::Standing;
 
 /// What the operator may do to servers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// One more.
     Add(Server),
@@ -67,34 +65,13 @@ pub struct Drift {
 pub struct Servers {
     file: Vec<Server>,
     now: Vec<Standing>,
-    /// Ends the lookups of names that were added at run time, by [`Standing::id`].
-    lookups: Vec<(usize, Lookup)>,
-}
-
-/// Ends the lookups of a name when it is dropped.
-#[derive(Debug)]
-pub struct Lookup(Arc<AtomicBool>);
-
-impl Lookup {
-    /// Ends them when dropped; the other half is true from then on.
-    #[must_use]
-    pub fn new() -> (Self, Arc<AtomicBool>) {
-        let over = Arc::new(AtomicBool::new(false));
-        (Self(Arc::clone(&over)), over)
-    }
-}
-
-impl Drop for Lookup {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 impl Servers {
     /// As the file has them.
     #[must_use]
     pub fn new(file: &[Server]) -> Self {
-        Self { file: file.to_vec(), now: Standing::of(file), lookups: Vec::new() }
+        Self { file: file.to_vec(), now: Standing::of(file) }
     }
 
     /// As they stand now.
@@ -106,27 +83,7 @@ impl Servers {
     /// A copy to try changes on.
     #[must_use]
     pub fn preview(&self) -> Self {
-        Self { file: Vec::new(), now: self.now.clone(), lookups: Vec::new() }
-    }
-
-    /// True if the server of this id goes by this name.
-    #[must_use]
-    pub fn has_name(&self, id: usize, host: &str) -> bool {
-        self.now.iter().any(|standing| {
-            standing.id == id
-                && matches!(&standing.server.address, ServerAddress::Name(name, _) if name == host)
-        })
-    }
-
-    /// Names that are looked up since they were added at run time.
-    #[must_use]
-    pub fn lookups(&self) -> usize {
-        self.lookups.len()
-    }
-
-    /// Keeps what ends the lookups of a server.
-    pub fn keep(&mut self, id: usize, lookup: Lookup) {
-        self.lookups.push((id, lookup));
+        Self { file: Vec::new(), now: self.now.clone() }
     }
 
     /// The list after a change of the server called `name`, without carrying it out.
@@ -174,8 +131,6 @@ impl Servers {
     /// Makes this the list.
     pub fn set(&mut self, now: Vec<Standing>) {
         self.now = now;
-        let now = &self.now;
-        self.lookups.retain(|(id, _)| now.iter().any(|standing| standing.id == *id));
     }
 
     /// The file says so of this server from now on.
@@ -227,6 +182,8 @@ impl Servers {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use crate::l7::config::ServerAddress;
 
     use proptest::prelude::*;
 
@@ -306,18 +263,6 @@ mod tests {
         apply(&mut all, "a:1", &Change::Remove).unwrap();
         apply(&mut all, "a:7", &Change::Add(server(7))).unwrap();
         assert_eq!(all.now().iter().map(|one| one.id).collect::<Vec<_>>(), [1, 0]);
-        assert!(all.has_name(0, "a") && !all.has_name(0, "b") && !all.has_name(2, "a"));
-    }
-
-    #[test]
-    fn lookups_end_with_their_server() {
-        let mut all = servers(1);
-        apply(&mut all, "a:2", &Change::Add(server(2))).unwrap();
-        let (lookup, over) = Lookup::new();
-        all.keep(1, lookup);
-        assert!(!over.load(Ordering::Relaxed));
-        apply(&mut all, "a:2", &Change::Remove).unwrap();
-        assert!(over.load(Ordering::Relaxed) && all.lookups() == 0);
     }
 
     proptest! {

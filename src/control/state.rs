@@ -2,27 +2,27 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
 use crate::control::config::Log;
+use crate::control::health::Checks;
+use crate::control::history::History;
+use crate::control::l4_checks;
 use crate::control::logger::Logger;
 use crate::control::reload;
-use crate::control::resolve::Name;
+use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::control::upgrade::Office;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l4::engine::Engine;
-use crate::l7::config::ServerAddress;
+use crate::l7::config::{Server, ServerAddress};
 use crate::l7::metrics::{ByShard, ListenerMetrics};
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
@@ -36,15 +36,6 @@ pub enum Phase {
     Draining,
 }
 
-/// Looks a name up again and again, from now until the flag is true.
-pub struct Lookups(pub Box<dyn Fn(Name, Arc<AtomicBool>) -> io::Result<()>>);
-
-impl fmt::Debug for Lookups {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookups")
-    }
-}
-
 /// The state of the process.
 #[derive(Debug)]
 pub struct State {
@@ -52,8 +43,8 @@ pub struct State {
     pub logger: Logger,
     /// The configuration file; `None` for the demo.
     pub file: Option<PathBuf>,
-    /// Looks up the names of servers that are added.
-    pub lookups: Lookups,
+    /// Looks up the names of servers.
+    pub resolver: Resolver,
     /// When it was started.
     pub started: Instant,
     /// The clock that all rings share began then.
@@ -66,12 +57,18 @@ pub struct State {
     pub(super) listeners: RefCell<Rc<[ListenerState]>>,
     /// See [`State::upstreams`].
     pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
+    /// Rates of the last minutes.
+    pub history: RefCell<History>,
+    /// Health checks and outliers.
+    pub checks: Checks,
     /// Certificates.
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.
     pub ha: OnceCell<Ha>,
     /// The layer-4 director and real server, if either is configured.
     pub l4: Option<Engine>,
+    /// Health checks of its real servers, if there are any.
+    pub l4_checks: Option<l4_checks::Checks>,
     /// Virtual addresses that the director was told about, and whether it is the active one.
     pub roles: RefCell<HashMap<IpAddr, bool>>,
     /// What VRRP is told about the rest of the process.
@@ -141,6 +138,20 @@ impl State {
         Rc::clone(&self.upstreams.borrow())
     }
 
+    /// The names of all servers, those that were added at run time among them.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
+        let upstreams = self.upstreams();
+        let servers: Vec<Server> = upstreams
+            .iter()
+            .flat_map(|upstream| {
+                let servers = upstream.servers.borrow();
+                servers.now().iter().map(|standing| standing.server.clone()).collect::<Vec<_>>()
+            })
+            .collect();
+        resolve::names_of(&servers)
+    }
+
     /// Milliseconds on the clock the shards use.
     #[must_use]
     pub fn now(&self) -> u64 {
@@ -155,7 +166,11 @@ impl State {
         addresses: &[SocketAddr],
     ) -> Vec<Rc<UpstreamState>> {
         let takes = |upstream: &&Rc<UpstreamState>| upstream.take_resolved(host, port, addresses);
-        self.upstreams().iter().filter(takes).cloned().collect()
+        let changed: Vec<_> = self.upstreams().iter().filter(takes).cloned().collect();
+        if !changed.is_empty() {
+            self.checks.refresh(&self.upstreams());
+        }
+        changed
     }
 }
 

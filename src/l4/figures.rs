@@ -75,6 +75,8 @@ pub struct Load {
     active: AtomicU32,
     /// Others that are remembered (`InActConn`).
     inactive: AtomicU32,
+    /// Flows that only the XDP program knows: established, and others.
+    offloaded: [AtomicU32; 2],
     /// Above its upper threshold and not yet below the lower one.
     full: AtomicBool,
 }
@@ -83,13 +85,19 @@ impl Load {
     /// Established flows.
     #[must_use]
     pub fn active(&self) -> u32 {
-        self.active.load(Relaxed)
+        self.active.load(Relaxed).saturating_add(self.offloaded[0].load(Relaxed))
     }
 
     /// Flows remembered that are not established.
     #[must_use]
     pub fn inactive(&self) -> u32 {
-        self.inactive.load(Relaxed)
+        self.inactive.load(Relaxed).saturating_add(self.offloaded[1].load(Relaxed))
+    }
+
+    /// Flows that only the XDP program knows, as it was last asked.
+    pub(super) fn set_offloaded(&self, established: u32, others: u32) {
+        self.offloaded[0].store(established, Relaxed);
+        self.offloaded[1].store(others, Relaxed);
     }
 
     /// Takes a flow in.

@@ -83,6 +83,10 @@ pub struct Server {
     pub lower: u32,
     /// Its address.
     pub address: IpAddr,
+    /// The address of this host that tunnels to it begin at.
+    pub tunnel_source: Option<IpAddr>,
+    /// Bytes that fit into a packet on the way to it.
+    pub mtu: u16,
     /// What is counted of it.
     pub figures: Arc<Figures>,
 }

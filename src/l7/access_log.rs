@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::l7::config::AccessLogFormat;
 use crate::l7::time::{common_log_date, rfc3339_ms};
+use crate::protocol::trace_context::{SPAN_LEN, TRACE_LEN};
 
 /// What is known of a request when its response has ended.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +44,29 @@ pub struct Entry<'a> {
     pub upstream_status: Option<u16>,
     /// Attempts made on servers.
     pub tries: u32,
+    /// What was agreed on in the TLS handshake; `None` in the clear.
+    pub tls: Option<Tls<'a>>,
+    /// The trace the request belongs to.
+    pub trace: Option<[u8; TRACE_LEN]>,
+    /// Our span in it.
+    pub span: Option<[u8; SPAN_LEN]>,
     /// Name of the listener.
     pub listener: &'a str,
     /// Why the request failed, in a few words.
     pub error: Option<&'a str>,
+}
+
+/// TLS as the log shows it, in nginx's words.
+#[derive(Debug, Clone, Copy)]
+pub struct Tls<'a> {
+    /// `$ssl_protocol`
+    pub protocol: &'a str,
+    /// `$ssl_cipher`
+    pub cipher: &'a str,
+    /// `$ssl_server_name`
+    pub server_name: &'a str,
+    /// `$ssl_session_reused`
+    pub resumed: bool,
 }
 
 /// Appends the entry as a line, its end included.
@@ -124,6 +144,13 @@ fn append_json(out: &mut Vec<u8>, entry: &Entry<'_>) {
     json_milliseconds(out, "upstream_time_ms", entry.upstream_time_us);
     json_number(out, "upstream_status", entry.upstream_status.map(u64::from));
     json_number(out, "tries", Some(u64::from(entry.tries)));
+    let tls = entry.tls.as_ref();
+    json_text(out, "ssl_protocol", tls.map(|tls| tls.protocol.as_bytes()));
+    json_text(out, "ssl_cipher", tls.map(|tls| tls.cipher.as_bytes()));
+    json_text(out, "ssl_server_name", tls.map(|tls| tls.server_name.as_bytes()));
+    json_text(out, "ssl_session_reused", tls.map(|tls| if tls.resumed { &b"r"[..] } else { b"." }));
+    json_text(out, "trace_id", entry.trace.as_ref().map(<[u8; TRACE_LEN]>::as_slice));
+    json_text(out, "span_id", entry.span.as_ref().map(<[u8; SPAN_LEN]>::as_slice));
     json_text(out, "listener", Some(entry.listener.as_bytes()));
     json_text(out, "error", entry.error.map(str::as_bytes));
     out.extend_from_slice(b"}\n");
@@ -247,6 +274,14 @@ mod tests {
             upstream_time_us: Some(999),
             upstream_status: Some(201),
             tries: 2,
+            tls: Some(Tls {
+                protocol: "TLSv1.3",
+                cipher: "TLS_AES_128_GCM_SHA256",
+                server_name: "shop.example",
+                resumed: true,
+            }),
+            trace: Some(*b"4bf92f3577b34da6a3ce929d0e0e4736"),
+            span: None,
             listener: "web",
             error: None,
         }
@@ -312,7 +347,10 @@ mod tests {
             "host": "shop.example", "uri": "/a?b=c", "protocol": "HTTP/1.1", "status": 200,
             "bytes_sent": 1234, "referer": "http://a/", "user_agent": "curl/8.0",
             "request_id": "0af", "request_time_ms": 12.034, "upstream": "[fd00::1]:8080",
-            "upstream_time_ms": 0.999, "upstream_status": 201, "tries": 2, "listener": "web",
+            "upstream_time_ms": 0.999, "upstream_status": 201, "tries": 2,
+            "ssl_protocol": "TLSv1.3", "ssl_cipher": "TLS_AES_128_GCM_SHA256",
+            "ssl_server_name": "shop.example", "ssl_session_reused": "r",
+            "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "span_id": null, "listener": "web",
             "error": null,
         });
         assert_eq!(json(&entry()), expected);

@@ -59,6 +59,19 @@ pub struct Http {
     pub underscores_in_headers: bool,
     /// Peers whose `X-Forwarded-*` values are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// What becomes of `traceparent`.
+    pub trace_context: TraceContext,
+}
+
+/// What becomes of `traceparent` and `tracestate` (W3C Trace Context).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceContext {
+    /// They are passed on as any other field.
+    Pass,
+    /// A request with a trace goes on with a span of ours.
+    Continue,
+    /// And a request without one begins one.
+    Start,
 }
 
 /// One listening address.

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use crate::l7::channel::Channel;
 use crate::l7::clients::{Clients, Seat, Verdict};
-use crate::l7::config::Action;
+use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
 use crate::l7::flow::{FlushError, flush, flush_at, throttle};
 use crate::l7::generation::{Generation, Listening};
@@ -438,6 +438,10 @@ impl Client {
         }
         let trusted = &generation.service.http.trusted_proxies;
         exchange.identify(&self.addresses, trusted, worker.request_id());
+        let how = generation.service.http.trace_context;
+        if how != TraceContext::Pass {
+            exchange.follow_trace(how, || worker.request_id());
+        }
         if let Some(clients) = &generation.service.clients {
             let address = exchange.identity().client;
             match clients.request(address, worker.now()) {
@@ -562,6 +566,7 @@ impl Client {
         }
         self.count_bytes();
         self.figures().requests.count(outcome.status);
+        self.figures().latency.record(self.last_active.saturating_sub(outcome.started));
         if let Some(pool) = &exchange.pool {
             let figures = pool.metrics();
             figures.requests.count(outcome.status);
@@ -602,6 +607,18 @@ impl Client {
                 .map(|began| micros(began, outcome.upstream_ended.unwrap_or(self.last_active))),
             upstream_status: outcome.upstream_status,
             tries: outcome.tries,
+            tls: exchange.tls.as_deref().map(|tls| access_log::Tls {
+                protocol: tls.protocol(),
+                cipher: tls.cipher,
+                server_name: tls.server_name.as_deref().unwrap_or_default(),
+                resumed: tls.resumed,
+            }),
+            trace: match &exchange.trace {
+                Some(trace) => Some(trace.own.trace),
+                None if parsed => exchange.received_trace().map(|received| received.trace),
+                None => None,
+            },
+            span: exchange.trace.as_ref().map(|trace| trace.own.span),
             listener,
             error: outcome.error,
         }

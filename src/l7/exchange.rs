@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::l7::channel::Channel;
-use crate::l7::config::{HeaderEdits, Route};
+use crate::l7::config::{HeaderEdits, Route, TraceContext};
 use crate::l7::forwarded::{self, Identity};
 use crate::l7::pool::Pool;
 use crate::l7::router;
@@ -15,6 +15,7 @@ use crate::protocol::http1::{
     Field, FieldId, Limits, Method, RequestError, RequestHead, ResponseHead, Target, TargetError,
     Version, encode, normalise_host,
 };
+use crate::protocol::trace_context::{Parent, SPAN_LEN, identifier};
 use crate::ring::timer::Millis;
 
 /// Where a connection comes from and arrived.
@@ -53,9 +54,20 @@ pub struct Exchange {
     pub tls: Option<Rc<Info>>,
     /// `Strict-Transport-Security` to send.
     pub hsts: Option<Arc<str>>,
+    /// The trace it belongs to, when spans of ours are in it.
+    pub trace: Option<Trace>,
     /// The upstream that it was proxied to, if it was.
     pub pool: Option<Rc<Pool>>,
     identity: Option<Identity>,
+}
+
+/// Our part in a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace {
+    /// What goes upstream: the trace, and our span in it.
+    pub own: Parent,
+    /// The client brought the trace, and what it says in `tracestate` counts.
+    pub continued: bool,
 }
 
 /// How an exchange went, for the log and the metrics.
@@ -116,7 +128,7 @@ impl Exchange {
         }
         *outcome = Outcome::default();
         *identity = None;
-        (self.tls, self.hsts, self.pool) = (None, None, None);
+        (self.tls, self.hsts, self.pool, self.trace) = (None, None, None, None);
         // A refusal may have to be written before the next head is parsed.
         self.request.method = Method::default();
         self.request.version = Version::default();
@@ -148,6 +160,32 @@ impl Exchange {
         let mut own = std::mem::take(&mut self.id);
         own.extend_from_slice(self.claims().request_id.unwrap_or(&id));
         self.id = own;
+    }
+
+    /// Takes part in the client's trace, or begins one; `ids` makes fresh identifiers.
+    pub fn follow_trace(&mut self, how: TraceContext, ids: impl Fn() -> [u8; 32]) {
+        let received = self.received_trace();
+        if how == TraceContext::Pass || received.is_none() && how == TraceContext::Continue {
+            return;
+        }
+        let mut span = [b'0'; SPAN_LEN];
+        span.iter_mut().zip(ids()).for_each(|(to, from)| *to = from);
+        let trace = received.map_or_else(|| identifier(ids()), |received| received.trace);
+        let flags = received.map_or(0, |received| received.flags);
+        let own = Parent { trace, span: identifier(span), flags };
+        self.trace = Some(Trace { own, continued: received.is_some() });
+    }
+
+    /// The trace that the client says it belongs to, once and well.
+    #[must_use]
+    pub fn received_trace(&self) -> Option<Parent> {
+        let named = |field: &&Field| {
+            let name = field.name.of(&self.head);
+            name.len() == 11 && name.eq_ignore_ascii_case(b"traceparent")
+        };
+        let mut values = self.request.fields.iter().filter(named);
+        let first = values.next()?;
+        if values.next().is_some() { None } else { Parent::parse(first.value.of(&self.head)) }
     }
 
     /// The client's identity; a placeholder before [`Exchange::identify`].

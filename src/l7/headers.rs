@@ -118,6 +118,12 @@ fn is_forwarded(
     if field.id == FieldId::Forwarded && !exchange.identity().trusted_peer {
         return false;
     }
+    if let Some(trace) = &exchange.trace
+        && (name.eq_ignore_ascii_case(b"traceparent")
+            || !trace.continued && name.eq_ignore_ascii_case(b"tracestate"))
+    {
+        return false;
+    }
     edits.is_empty() || !(removes(edits, name) || replaces(edits, name))
 }
 
@@ -154,6 +160,9 @@ fn push_identity(
     }
     if wanted(b"x-request-id") {
         encode::push_field(out, b"X-Request-Id", &exchange.id);
+    }
+    if let Some(trace) = exchange.trace.as_ref().filter(|_| wanted(b"traceparent")) {
+        encode::push_field(out, b"traceparent", &trace.own.value());
     }
 }
 

@@ -10,5 +10,6 @@ pub mod ip;
 pub mod ndp;
 pub mod proxy_protocol;
 pub mod tls;
+pub mod trace_context;
 pub mod transport;
 pub mod vrrp;

@@ -46,6 +46,28 @@ pub fn user(name: &str) -> Option<User> {
     Some(User { name: name.to_owned(), uid: entry.pw_uid, gid: entry.pw_gid })
 }
 
+/// Looks a group up (getgrnam_r(3)); `None` when there is none of this name.
+#[must_use]
+pub fn group(name: &str) -> Option<u32> {
+    let text = CString::new(name).ok()?;
+    // SAFETY: group is integers and pointers, for which all zeroes is a valid value.
+    let mut entry: libc::group = unsafe { mem::zeroed() };
+    let mut buffer = vec![0; 64 << 10];
+    let mut found = std::ptr::null_mut();
+    // SAFETY: the name ends in a zero byte; entry, buffer (of the length given) and result pointer are ours
+    // and outlive the call.
+    let errno = unsafe {
+        libc::getgrnam_r(
+            text.as_ptr(),
+            &raw mut entry,
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        )
+    };
+    (errno == 0 && !found.is_null()).then_some(entry.gr_gid)
+}
+
 /// Starts `command` (program and arguments) in a process group of its own, with no signal blocked,
 /// nothing to read and its output thrown away.
 ///
@@ -73,14 +95,16 @@ pub fn start_with(
     if let Some(user) = user {
         process.uid(user.uid).gid(user.gid);
     }
-    // SAFETY: between fork and exec only sigemptyset and sigprocmask run, which are async-signal-safe and
-    // allocate nothing.
+    // SAFETY: between fork and exec only sigemptyset, sigprocmask and prctl run, which are async-signal-safe
+    // and allocate nothing.
     unsafe { process.pre_exec(unblock_signals) };
     process.spawn()
 }
 
 /// Threads here block signals, and a child inherits that.
 fn unblock_signals() -> io::Result<()> {
+    // Capabilities are for this program and its successors.
+    super::privileges::clear_ambient();
     // SAFETY: sigset_t is plain integers and initialised by sigemptyset before its use.
     unsafe {
         let mut set: libc::sigset_t = mem::zeroed();

@@ -323,7 +323,7 @@ def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
     assert {row["contender"] for row in idle["rows"]} == {"ringgate", "nginx", "haproxy"}
     assert not small["failures"] and "ringgate / peer" in done.stdout
     page = path.with_suffix(".md").read_text()
-    for part in ("## Small keep-alive requests", "## Latency at shares", "## Sizing", "300 idle connections", "no reload"):
+    for part in ("## Small keep-alive requests", "## Latency at shares", "## Sizing", "300 idle connections"):
         assert part in page
     for name in re.findall(r"\]\(([^)]+\.svg)\)", page):
         tree.parse(tmp_path / name)

@@ -194,7 +194,7 @@ fn upstream(args: &UpstreamArgs) -> Result<Question, String> {
 }
 
 /// Status and body of the answer.
-pub(super) fn ask(
+pub(crate) fn ask(
     socket: &Path,
     method: &str,
     target: &str,

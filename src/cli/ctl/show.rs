@@ -45,6 +45,26 @@ pub(super) fn status(status: &Value) -> String {
         clients,
         list(&status["shards"]).len(),
     );
+    let hardening = &status["hardening"];
+    if !hardening["capabilities"].is_null() {
+        let kept: Vec<_> = list(&hardening["capabilities"]).iter().map(word).collect();
+        let _ = writeln!(
+            text,
+            "user {}, capabilities {}, landlock {}, seccomp {}",
+            hardening["user"].as_str().unwrap_or("unchanged"),
+            if kept.is_empty() { "none".to_owned() } else { kept.join(",") },
+            word(&hardening["landlock"]),
+            word(&hardening["seccomp"]),
+        );
+    }
+    let upgrade = &status["upgrade"];
+    if let Some(reason) = upgrade["last_failure"]["reason"].as_str() {
+        let _ = writeln!(text, "the last upgrade failed: {reason}");
+    }
+    for old in list(&upgrade["draining_processes"]) {
+        let (pid, seconds) = (&old["pid"], &old["draining_seconds"]);
+        let _ = writeln!(text, "process {pid} drains since {seconds} s, after an upgrade");
+    }
     let now = &status["rates"];
     if !now.is_null() {
         let _ = writeln!(

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::{Map, Value, json};
 
 use super::{Call, Reply};
+use crate::control::l4_checks::Checks;
 use crate::control::virtual_servers;
 use crate::l4::config::{Protocol, ServiceKey};
 use crate::l4::engine::Fact;
@@ -21,6 +22,7 @@ pub(super) fn list(call: &Call) -> Reply {
     Reply::json(&json!({
         "virtual_servers": virtual_servers::status(&tables),
         "directors": virtual_servers::directors(&tables),
+        "checks": call.state.l4_checks.as_ref().map(Checks::status),
     }))
 }
 

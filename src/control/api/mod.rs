@@ -234,6 +234,7 @@ pub const VERBS: &[Verb] = &[
     read("/shards", "figures by shard", process::shards),
     read("/connections", "client and server connections", process::connections),
     read("/events", "recent events", process::events),
+    read("/history", "rates of the last minutes, a point a second", process::history),
     read("/log/level", "the level of the log", process::log_level),
     order("/log/level", "set the level of the log", |call| Box::pin(process::set_log_level(call))),
     order("/reload", "put the changed file in force (?dry-run: only say what changes)", |call| {

@@ -33,7 +33,14 @@ pub(super) fn connections(call: &Call) -> Reply {
 pub(super) fn events(call: &Call) -> Reply {
     let events = call.state.logger.events().recent();
     let events: Vec<Value> = events.iter().map(crate::control::events::Event::json).collect();
-    Reply::json(&json!({ "events": events }))
+    let transitions = call.state.logger.events().transitions();
+    let transitions: Vec<Value> =
+        transitions.iter().map(crate::control::events::Event::json).collect();
+    Reply::json(&json!({ "events": events, "vrrp_transitions": transitions }))
+}
+
+pub(super) fn history(call: &Call) -> Reply {
+    Reply::json(&call.state.history.borrow().json())
 }
 
 pub(super) fn log_level(call: &Call) -> Reply {

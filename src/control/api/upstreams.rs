@@ -7,19 +7,16 @@ use serde_json::{Map, Value, json};
 use toml_edit::{DocumentMut, InlineTable};
 
 use super::{Call, Reply};
-use crate::control::resolve::Name;
-use crate::control::servers::{Change, Lookup};
+use crate::control::servers::Change;
 use crate::control::state::{State, UpstreamState};
 use crate::control::{config, persist, status};
-use crate::l7::config::{Server, ServerAddress};
+use crate::l7::config::Server;
 use crate::l7::upstream::Standing;
 use crate::ring::Timer;
 use crate::shard::Message;
 
 /// Servers in one order.
 const SERVERS_MAX: usize = 256;
-/// Names that may have been added at run time; each has a thread that looks it up.
-const LOOKUPS_MAX: usize = 64;
 /// The weights there are.
 const WEIGHT_MAX: u64 = 65_535;
 /// A shard whose inbox is full is told again, this often and this many times.
@@ -66,11 +63,13 @@ pub(super) async fn weight(call: Call) -> Reply {
 }
 
 type Order = Vec<(String, Change)>;
+/// What an order does to a server with these keys.
+type Make = dyn Fn(&Map<String, Value>) -> Result<Change, String>;
 
 /// Carries out an order on the servers the body names, all or none of them.
-async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>) -> Reply {
+async fn change(call: Call, make: &Make) -> Reply {
     let state = Rc::clone(&call.state);
-    let Some(upstream) = find(&state, &call.argument) else {
+    let Some(upstream) = named(&state, &call.argument) else {
         return unknown(&state, &call.argument);
     };
     let body = match call.json() {
@@ -100,24 +99,25 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
         }
     }
     // Again: another order, or a reload, may have come between.
-    let Some(upstream) = find(&state, &call.argument) else {
+    let Some(upstream) = named(&state, &call.argument) else {
         return unknown(&state, &call.argument);
     };
     let now = match after(&upstream, &order, flag("force")) {
         Ok(now) => now,
+        // `run --watch` has put the file in force by itself.
+        Err(_) if flag("persist") => return Reply::done(told(&order, true)),
         Err(why) => return Reply::error(409, why),
     };
-    if let Err(reply) = look_up(&state, &upstream, &now) {
-        return reply;
-    }
     upstream.servers.borrow_mut().set(now);
     forget_addresses(&upstream);
     upstream.rebuild();
+    state.resolver.look_up(state.names());
+    state.checks.refresh(&state.upstreams());
     tell(&state, &call.argument, &order);
     match publish(&call, &upstream).await {
         Ok(()) => Reply::json(&json!({
             "done": told(&order, flag("persist")),
-            "upstream": status::upstream(&upstream),
+            "upstream": status::upstream(&state, &upstream),
         })),
         Err(reply) => reply,
     }
@@ -125,10 +125,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
 
 /// What the body says: `{"servers": ["10.0.0.1:80", {"address": ..., ...}], "weight": ...}`. Keys beside
 /// `servers` count for all of them.
-fn order(
-    body: &Map<String, Value>,
-    make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>,
-) -> Result<Order, String> {
+fn order(body: &Map<String, Value>, make: &Make) -> Result<Order, String> {
     let servers = body.get("servers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if servers.is_empty() || servers.len() > SERVERS_MAX {
         return Err(format!("`servers` is no list of 1 to {SERVERS_MAX} servers"));
@@ -206,27 +203,6 @@ fn after(upstream: &UpstreamState, order: &Order, force: bool) -> Result<Vec<Sta
     Ok(servers.now().to_vec())
 }
 
-/// Starts looking up names that were not there before.
-fn look_up(state: &State, upstream: &UpstreamState, now: &[Standing]) -> Result<(), Reply> {
-    for standing in now {
-        let ServerAddress::Name(host, port) = &standing.server.address else { continue };
-        if upstream.servers.borrow().has_name(standing.id, host) {
-            continue;
-        }
-        if upstream.servers.borrow().lookups() >= LOOKUPS_MAX {
-            let most = format!("{LOOKUPS_MAX} names were added already: give addresses");
-            return Err(Reply::error(409, most));
-        }
-        let (lookup, over) = Lookup::new();
-        let name = Name { host: host.clone(), port: *port };
-        if let Err(error) = (state.lookups.0)(name, over) {
-            return Err(Reply::error(503, format!("cannot start a resolver: {error}")));
-        }
-        upstream.servers.borrow_mut().keep(standing.id, lookup);
-    }
-    Ok(())
-}
-
 /// Addresses belong to ids, and an id may come to be another server's.
 fn forget_addresses(upstream: &UpstreamState) {
     let servers = upstream.servers.borrow();
@@ -293,9 +269,8 @@ async fn publish(call: &Call, upstream: &UpstreamState) -> Result<(), Reply> {
     Ok(())
 }
 
-/// The upstream of this name in the configuration in force.
-fn find(state: &State, name: &str) -> Option<Rc<UpstreamState>> {
-    state.upstreams().iter().find(|one| one.shared.config.name == name).cloned()
+fn named(state: &State, name: &str) -> Option<Rc<UpstreamState>> {
+    state.upstreams().iter().find(|upstream| upstream.shared.config.name == name).cloned()
 }
 
 fn unknown(state: &State, name: &str) -> Reply {
@@ -348,7 +323,8 @@ mod tests {
             "servers": ["10.0.0.1:80", { "address": "B:1", "weight": 4 }], "weight": 2, "persist": true,
         }));
         let weight = |server: &Map<String, Value>| {
-            Ok(Change::Weight(server["weight"].as_u64().unwrap_or_default() as u32))
+            let weight = server["weight"].as_u64().unwrap_or_default();
+            Ok(Change::Weight(u32::try_from(weight).unwrap()))
         };
         assert_eq!(
             order(&body, &weight).unwrap(),

@@ -176,6 +176,12 @@ struct Stamp {
 
 type Stamps = HashMap<PathBuf, Option<Stamp>>;
 
+/// The files of certificates, keys and secrets that the configuration names.
+#[must_use]
+pub fn files(service: &Service, base: &Path) -> Vec<PathBuf> {
+    stamps(service, base).into_keys().collect()
+}
+
 /// The files the configuration names, as they are now.
 fn stamps(service: &Service, base: &Path) -> Stamps {
     let listeners = service.listeners.iter().filter_map(|listener| listener.tls.as_ref());

@@ -61,10 +61,12 @@ pub struct Config {
     pub ha: Ha,
     /// The file's text.
     pub text: String,
-    /// Reload when the file changes (`ringgate run --watch`).
-    pub watch: bool,
     /// The layer-4 director.
     pub l4: L4,
+    /// Health checks of real servers, in the order of the virtual servers.
+    pub l4_checks: Vec<Option<checks::UpstreamCheck>>,
+    /// Reload when the file changes (`ringgate run --watch`).
+    pub watch: bool,
     /// The role of a real server, if this host has it.
     pub real_server: Option<RealServer>,
     /// What is allowed but probably not meant, each line with its place in the file.
@@ -109,6 +111,23 @@ pub struct Node {
     pub upgrade_drain_timeout: Duration,
     /// Where the process's number is written.
     pub pid_file: Option<PathBuf>,
+    /// Who to be once everything that takes root is done, with the group.
+    pub user: Option<crate::sys::process::User>,
+    /// Whether files and system calls are restricted then.
+    pub sandbox: Sandbox,
+    /// Further directories that may be written to then.
+    pub writable: Vec<PathBuf>,
+}
+
+/// Whether files and system calls are restricted after the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// With `node.user`.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// How many shards run, and where.
@@ -244,8 +263,10 @@ fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigError
         let problems = problems.into_iter().map(|problem| (problem.span, problem.message));
         ConfigErrors::at(&source, problems.collect())
     })?;
-    certificates::load_checks(&config.service, &config.base, &mut config.checks)
-        .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
+    for checks in [&mut config.checks, &mut config.l4_checks] {
+        certificates::load_checks(&config.service, &config.base, checks)
+            .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
+    }
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })

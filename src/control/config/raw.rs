@@ -111,6 +111,7 @@ tables! {
         quorum: Leaf,
         hysteresis: Leaf,
         sorry_server: Leaf,
+        check: Node<Check>,
         servers: Nodes<RealServer>,
     }
     /// An element of a virtual server's `servers`
@@ -120,6 +121,8 @@ tables! {
         uthreshold: Leaf,
         lthreshold: Leaf,
         inhibit_on_failure: Leaf,
+        check_port: Leaf,
+        check_address: Leaf,
     }
     /// `[real_server]`
     RealServerRole {
@@ -186,6 +189,10 @@ tables! {
         upgrade_timeout: Leaf,
         upgrade_drain_timeout: Leaf,
         pid_file: Leaf,
+        user: Leaf,
+        group: Leaf,
+        sandbox: Leaf,
+        writable: Leaf,
         vrrp_rt_priority: Leaf,
         vrrp_lock_memory: Leaf,
         vrrp_shard_timeout: Leaf,
@@ -240,6 +247,7 @@ tables! {
         http2_max_concurrent_streams: Leaf,
         underscores_in_headers: Leaf,
         trusted_proxies: Leaf,
+        trace_context: Leaf,
     }
     /// `[limits]`
     Limits {

@@ -2,6 +2,7 @@
 
 mod datapath;
 mod director;
+mod health;
 mod tls;
 mod upgrade;
 mod virtual_servers;
@@ -13,7 +14,8 @@ use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State};
 use crate::counter::Counter;
 use crate::l7::metrics::{
-    ByShard, CLASSES, LATENCY_BOUNDS_MS, ListenerMetrics, Metrics, ServerMetrics, UpstreamMetrics,
+    ByShard, CLASSES, Histogram, LATENCY_BOUNDS_MS, ListenerMetrics, Metrics, ServerMetrics,
+    UpstreamMetrics,
 };
 use crate::l7::upstream::SharedUpstream;
 use crate::protocol::http2::Reason;
@@ -96,14 +98,15 @@ pub fn render(state: &State, format: Format) -> String {
     shards(&mut page, state);
     upstreams(&mut page, state);
     servers(&mut page, state);
+    health::write(&mut page, state);
     tls::write(&mut page, state);
     if let Some(ha) = state.ha.get() {
         vrrp::write(&mut page, &ha.board.read());
     }
     if let Some(l4) = &state.l4 {
         director::write(&mut page, &l4.board);
-        virtual_servers::write(&mut page, &l4.board.tables());
         datapath::write(&mut page, &l4.board.network());
+        virtual_servers::write(&mut page, &l4.board.tables());
     }
     tuning(&mut page, state);
     upgrade::write(&mut page, state);
@@ -387,24 +390,43 @@ fn upstreams(page: &mut Page, state: &State) {
 }
 
 fn latency(page: &mut Page, state: &State) {
-    const NAME: &str = "ringgate_upstream_request_duration_seconds";
-    page.family(NAME, "histogram", "Time from a request's first byte to its response's end.");
-    for upstream in &*state.upstreams() {
+    let upstreams = state.upstreams();
+    let name = "ringgate_upstream_request_duration_seconds";
+    page.family(name, "histogram", "Time from a request's first byte to its response's end.");
+    for upstream in &*upstreams {
         let SharedUpstream { config, metrics, .. } = &*upstream.shared;
-        let name = config.name.as_str();
-        let mut cumulated = 0;
-        for bucket in 0..=LATENCY_BOUNDS_MS.len() {
-            cumulated += sum(metrics, |shard| shard.latency.buckets()[bucket]);
-            let bound = LATENCY_BOUNDS_MS
-                .get(bucket)
-                .map_or_else(|| "+Inf".to_owned(), |ms| seconds(*ms).to_string());
-            let labels = [("upstream", name), ("le", bound.as_str())];
-            page.sample(&format!("{NAME}_bucket"), &labels, cumulated);
-        }
-        let total = sum(metrics, |shard| shard.latency.sum_ms());
-        page.sample(&format!("{NAME}_sum"), &[("upstream", name)], seconds(total));
-        page.sample(&format!("{NAME}_count"), &[("upstream", name)], cumulated);
+        let shards = metrics.iter().map(|shard| &shard.latency);
+        histogram(page, name, ("upstream", &config.name), shards);
     }
+    let name = "ringgate_request_duration_seconds";
+    let help = "Time from a request's first byte to its response's end, whoever answers.";
+    page.family(name, "histogram", help);
+    for ListenerState { name: listener, figures, .. } in &*state.listeners() {
+        let shards = figures.iter().map(|shard| &shard.latency);
+        histogram(page, name, ("listener", listener), shards);
+    }
+}
+
+/// The samples of a histogram over all shards.
+fn histogram<'a>(
+    page: &mut Page,
+    name: &str,
+    label: (&str, &str),
+    shards: impl Iterator<Item = &'a Histogram>,
+) {
+    let (mut buckets, mut sum_ms) = ([0; LATENCY_BOUNDS_MS.len() + 1], 0);
+    for shard in shards {
+        buckets.iter_mut().zip(shard.buckets()).for_each(|(sum, count)| *sum += count);
+        sum_ms += shard.sum_ms();
+    }
+    let mut cumulated = 0;
+    let bounds = LATENCY_BOUNDS_MS.iter().map(|ms| format!("{:?}", seconds(*ms)));
+    for (count, bound) in buckets.into_iter().zip(bounds.chain(["+Inf".to_owned()])) {
+        cumulated += count;
+        page.sample(&format!("{name}_bucket"), &[label, ("le", &bound)], cumulated);
+    }
+    page.sample(&format!("{name}_sum"), &[label], seconds(sum_ms));
+    page.sample(&format!("{name}_count"), &[label], cumulated);
 }
 
 #[allow(clippy::cast_precision_loss)] // a sum of milliseconds is exact up to 285,000 years
@@ -461,9 +483,13 @@ fn servers(page: &mut Page, state: &State) {
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
     });
-    page.family("ringgate_server_up", "gauge", "0 while out after failures or by hand.");
+    page.family(
+        "ringgate_server_up",
+        "gauge",
+        "0 while out: failures, health checks, ejection, or by hand.",
+    );
     each_standing(state, |upstream, server, member, weight| {
-        let up = u8::from(weight > 0 && !member.passive.is_out() && !member.config.down);
+        let up = u8::from(weight > 0 && member.is_usable());
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });

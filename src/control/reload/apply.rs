@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -132,6 +133,13 @@ impl Reloader {
         if self.state.upgrade.is_under_way() {
             return Answer::refused("an upgrade is under way: try again".to_owned());
         }
+        self.state.upgrade.set_changing(true);
+        let answer = self.change(asked, old, path).await;
+        self.state.upgrade.set_changing(false);
+        answer
+    }
+
+    async fn change(&self, asked: &Asked, old: Arc<Config>, path: PathBuf) -> Answer {
         let job = Job {
             path,
             dry_run: asked.dry_run,
@@ -190,6 +198,14 @@ impl Reloader {
         }
     }
 
+    fn renew_checks(&self, config: &Config) {
+        if let Err(error) = self.state.checks.replace(config, &self.state.upstreams()) {
+            let error = error.to_string();
+            self.logger.error("health checks cannot be started", &[("error", &error)]);
+        }
+        crate::control::health::watch(&self.ring, &self.state, self.logger);
+    }
+
     /// Returns the number of the generation that is in force then.
     async fn apply(&self, config: Config, parts: Parts) -> Result<u64, String> {
         let old = Arc::clone(&self.config.borrow());
@@ -210,6 +226,7 @@ impl Reloader {
         let Made { listeners, upstreams, .. } = made;
         self.state.listeners.replace(listeners.into());
         self.state.upstreams.replace(upstreams.into());
+        self.renew_checks(&config);
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
         director::configure(&self.state, &old, &config);
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
@@ -219,7 +236,7 @@ impl Reloader {
         self.logger.set_format(config.log.format);
         self.state.drain_timeout.set(config.node.drain_timeout);
         self.state.log.replace(config.log.clone());
-        self.resolver.set(resolve::names(&config.service.upstreams), config.node.resolve_interval);
+        self.resolver.set(self.state.names(), config.node.resolve_interval);
         self.state.reload.generation.set(number);
         self.state.reload.hash.replace(hash(&config.text));
         self.config.replace(Arc::new(config));

@@ -17,7 +17,8 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
-use crate::control::director;
+use crate::control::hardening;
+use crate::control::history;
 use crate::control::logger::Logger;
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
@@ -26,6 +27,7 @@ use crate::control::systemd;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
+use crate::control::{director, l4_checks};
 use crate::ha;
 use crate::ha::health::Health;
 use crate::l7::config::Listener;
@@ -73,6 +75,7 @@ pub(super) enum News {
     Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
     FileChanged,
+    Health(crate::health::Event),
 }
 
 /// The way to the control thread, for any thread.
@@ -107,6 +110,10 @@ pub fn run(
     let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
     let _ = limits::raise_locked_memory();
+    hardening::apply(&config, logger, inherited.is_some()).map_err(Failed)?;
+    if config.node.user.is_some() {
+        probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
+    }
     let epoch = Instant::now();
     let wake = Arc::new(EventFd::new().map_err(|error| Failed(format!("eventfd: {error}")))?);
     let (news, inbox) = sync_channel(NEWS_MAX);
@@ -163,6 +170,7 @@ impl Control {
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.local_socket(&office)?;
+        let checks = self.start_checks(&ring, &upstreams).await?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -184,21 +192,25 @@ impl Control {
         let (l4, directors) =
             director::start(&self.config, move |event| desk.tell(News::L4(event)))
                 .map_err(Failed)?;
+        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), logger).map_err(Failed)?;
         let ha = self.succeed(&shards, directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
             file: self.config.file.clone(),
-            lookups: self.lookups(),
+            resolver: resolver.clone(),
+            history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
             phase: Cell::new(Phase::Serving),
             shards,
             listeners: RefCell::new(listeners.into()),
             upstreams: RefCell::new(upstreams.into()),
+            checks,
             tls,
             ha,
             l4,
+            l4_checks,
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
@@ -221,12 +233,14 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
         }
         if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
+        crate::control::health::watch(&ring, &state, logger);
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
         warn_of_expired(&logger, &state);

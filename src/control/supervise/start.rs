@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::watch::open_log;
@@ -18,10 +17,11 @@ use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
+use crate::control::health::Checks;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
-use crate::control::state::{ListenerState, Lookups, TuningState, UpstreamState};
+use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
@@ -30,7 +30,7 @@ use crate::l7;
 use crate::l7::generation::Tables;
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::ring::{Settings, buffers, probe};
+use crate::ring::{Ring, Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
 use crate::shard::change::{Change, NextListener, NextLog, NextUpstream};
 use crate::shard::{Plan, Shard};
@@ -165,6 +165,24 @@ impl Control {
         Ok((configs.iter().map(state).collect(), resolver))
     }
 
+    /// Starts health checks and waits for their first round, a bounded time: what does not answer in it takes
+    /// requests until its verdict.
+    pub(super) async fn start_checks(
+        &self,
+        ring: &Rc<Ring>,
+        upstreams: &[Rc<UpstreamState>],
+    ) -> Result<Checks, Failed> {
+        let desk = self.desk.clone();
+        let tell = Box::new(move |event| desk.tell(News::Health(event)));
+        let checks = Checks::start(&self.config, upstreams, self.epoch, self.descriptors, tell)
+            .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
+        if !checks.first_round(ring).await {
+            self.logger
+                .warn("the first round of health checks is not over, serving all the same", &[]);
+        }
+        Ok(checks)
+    }
+
     /// The token of the loopback listener, if there is one.
     pub(super) fn token(&self) -> Result<Option<Token>, Failed> {
         let Some(path) = &self.config.admin_token else { return Ok(None) };
@@ -183,22 +201,6 @@ impl Control {
             return Err(failed("it has no line of 16 to 512 visible characters"));
         }
         Ok(Some(Token::new(secret.as_bytes())))
-    }
-
-    /// What looks up the names of servers that are added at run time.
-    pub(super) fn lookups(&self) -> Lookups {
-        let (desk, interval) = (self.desk.clone(), self.config.node.resolve_interval);
-        Lookups(Box::new(move |name, over| {
-            let desk = desk.clone();
-            let tell = move |name: &resolve::Name, result| {
-                let wanted = !over.load(Ordering::Relaxed);
-                if wanted {
-                    desk.tell(News::Resolved { name: name.clone(), result });
-                }
-                wanted
-            };
-            resolve::start(name, interval, tell)
-        }))
     }
 
     /// Starts VRRP, if there is any: what it claims can be served from now on.

@@ -49,6 +49,7 @@ pub struct Office {
     sockets: RefCell<Vec<(Socket, OwnedFd)>>,
     elders: RefCell<Vec<Elder>>,
     under_way: Cell<bool>,
+    changing: Cell<bool>,
     /// Upgrades that failed since this process serves.
     failed: Cell<u64>,
     /// When and why the last one failed.
@@ -94,6 +95,7 @@ impl Office {
             sockets: RefCell::default(),
             elders: RefCell::default(),
             under_way: Cell::new(false),
+            changing: Cell::new(false),
             failed: Cell::new(0),
             last_failure: RefCell::default(),
             inherited,
@@ -146,6 +148,11 @@ impl Office {
     #[must_use]
     pub fn is_under_way(&self) -> bool {
         self.under_way.get()
+    }
+
+    /// A reload is under way: what would be passed is about to change.
+    pub fn set_changing(&self, changing: bool) {
+        self.changing.set(changing);
     }
 
     /// The process that serves in this one's place, once there is one; and false when it is gone.

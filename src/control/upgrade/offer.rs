@@ -39,6 +39,9 @@ pub async fn carry_out(
     binary: Option<PathBuf>,
 ) -> Result<String, String> {
     let office = &state.upgrade;
+    if office.changing.get() {
+        return Err("a reload is under way: try again".into());
+    }
     if office.under_way.replace(true) {
         return Err("an upgrade is under way already".into());
     }
@@ -73,6 +76,11 @@ async fn attempt(ring: &Rc<Ring>, state: &State, program: &Path) -> Result<u32, 
                     new container, or run ringgate below an init"
                 .into(),
         );
+    }
+    if state.l4.is_some() {
+        return Err("flows of the layer-4 director and the role of a real server do not pass to \
+                    another process yet: hand over (`ringgate ctl vrrp release`) and restart"
+            .into());
     }
     let (channel, theirs) = passing::pair().map_err(|error| format!("no socket pair: {error}"))?;
     let child = start(&state.upgrade, program, theirs)

@@ -4,6 +4,7 @@ mod assign;
 mod deliver;
 mod fragments;
 mod reply;
+mod tunnel;
 
 use std::sync::Arc;
 
@@ -203,9 +204,10 @@ impl Director {
     pub fn release(&mut self, now: u64) -> Option<(Verdict, &mut [u8])> {
         let Self { tables, core } = self;
         let (fate, held) = core.fragments.release(now)?;
+        core.count_fragment(tables, fate, held.length);
         core.released = held.bytes;
         let mut bytes = std::mem::take(&mut core.released);
-        let verdict = core.carry_out(tables, fate, &mut bytes, held.length);
+        let verdict = core.carry_out(tables, fate, &mut bytes, None);
         core.released = bytes;
         core.count(verdict);
         Some((verdict, &mut core.released))
@@ -443,7 +445,7 @@ impl Core {
         };
         let (length, id) = (packet.length, server.id);
         self.count_packet(service, Some(server), length);
-        self.carry_out(tables, Fate::To(id), frame.bytes, length)
+        self.carry_out(tables, Fate::To(id), frame.bytes, None)
     }
 
     fn later_fragment(
@@ -456,7 +458,7 @@ impl Core {
         let length = seen.packet.length;
         if let Some(fate) = self.fragments.fate(&datagram, seen.now) {
             self.count_fragment(tables, fate, length);
-            return self.carry_out(tables, fate, frame.bytes, length);
+            return self.carry_out(tables, fate, frame.bytes, None);
         }
         if frame.bytes.len() < frame.length {
             // A copy of a part would be no use.
@@ -486,7 +488,10 @@ impl Core {
         seen: &Seen,
     ) -> Verdict {
         match decision {
-            Decision::Fate(fate) => self.carry_out(tables, fate, frame.bytes, seen.packet.length),
+            Decision::Fate(fate) => {
+                let origin = Some((frame.ifindex, frame.vlan));
+                self.carry_out(tables, fate, frame.bytes, origin)
+            }
             Decision::Reset if self.replies >= REPLIES_MAX => Verdict::Drop(Reason::ReplyLimit),
             Decision::Reset => {
                 let payload = seen.view.payload;

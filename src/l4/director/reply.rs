@@ -100,3 +100,42 @@ pub(super) fn reset(
     out.extend_from_slice(&tcp);
     Some(())
 }
+
+/// What an ICMP error may be long at most, so that it gets through everywhere: RFC 1812 section
+/// 4.3.2.3 and RFC 4443 section 2.4 (c).
+const V4_ERROR_MAX: usize = 576;
+const V6_ERROR_MAX: usize = 1280;
+
+/// The ICMP error that tells the sender of a packet which length gets through (RFC 1191 section 4,
+/// RFC 4443 section 3.2). It comes from the virtual address, so that no filter on the way back
+/// minds.
+pub(super) fn too_big(
+    frame: &[u8],
+    payload: usize,
+    packet: &Packet,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> Option<()> {
+    let (source, destination) = (packet.destination, packet.source);
+    let v4 = source.is_ipv4();
+    let (header, max) =
+        if v4 { (ip::V4_HEADER, V4_ERROR_MAX) } else { (ip::V6_HEADER, V6_ERROR_MAX) };
+    let offending = frame.get(payload..)?;
+    let whole = offending.len().min(packet.length).min(max - header - 8);
+    let room = u16::try_from(room).ok()?;
+    let mut message = if v4 { vec![3, 4, 0, 0, 0, 0] } else { vec![2, 0, 0, 0, 0, 0] };
+    message.extend_from_slice(&room.to_be_bytes());
+    message.extend_from_slice(offending.get(..whole)?);
+    let length = u16::try_from(message.len()).ok()?;
+    let sum = match v4 {
+        true => Sum::new(),
+        false => Sum::new().pseudo(source, destination, ip::ICMPV6, length),
+    };
+    let sum = sum.bytes(&message).finish();
+    message.get_mut(2..4)?.copy_from_slice(&sum.to_be_bytes());
+    back(frame, payload, out)?;
+    let protocol = if v4 { ip::ICMP } else { ip::ICMPV6 };
+    write_ip(out, (source, destination), protocol, message.len())?;
+    out.extend_from_slice(&message);
+    Some(())
+}

@@ -14,7 +14,7 @@ use super::real_server::{RealServer, Role};
 use super::worker::Order;
 use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
 use crate::l4::config::{Forward, L4, ServiceKey};
-use crate::l4::offload::{Interface, Offload, Path};
+use crate::l4::offload::{Interface, Learner, Offload, Path};
 use crate::l4::registry::{Registry, ServerState};
 use crate::l4::tables::Neighbour;
 use crate::packet::neighbour_socket::NeighbourSocket;
@@ -30,6 +30,8 @@ const LOOK_EVERY_MS: u64 = 2_000;
 const SLEEP_MAX_MS: u64 = 500;
 /// How often the XDP program's counters are read.
 const SETTLE_EVERY_MS: u64 = 500;
+/// How often its flows are counted.
+const COUNT_EVERY_MS: u64 = 5_000;
 /// Memory of one ring: 4096 ordinary frames.
 const RING_MEMORY: usize = 8 << 20;
 const LOOPBACK: u32 = 1;
@@ -69,6 +71,8 @@ pub(super) struct Manager {
     paths: Vec<Path>,
     /// When the program's counters were last read.
     settled: u64,
+    /// When its flows were last counted.
+    counted: u64,
     /// Ways, rings or interfaces have to be looked at.
     stale: bool,
     /// The tables have to be made anew.
@@ -107,6 +111,7 @@ impl Manager {
             offload,
             paths: Vec::new(),
             settled: 0,
+            counted: 0,
             stale: true,
             dirty: true,
         })
@@ -208,6 +213,7 @@ impl Manager {
 
     fn configure(&mut self, config: L4) {
         let services = services(&config);
+        self.change_datapath(&config);
         self.said.retain(|(key, _), _| config.services.iter().any(|one| one.key == *key));
         self.registry.configure(config);
         if let Some(silence) = &mut self.silence
@@ -219,6 +225,22 @@ impl Manager {
         let filter = Arc::new(filter::services(&services));
         for desk in &self.desks {
             desk.give(Order::Filter(Arc::clone(&filter)));
+        }
+    }
+
+    /// Another datapath: until it is there, packet sockets forward.
+    fn change_datapath(&mut self, config: &L4) {
+        if self.desks.is_empty() || self.offload.is_for(config) {
+            return;
+        }
+        let tables = self.board.tables();
+        self.offload.settle(&tables);
+        self.offload.end(&tables);
+        self.offload = Offload::open(config, self.desks.len());
+        for desk in &self.desks {
+            desk.give(Order::Learn(
+                self.offload.flows().map(|flows| Box::new(Learner::new(flows))),
+            ));
         }
     }
 
@@ -463,7 +485,9 @@ impl Manager {
 
     fn publish(&mut self) {
         // The program's counters know slots: they are read while the old occupants are known.
-        self.offload.settle(&self.board.tables());
+        let before = self.board.tables();
+        self.offload.settle(&before);
+        self.offload.count_flows(&before);
         let tables = self.registry.tables();
         let settings = &self.registry.config().director;
         let interfaces: Vec<Interface> =
@@ -506,7 +530,15 @@ impl Manager {
             return;
         }
         self.settled = now;
-        self.offload.settle(&self.board.tables());
+        let tables = self.board.tables();
+        self.offload.settle(&tables);
+        if self.offload.retry(&tables, &self.registry.config().director) {
+            self.dirty = true;
+        }
+        if now.saturating_sub(self.counted) >= COUNT_EVERY_MS {
+            self.counted = now;
+            self.offload.count_flows(&tables);
+        }
         self.board.set_xdp(self.offload.frames());
     }
 

@@ -26,6 +26,8 @@ pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
 pub use self::real_server::RealServer;
+#[cfg(test)]
+pub(in crate::l4) use self::worker::forwarded_to;
 pub use self::worker::{Counts, OUTCOMES};
 use self::worker::{Order, Worker};
 use super::Director;
@@ -179,6 +181,23 @@ impl Desk {
     }
 }
 
+/// The way to tell facts, for any thread.
+#[derive(Debug, Clone)]
+pub struct Teller {
+    facts: SyncSender<Fact>,
+    wake: Arc<EventFd>,
+}
+
+impl Teller {
+    /// Tells a fact; false when too many wait.
+    #[must_use]
+    pub fn tell(&self, fact: Fact) -> bool {
+        let told = self.facts.try_send(fact).is_ok();
+        self.wake.notify();
+        told
+    }
+}
+
 /// The running threads; dropping it ends them.
 #[derive(Debug)]
 pub struct Engine {
@@ -234,6 +253,12 @@ impl Engine {
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(Self { board, wakers, facts, wake, over })
+    }
+
+    /// The way to tell facts from other threads.
+    #[must_use]
+    pub fn teller(&self) -> Teller {
+        Teller { facts: self.facts.clone(), wake: Arc::clone(&self.wake) }
     }
 
     /// Tells a fact; false when too many wait.

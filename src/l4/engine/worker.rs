@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{Pulse, sleep};
 use crate::counter::Counter;
 use crate::l4::offload::Learner;
-use crate::l4::tables::Tables;
+use crate::l4::tables::{ServerId, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::ring::bpf::Program;
 use crate::packet::ring::{Fate, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
@@ -43,6 +43,8 @@ pub(super) enum Order {
     Close(u32),
     /// These frames only.
     Filter(Arc<Program>),
+    /// Tell this program of flows from now on, or none.
+    Learn(Option<Box<Learner>>),
     /// End.
     Stop,
 }
@@ -262,6 +264,7 @@ impl Worker {
                         let _ = ring.filter(&filter);
                     }
                 }
+                Order::Learn(learner) => self.learner = learner.map(|learner| *learner),
                 Order::Stop => self.stopping = true,
             }
         }
@@ -305,6 +308,14 @@ impl Worker {
     }
 }
 
+/// The server that a frame leaves for by its MAC addresses.
+pub(in crate::l4) fn forwarded_to(verdict: Verdict) -> Option<ServerId> {
+    match verdict {
+        Verdict::Forward { server, .. } => Some(server),
+        _ => None,
+    }
+}
+
 /// Asks for the verdict on a frame and does what takes no sending.
 fn judge(
     director: &mut Director,
@@ -320,6 +331,9 @@ fn judge(
     let mut frame = Frame { bytes, vlan: tag.map(|tag| tag.control), ifindex: interface, length };
     let verdict = director.judge(now, &mut frame);
     let bytes = frame.bytes;
+    if let Some(learner) = learner {
+        learner.judged(bytes, forwarded_to(verdict));
+    }
     match verdict {
         Verdict::Pass => counts.outcome(PASSED),
         Verdict::Hold => counts.outcome(HELD),
@@ -329,11 +343,8 @@ fn judge(
             to_loopback(bytes);
             return Fate::Send(LOOPBACK, None);
         }
-        Verdict::Forward { ifindex, vlan, server } => {
+        Verdict::Forward { ifindex, vlan, .. } => {
             counts.outcome(FORWARDED);
-            if let Some(learner) = learner {
-                learner.forwarded(bytes, server);
-            }
             let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
             // On the way back out of a trunk it keeps the tag it came with.
             return Fate::Send(ifindex, own_tag.or(tag.filter(|_| ifindex == interface)));

@@ -35,31 +35,32 @@ impl Learner {
         Self { table, seen: vec![0; SEEN].into(), pending: Vec::with_capacity(BATCH) }
     }
 
-    /// Takes note of a frame that was forwarded to a server; `headers` is its beginning.
-    pub fn forwarded(&mut self, headers: &[u8], server: ServerId) {
-        let Some((tuple, stage)) = stage(headers) else { return };
-        let hash = tuple.hash(Key(0, 0));
+    /// Takes note of a frame, and of the server that it was forwarded to if it was; `headers` is its beginning.
+    pub fn judged(&mut self, headers: &[u8], server: Option<ServerId>) {
+        let Some(frame) = Seen::parse(headers) else { return };
+        let hash = frame.tuple.hash(Key(0, 0));
         let [a, b, c, d, e, f, ..] = hash.to_le_bytes();
         let place = usize::from(u16::from_le_bytes([e, f])) % SEEN;
         let mark = u32::from_le_bytes([a, b, c, d]);
         let Some(seen) = self.seen.get_mut(place) else { return };
         let known = *seen == mark;
-        let key = FlowKey {
-            source: (tuple.client, tuple.client_port),
-            destination: (tuple.address, tuple.port),
-            protocol: tuple.protocol,
-        };
-        match stage {
-            Stage::Middle if known => self.learn(key, server),
-            Stage::Middle => *seen = mark,
-            // The program forgets it too when it sees it; what was on its way there must not outlive that.
-            Stage::Beginning if known => {
+        match (frame.stage, server) {
+            (Stage::Middle, Some(server)) if frame.plain => {
+                *seen = mark;
+                if known {
+                    self.learn(frame.key(), server);
+                }
+            }
+            // The program forgets the flow when it sees this; it does not see what is behind options, and what is
+            // on its way to it must not outlive this.
+            (Stage::Beginning, _) if known || !frame.plain => {
                 *seen = 0;
+                let key = frame.key();
                 self.pending.retain(|(other, _)| *other != key);
                 // It fails only for keys of a wrong length.
                 let _ = self.table.forget(&key);
             }
-            Stage::Beginning | Stage::End => {}
+            _ => {}
         }
     }
 
@@ -96,37 +97,56 @@ enum Stage {
     End,
 }
 
-/// The flow of a frame that the program can recognise too.
-fn stage(frame: &[u8]) -> Option<(Tuple, Stage)> {
-    let view = ethernet::View::parse(frame)?;
-    let bytes = frame.get(view.payload..)?;
-    // There may be more on the wire.
-    let packet = Packet::parse(bytes, usize::MAX).ok()?;
-    let plain = if packet.source.is_ipv4() { ip::V4_HEADER } else { ip::V6_HEADER };
-    if packet.fragment.is_some() || packet.payload != plain {
-        return None;
+/// A frame of a flow.
+#[derive(Debug)]
+struct Seen {
+    tuple: Tuple,
+    stage: Stage,
+    /// The program recognises it too: no options, extension headers or fragments.
+    plain: bool,
+}
+
+impl Seen {
+    fn parse(frame: &[u8]) -> Option<Self> {
+        let view = ethernet::View::parse(frame)?;
+        let bytes = frame.get(view.payload..)?;
+        // There may be more on the wire.
+        let packet = Packet::parse(bytes, usize::MAX).ok()?;
+        let header = if packet.source.is_ipv4() { ip::V4_HEADER } else { ip::V6_HEADER };
+        if packet.fragment.is_some_and(|fragment| fragment.offset > 0) {
+            return None;
+        }
+        let payload = bytes.get(packet.payload..)?;
+        let ports = Ports::parse(payload)?;
+        let stage = match Protocol::from_number(packet.protocol)? {
+            Protocol::Tcp => match TcpFlags::parse(payload)? {
+                flags if flags.opens() => Stage::Beginning,
+                flags if flags.fin() || flags.rst() => Stage::End,
+                _ => Stage::Middle,
+            },
+            Protocol::Sctp => match Sctp::parse(payload)? {
+                Sctp::Init => Stage::Beginning,
+                Sctp::End | Sctp::Shutdown => Stage::End,
+                Sctp::Other => Stage::Middle,
+            },
+            Protocol::Udp => Stage::Middle,
+        };
+        let tuple = Tuple {
+            client: packet.source,
+            client_port: ports.source,
+            address: packet.destination,
+            port: ports.destination,
+            protocol: packet.protocol,
+        };
+        let plain = packet.fragment.is_none() && packet.payload == header;
+        Some(Self { tuple, stage, plain })
     }
-    let payload = bytes.get(packet.payload..)?;
-    let ports = Ports::parse(payload)?;
-    let stage = match Protocol::from_number(packet.protocol)? {
-        Protocol::Tcp => match TcpFlags::parse(payload)? {
-            flags if flags.opens() => Stage::Beginning,
-            flags if flags.fin() || flags.rst() => Stage::End,
-            _ => Stage::Middle,
-        },
-        Protocol::Sctp => match Sctp::parse(payload)? {
-            Sctp::Init => Stage::Beginning,
-            Sctp::End | Sctp::Shutdown => Stage::End,
-            Sctp::Other => Stage::Middle,
-        },
-        Protocol::Udp => Stage::Middle,
-    };
-    let tuple = Tuple {
-        client: packet.source,
-        client_port: ports.source,
-        address: packet.destination,
-        port: ports.destination,
-        protocol: packet.protocol,
-    };
-    Some((tuple, stage))
+
+    fn key(&self) -> FlowKey {
+        FlowKey {
+            source: (self.tuple.client, self.tuple.client_port),
+            destination: (self.tuple.address, self.tuple.port),
+            protocol: self.tuple.protocol,
+        }
+    }
 }

@@ -10,7 +10,7 @@ mod learn;
 mod needs;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::account::Account;
@@ -76,8 +76,11 @@ pub struct Frames {
 #[derive(Debug)]
 pub struct Offload {
     wanted: Datapath,
+    limits: Limits,
     fast: Result<FastPath, String>,
     interfaces: BTreeMap<u32, (Interface, Path)>,
+    /// Of these, those that have a program of somebody else.
+    busy: BTreeSet<u32>,
     account: Account,
     troubles: Vec<String>,
 }
@@ -94,7 +97,10 @@ impl Offload {
             FastPath::new(limits(config)).map_err(|error| needs::hint(&error))
         };
         let account = Account::new(writer);
-        Self { wanted, fast, interfaces: BTreeMap::new(), account, troubles: Vec::new() }
+        let limits = limits(config);
+        let (interfaces, troubles) = (BTreeMap::new(), Vec::new());
+        let busy = BTreeSet::new();
+        Self { wanted, limits, fast, interfaces, busy, account, troubles }
     }
 
     /// The flows that the program knows, if there is one.
@@ -109,6 +115,7 @@ impl Offload {
         let gone: Vec<u32> = self.interfaces.keys().copied().filter(gone).collect();
         for index in gone {
             self.interfaces.remove(&index);
+            self.busy.remove(&index);
             if let Ok(fast) = &mut self.fast {
                 fast.detach(index);
             }
@@ -119,6 +126,19 @@ impl Offload {
                 self.interfaces.insert(one.index, (one.clone(), path));
             }
         }
+    }
+
+    /// Tries again where another program was in the way: that of the process before this one, which goes when its
+    /// last connections have. True when something changed.
+    pub fn retry(&mut self, tables: &Tables, config: &Settings) -> bool {
+        let mut changed = false;
+        for index in std::mem::take(&mut self.busy) {
+            let Some((interface, _)) = self.interfaces.get(&index).cloned() else { continue };
+            let path = self.attach(&interface, tables, config);
+            changed |= path.mode.is_some();
+            self.interfaces.insert(index, (interface, path));
+        }
+        changed
     }
 
     fn attach(&mut self, interface: &Interface, tables: &Tables, config: &Settings) -> Path {
@@ -136,6 +156,11 @@ impl Offload {
                     // The same program in another mode would be refused too.
                     self.troubles.push(error.to_string());
                     why = String::from("the kernel refused the program");
+                    break;
+                }
+                Err(Error::Attach(_, error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    self.busy.insert(interface.index);
+                    why = String::from("there is another XDP program");
                     break;
                 }
                 Err(error) => why = error.to_string(),
@@ -156,7 +181,6 @@ impl Offload {
             self.troubles.extend(missing.map(trouble));
         }
         let Ok(fast) = &mut self.fast else { return };
-        self.account.settle(fast, tables);
         let least = self.interfaces.values().map(|(one, _)| one.mtu).min().unwrap_or_default();
         let interfaces = &self.interfaces;
         let of = |index: u32| {
@@ -179,6 +203,28 @@ impl Offload {
         if let Ok(fast) = &self.fast {
             self.account.settle(fast, tables);
         }
+    }
+
+    /// Counts the flows that only the program knows; takes about a third of a second for a million.
+    pub fn count_flows(&self, tables: &Tables) {
+        if let Ok(fast) = &self.fast {
+            Account::count_flows(fast, tables);
+        }
+    }
+
+    /// Takes the program off every interface. Flows that only it knew find their servers by their hash.
+    pub fn end(&mut self, tables: &Tables) {
+        self.interfaces.clear();
+        self.fast = Err(String::from("ended"));
+        for server in tables.servers.iter().flatten() {
+            server.figures.load.set_offloaded(0, 0);
+        }
+    }
+
+    /// Whether another configuration needs another one of these.
+    #[must_use]
+    pub fn is_for(&self, config: &L4) -> bool {
+        self.wanted == config.director.datapath && self.limits == limits(config)
     }
 
     /// How each interface's frames are forwarded.

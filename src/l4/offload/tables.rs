@@ -34,7 +34,7 @@ pub fn translate(tables: &Tables) -> xdp::Tables {
 }
 
 /// Whether the program chooses servers for new flows: by a hash alone, which needs nothing but the table.
-fn schedules(tables: &Tables, service: &Service) -> bool {
+pub(super) fn schedules(tables: &Tables, service: &Service) -> bool {
     let bounded = |slot: &u16| tables.occupant(*slot).is_none_or(|server| server.upper != 0);
     matches!(service.scheduler, Scheduler::Mh | Scheduler::Sh)
         && service.persistence.is_none()
@@ -68,7 +68,7 @@ fn server(tables: &Tables, service: &Service, one: &Server) -> layout::Server {
 }
 
 /// By state: opening, established, closing, closed.
-fn timeouts(of: &Timeouts, protocol: Protocol) -> [Duration; 4] {
+pub(super) fn timeouts(of: &Timeouts, protocol: Protocol) -> [Duration; 4] {
     match protocol {
         Protocol::Tcp => [of.tcp_syn, of.tcp, of.tcp_fin, of.closed],
         Protocol::Udp => [of.udp; 4],
@@ -77,7 +77,7 @@ fn timeouts(of: &Timeouts, protocol: Protocol) -> [Duration; 4] {
 }
 
 /// In units of the program's clock; 25 days at most, since that clock wraps.
-fn units(duration: Duration) -> u32 {
+pub(super) fn units(duration: Duration) -> u32 {
     const MOST: u32 = i32::MAX.cast_unsigned();
     u32::try_from(duration.as_nanos() >> layout::CLOCK_SHIFT).map_or(MOST, |units| units.min(MOST))
 }

@@ -11,6 +11,9 @@ use crate::l4::config::{RealServer, VirtualServer};
 use crate::l4::schedule;
 use crate::l4::tables::{Condition, Path, Server, Service, Tables};
 
+/// Of interfaces whose own is not known.
+const MTU: u16 = 1500;
+
 /// A real server on its way into the tables.
 struct Candidate {
     server: Server,
@@ -148,6 +151,10 @@ impl Registry {
         } else {
             self.neighbours.get(&occupant.address).map_or(Path::Unknown, |to| Path::Via(*to))
         };
+        let mtu = match path {
+            Path::Via(to) => self.mtus.get(&to.ifindex).copied(),
+            _ => None,
+        };
         Server {
             id: occupant.id,
             condition: Condition::Up,
@@ -157,8 +164,32 @@ impl Registry {
             upper: 0,
             lower: 0,
             address: occupant.address,
+            tunnel_source: self.tunnel_source(occupant.address),
+            mtu: mtu.unwrap_or(MTU),
             figures: Arc::clone(&occupant.figures),
         }
+    }
+}
+
+impl Registry {
+    /// The address of this host for packets to a server: of its family, no virtual one, and with
+    /// the longest prefix in common (RFC 6724 section 5, rule 8).
+    fn tunnel_source(&self, server: IpAddr) -> Option<IpAddr> {
+        let virtual_one =
+            |ip: &IpAddr| self.config.services.iter().any(|service| service.key.address == *ip);
+        let own = self.local.iter().filter(|ip| ip.is_ipv4() == server.is_ipv4());
+        let own = own.filter(|ip| !ip.is_loopback() && !virtual_one(ip));
+        let own = own.filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        own.copied().min_by_key(|ip| (std::cmp::Reverse(common(*ip, server)), *ip))
+    }
+}
+
+/// How many leading bits two addresses share.
+fn common(a: IpAddr, b: IpAddr) -> u32 {
+    match (a, b) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+        _ => 0,
     }
 }
 

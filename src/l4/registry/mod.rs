@@ -44,6 +44,7 @@ pub struct Registry {
     inactive: HashSet<IpAddr>,
     interfaces: HashMap<u32, Vec<Mac>>,
     peers: HashSet<Mac>,
+    mtus: HashMap<u32, u16>,
     overall: Arc<[Arc<Overall>]>,
 }
 
@@ -62,6 +63,7 @@ impl Registry {
             inactive: HashSet::new(),
             interfaces: HashMap::new(),
             peers: HashSet::new(),
+            mtus: HashMap::new(),
             overall: (0..directors).map(|_| Arc::default()).collect(),
         };
         registry.configure(config);
@@ -118,6 +120,11 @@ impl Registry {
     /// MAC addresses by which frames are for this host, by interface index.
     pub fn set_interfaces(&mut self, interfaces: HashMap<u32, Vec<Mac>>) {
         self.interfaces = interfaces;
+    }
+
+    /// The MTU of interfaces by index; one that is not told has 1500.
+    pub fn set_mtus(&mut self, mtus: HashMap<u32, u16>) {
+        self.mtus = mtus;
     }
 
     /// MAC addresses of the other directors.

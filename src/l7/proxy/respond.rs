@@ -68,6 +68,7 @@ impl Respond<'_> {
             };
             match piece {
                 Some(piece) => {
+                    self.note_pace(written.get());
                     writer.write(self.client, head.take(), piece);
                     written.set(writer.written());
                 }
@@ -79,6 +80,14 @@ impl Respond<'_> {
         }
         writer.finish(self.client, head, body.trailers());
         Ok(())
+    }
+
+    /// A client that has taken all there was is not slow, however much came from the server at once:
+    /// its response is not to crawl behind those that never came in a burst.
+    fn note_pace(&self, written: u64) {
+        if written > 0 && self.client.queued() == 0 && !self.client.ring().is_tight() {
+            self.server.end_bulk();
+        }
     }
 
     /// The next piece of the body, `Some(None)` at its end; `None` when there is nothing yet and

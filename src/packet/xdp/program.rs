@@ -346,7 +346,7 @@ impl Writer<'_> {
 
     /// What this frame does to a flow that is known; R9 is the flow, R7 its server.
     fn known(&mut self, family: Family, miss: Label) {
-        let control = self.up(Reason::Control);
+        let (control, server) = (self.up(Reason::Control), self.up(Reason::Server));
         let refresh = self.up(Reason::Refresh);
         let a = &mut self.a;
         a.load(Half, R2, R9, FLOW_GENERATION);
@@ -366,6 +366,17 @@ impl Writer<'_> {
         a.load(Word, R5, R5, SERVER_TIMEOUTS);
         a.jump_if(GreaterOrEqual, R3, R5, miss);
         a.place(alive);
+        // A server that is down and does not keep its flows: the packet socket gives this one to another, and it
+        // must not return when the server does.
+        let kept = a.label();
+        a.load(Word, R2, R7, SERVER_INTERFACE);
+        a.jump_if(NotEqual, R2, 0, kept);
+        a.load(Word, R2, R7, SERVER_DOWN);
+        a.jump_if(Equal, R2, 0, server);
+        self.forget(family);
+        let a = &mut self.a;
+        a.jump(server);
+        a.place(kept);
         a.load(Word, R1, R10, EVENT);
         a.load(Word, R2, R7, SERVER_SHOWN);
         a.jump_if(Equal, R2, 0, owned);
@@ -376,10 +387,8 @@ impl Writer<'_> {
         // Another connection, perhaps with another server: what is known of the last one is void.
         let goes_on = a.label();
         a.jump_if(NotEqual, R1, Event::Open as i32, goes_on);
-        a.map(R1, self.maps.flows[family as usize]);
-        a.set(R2, R10);
-        a.alu(Add, R2, i32::from(KEY));
-        a.call(Helper::MapDelete);
+        self.forget(family);
+        let a = &mut self.a;
         a.jump(control);
         a.place(goes_on);
         let rested = a.label();
@@ -404,6 +413,15 @@ impl Writer<'_> {
         a.jump_if(Equal, R2, R8, same);
         a.store(Word, R9, FLOW_SEEN, R8);
         a.place(same);
+    }
+
+    /// Removes the flow.
+    fn forget(&mut self, family: Family) {
+        let a = &mut self.a;
+        a.map(R1, self.maps.flows[family as usize]);
+        a.set(R2, R10);
+        a.alu(Add, R2, i32::from(KEY));
+        a.call(Helper::MapDelete);
     }
 
     /// The service of a flow that is not known, into R9.

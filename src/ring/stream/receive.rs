@@ -152,7 +152,7 @@ impl Stream {
         self.0.arm_recv(&self.0.ring, &mut self.0.recv.borrow_mut());
     }
 
-    /// Back to multishot receiving after a long body.
+    /// Back to multishot receiving: after a long body, or because its reader has caught up.
     pub fn end_bulk(&self) {
         self.0.recv.borrow_mut().single = false;
     }

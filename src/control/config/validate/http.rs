@@ -5,8 +5,13 @@ use std::time::Duration;
 use super::address;
 use crate::control::config::place::{BYTES_MAX, Place};
 use crate::control::config::raw;
-use crate::l7::config::Http;
+use crate::l7::config::{Http, TraceContext};
 
+const TRACE_CONTEXTS: [(&str, TraceContext); 3] = [
+    ("pass", TraceContext::Pass),
+    ("continue", TraceContext::Continue),
+    ("start", TraceContext::Start),
+];
 /// Bounds of `max_head_size` in bytes.
 const HEAD_SIZES: std::ops::RangeInclusive<u64> = 1024..=65_535;
 
@@ -48,6 +53,12 @@ pub(super) fn http(root: &Place<'_>, file: &raw::File) -> Http {
             false,
         ),
         trusted_proxies: address::nets(&place, "trusted_proxies", &raw.trusted_proxies),
+        trace_context: place.choice(
+            "trace_context",
+            &raw.trace_context,
+            &TRACE_CONTEXTS,
+            TraceContext::Pass,
+        ),
     }
 }
 

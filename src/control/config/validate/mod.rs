@@ -47,6 +47,8 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let director = director::director(&root, file);
     let others = virtual_servers::Others { listeners: &listeners, ha: ha.as_ref().ok() };
     let services = virtual_servers::virtual_servers(&root, file, &others);
+    let l4_checks =
+        if services.is_ok() { virtual_servers::checks(&root, file) } else { Vec::new() };
     let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
@@ -64,6 +66,7 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
         checks,
         ha: ha?,
         file: None,
+        l4_checks,
         l4: L4 { director: director?, services: services? },
         real_server: real_server?,
         base,

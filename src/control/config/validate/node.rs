@@ -9,9 +9,10 @@ use crate::control::config::place::{BYTES_MAX, Place, Reported};
 use crate::control::config::raw::{self, Content, Scalar};
 use crate::control::config::units::{self, CPUS_MAX};
 use crate::control::config::{
-    ADMIN_SOCKET, AdminSocket, Level, Log, LogFormat, LogTarget, Node, Shards, Steering,
+    ADMIN_SOCKET, AdminSocket, Level, Log, LogFormat, LogTarget, Node, Sandbox, Shards, Steering,
 };
 use crate::l7::config::AccessLogFormat;
+use crate::sys::process::{self, User};
 
 const WRITE_SHARDS: &str = r#"write "auto", a count like 2 or a CPU list like "0-3,6""#;
 
@@ -25,6 +26,7 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
     let shards = shards(&place, raw);
     let receive_buffers = receive_buffers(&place, raw);
     let pid_file = pid_file(&place, raw);
+    let user = user(&place, raw);
     Ok(Node {
         pin: place.boolean("pin", &raw.pin, true),
         steering: place.choice(
@@ -61,6 +63,14 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
             Duration::from_secs(3600),
         ),
         pid_file: pid_file?,
+        user: user?,
+        sandbox: place.choice(
+            "sandbox",
+            &raw.sandbox,
+            &[("auto", Sandbox::Auto), ("on", Sandbox::On), ("off", Sandbox::Off)],
+            Sandbox::Auto,
+        ),
+        writable: writable(&place, raw),
         shards: shards?,
         receive_buffers: receive_buffers?,
     })
@@ -98,6 +108,39 @@ fn receive_buffers(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<u16, Report
         },
         other => Err(place.wrong(other, "write a power of two from 16 to 32768")),
     }
+}
+
+fn user(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<Option<User>, Reported> {
+    const WRITE_USER: &str = "write the name of a user of this host";
+    const WRITE_GROUP: &str = "write the name of a group of this host, beside node.user";
+    let user = match place.text("user", &raw.user, WRITE_USER) {
+        None => None,
+        Some(read) => {
+            let (place, name) = read?;
+            let wrong = || place.wrong(&Scalar::Text(name.to_owned()), WRITE_USER);
+            Some(process::user(name).ok_or_else(wrong)?)
+        }
+    };
+    let Some(read) = place.text("group", &raw.group, WRITE_GROUP) else { return Ok(user) };
+    let (place, name) = read?;
+    let wrong = || place.wrong(&Scalar::Text(name.to_owned()), WRITE_GROUP);
+    let (user, gid) = user.zip(process::group(name)).ok_or_else(wrong)?;
+    Ok(Some(User { gid, ..user }))
+}
+
+fn writable(place: &Place<'_>, raw: &raw::NodeKeys) -> Vec<PathBuf> {
+    const WRITE: &str = r#"write a list of directories like ["/var/lib/checks"]"#;
+    let items = place.list("writable", &raw.writable, WRITE).unwrap_or_default();
+    let paths = items.into_iter().filter_map(|(place, item)| match item {
+        Scalar::Text(path) if path.starts_with('/') && !path.contains('\0') => {
+            Some(PathBuf::from(path))
+        }
+        other => {
+            place.wrong(other, WRITE);
+            None
+        }
+    });
+    paths.collect()
 }
 
 fn pid_file(place: &Place<'_>, raw: &raw::NodeKeys) -> Result<Option<PathBuf>, Reported> {
@@ -276,6 +319,10 @@ mod tests {
             ("buffer_memory = -1", "2:17", r#"`node.buffer_memory` is -1: write bytes or a size like "16k""#),
             ("upgrade_timeout = \"0s\"", "2:19", r#"`node.upgrade_timeout` is "0s": write a time above zero"#),
             ("pid_file = \"run.pid\"", "2:12", r#"`node.pid_file` is "run.pid": write a path like"#),
+            ("user = \"no such user\"", "2:8", r#"`node.user` is "no such user": write the name of a user"#),
+            ("group = \"root\"", "2:9", r#"`node.group` is "root": write the name of a group of this host, beside node.user"#),
+            ("sandbox = true", "2:11", r#"`node.sandbox` is true: write one of "auto", "on", "off""#),
+            ("writable = [\"tmp\"]", "2:13", r#"write a list of directories"#),
             ("resolve_interval = \"0s\"", "2:20", r#"`node.resolve_interval` is "0s": write a time above zero (the default is "10s")"#),
         ].map(|(line, at, says)| (format!("[node]\n{line}"), at, says)));
         bad(&[

@@ -2,14 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::check::{self, Style};
+use crate::control::config::checks::UpstreamCheck;
 use crate::control::config::error::quoted;
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Scalar};
 use crate::ha::config::Ha;
+use crate::health::check::Kind;
 use crate::l4::config::{
     Forward, OnServerDown, Persistence, Protocol, RealServer, SERVERS_MAX, SERVICES_MAX, Scheduler,
     ServiceKey, VirtualServer,
@@ -329,6 +333,44 @@ fn check_against(place: &Place<'_>, server: &VirtualServer, others: &Others<'_>)
             outside.address
         ));
     }
+}
+
+/// The checks of virtual servers, in the order of their tables.
+pub(super) fn checks(root: &Place<'_>, file: &raw::File) -> Vec<Option<UpstreamCheck>> {
+    let write = "write it as `[[virtual_server]]`";
+    let tables = root.good_tables("virtual_server", file.virtual_server.as_ref(), write);
+    tables.iter().map(|(place, raw)| check(place, raw)).collect()
+}
+
+fn check(place: &Place<'_>, raw: &raw::VirtualServer) -> Option<UpstreamCheck> {
+    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
+    let Some(node) = &raw.check else {
+        for (place, raw) in servers {
+            for (key, leaf) in
+                [("check_port", &raw.check_port), ("check_address", &raw.check_address)]
+            {
+                if let Some((key, _)) = place.leaf(key, leaf) {
+                    key.problem("needs a `check` of the virtual server: write one, or remove it");
+                }
+            }
+        }
+        return None;
+    };
+    let (table, checked) = place.wanted("check", node, "write a table like { tcp = true }").ok()?;
+    let base = check::check(&table, checked, Style::VirtualServer, None).ok()?;
+    let own = |(place, raw): (Place<'_>, &raw::RealServer)| {
+        let mut check = base.check.clone();
+        check.port = check::port(&place, "check_port", &raw.check_port).or(check.port);
+        check.address =
+            check::address(&place, "check_address", &raw.check_address).or(check.address);
+        Arc::new(check)
+    };
+    let all_ports = address(place, raw).is_ok_and(|address| address.port() == 0);
+    let probes = !matches!(base.check.kind, Kind::Exec(_));
+    if all_ports && probes && base.check.port.is_none() {
+        table.problem("needs a `port`, since the virtual server has them all");
+    }
+    Some(UpstreamCheck { servers: servers.into_iter().map(own).collect(), base })
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ fn problems() {
         ("[[virtual_server]]\naddress = \"192.0.2.1\"", "1:1", "`virtual_server[0].servers` is"),
         (
             &format!("{}{}", with(""), with("")),
-            "4:1",
+            "5:1",
             "is TCP 192.0.2.1:80, as `virtual_server[0]` is",
         ),
     ]);
@@ -143,4 +143,33 @@ fn warnings() {
 fn without_listener() {
     let config = crate::control::config::parse("t", &with("")).unwrap();
     assert!(config.service.listeners.is_empty() && config.l4.services.len() == 1);
+}
+
+const CHECKED: &str = "[[virtual_server]]\naddress = \"192.0.2.1:80\"\n\
+                      servers = [{ address = \"192.0.2.10\" }, { address = \"192.0.2.11\", check_port = 81 }]\n";
+
+/// Defaults are keepalived's.
+#[test]
+fn checks_of_virtual_servers() {
+    let config =
+        good(&format!("{CHECKED}check = {{ tcp = true, delay_loop = \"6s\", retry = 3 }}\n"));
+    let check = config.l4_checks[0].as_ref().unwrap();
+    assert_eq!((check.base.check.interval.as_secs(), check.base.check.fall), (6, 4));
+    assert_eq!(check.servers[1].port, Some(81));
+    assert!(
+        good("[[virtual_server]]\naddress = \"192.0.2.1:80\"\nservers = []").l4_checks[0].is_none()
+    );
+}
+
+#[test]
+fn problems_of_checks() {
+    bad(&[
+        (
+            "[[virtual_server]]\naddress = \"192.0.2.1\"\nservers = []\ncheck = { tcp = true }",
+            "4:9",
+            "needs a `port`",
+        ),
+        (&format!("{CHECKED}check = {{}}"), "4:9", "says nothing of what to do"),
+        (CHECKED, "3:79", "needs a `check` of the virtual server"),
+    ]);
 }

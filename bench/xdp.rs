@@ -1,0 +1,227 @@
+//! `ringgate-bench xdp`: what the director's XDP program costs a frame.
+//!
+//! The kernel runs the loaded program on frames of ours (BPF_PROG_TEST_RUN), beside an empty one; or it really sends
+//! them, without socket buffers, out of an interface whose other end drops them (live frames).
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use ringgate::l4::config::{
+    Forward, L4, OnServerDown, Protocol, RealServer, Scheduler, ServiceKey, VirtualServer,
+};
+use ringgate::l4::offload::translate;
+use ringgate::l4::registry::Registry;
+use ringgate::l4::tables::Neighbour;
+use ringgate::packet::xdp::assembler::{Assembler, Register};
+use ringgate::packet::xdp::program::{DROP, Setup};
+use ringgate::packet::xdp::{FastPath, Limits};
+use ringgate::protocol::ethernet::Mac;
+use ringgate::sys::bpf::{Link, Mode, Program, Trial};
+
+use crate::args::Xdp;
+
+const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Times that a figure is taken; the median is shown.
+const ROUNDS: usize = 15;
+
+/// Prints the figures.
+pub(crate) fn run(options: &Xdp) -> Result<u8, String> {
+    let bench = Bench::new(options)?;
+    if let Some((out, sink)) = options.live.as_ref().zip(options.sink.as_ref()) {
+        return bench.live(options, out, sink);
+    }
+    let empty = constant(0)?;
+    let warm = Trial { repeat: options.repeat, ..Trial::default() };
+    let mut table = vec![("empty program", time(&empty, &udp(0), warm)?)];
+    table.push(("one flow, warm", time(&bench.program, &udp(0), warm)?));
+    table.push(("another address", time(&bench.program, &elsewhere(), warm)?));
+    let mut out = io::stdout();
+    for (what, nanoseconds) in table {
+        let _ = writeln!(out, "{what}: {nanoseconds:.1} ns a frame");
+    }
+    let single = each(&empty, options.flows)?;
+    let new = each(&bench.program, options.flows)? - single;
+    let known = each(&bench.program, options.flows)? - single;
+    let flows = options.flows;
+    let _ = writeln!(
+        out,
+        "{flows} flows in turn, each new: {new:.0} ns a frame above the empty program"
+    );
+    let _ = writeln!(
+        out,
+        "{flows} flows in turn, all known: {known:.0} ns a frame above the empty program"
+    );
+    Ok(0)
+}
+
+struct Bench {
+    program: Program,
+    _path: FastPath,
+}
+
+impl Bench {
+    fn new(options: &Xdp) -> Result<Self, String> {
+        let interface = match &options.live {
+            Some(name) => index(name)?,
+            None => 1,
+        };
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let mut registry = Registry::new(configuration(options.servers), 1);
+        for number in 0..options.servers {
+            let neighbour = Neighbour {
+                // The kernel repeats a run on the frame as the last run left it: it has to be for us again.
+                mac: OURS,
+                source: OURS,
+                ifindex: interface,
+                vlan: None,
+            };
+            registry.set_neighbour(server(number), Some(neighbour));
+        }
+        registry.set_interfaces(HashMap::from([(interface, vec![OURS])]));
+        let tables = registry.tables();
+        let setup = Setup {
+            interface,
+            macs: vec![OURS],
+            peers: Vec::new(),
+            frame_max: 1518,
+            key: tables.seed,
+            new_flows: u32::MAX,
+            syn_limit: 0,
+            any_port: false,
+        };
+        let limits =
+            Limits { flows_v4: options.flows.saturating_mul(2), flows_v6: 0, syn_limit: false };
+        let mut path = FastPath::new(limits).map_err(|error| text(&error))?;
+        path.set_tables(translate(&tables), |_| setup.clone()).map_err(|error| text(&error))?;
+        let program = path.program(&setup).map_err(|error| text(&error))?;
+        Ok(Self { program, _path: path })
+    }
+
+    /// Frames that really leave, to be dropped at the other end: no socket buffer anywhere.
+    fn live(&self, options: &Xdp, out: &str, sink: &str) -> Result<u8, String> {
+        let drop = constant(DROP)?;
+        let attached = Link::attach_xdp(&drop, index(sink)?, Mode::Native);
+        let _attached = attached.map_err(|error| format!("{sink}: {error}"))?;
+        let here = Link::attach_xdp(&self.program, index(out)?, Mode::Native);
+        let _here = here.map_err(|error| format!("{out}: {error}"))?;
+        let trial = Trial { repeat: options.repeat, interface: index(out)?, live: true };
+        let before = received(sink)?;
+        let mut rates = Vec::new();
+        for _ in 0..ROUNDS {
+            let began = Instant::now();
+            self.program.run(&udp(0), &mut [], trial).map_err(|error| error.to_string())?;
+            rates.push(f64::from(options.repeat) / began.elapsed().as_secs_f64());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let sent = u64::from(options.repeat) * ROUNDS as u64;
+        let arrived = received(sink)? - before;
+        let rate = median(rates) / 1e6;
+        let _ = writeln!(
+            io::stdout(),
+            "live frames: {rate:.2} million/s on one CPU, {arrived} of {sent} arrived"
+        );
+        Ok(0)
+    }
+}
+
+fn configuration(servers: u16) -> L4 {
+    let server = |number| RealServer {
+        address: server(number),
+        weight: 1,
+        uthreshold: 0,
+        lthreshold: 0,
+        inhibit_on_failure: false,
+    };
+    let service = VirtualServer {
+        key: ServiceKey { protocol: Protocol::Udp, address: VIP.into(), port: 80 },
+        scheduler: Scheduler::Mh,
+        one_packet: false,
+        persistence: None,
+        forward: Forward::Dr,
+        on_server_down: OnServerDown::Reschedule,
+        quorum: 1,
+        hysteresis: 0,
+        sorry_server: None,
+        servers: (0..servers).map(server).collect(),
+    };
+    L4 { services: vec![service], ..L4::default() }
+}
+
+fn server(number: u16) -> IpAddr {
+    let [a, b] = number.to_be_bytes();
+    [10, 1, a, b].into()
+}
+
+/// A datagram of 60 bytes in one of 2^32 flows.
+fn udp(flow: u32) -> Vec<u8> {
+    let [a, b, c, d] = flow.to_be_bytes();
+    let mut frame = [OURS.0, [2, 0, 0, 0, 0, 9]].concat();
+    frame.extend([8, 0, 0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, a, b]);
+    frame.extend(VIP.octets());
+    frame.extend([c, d, 0, 80, 0, 26, 0, 0]);
+    frame.resize(60, 0);
+    frame
+}
+
+fn elsewhere() -> Vec<u8> {
+    let mut frame = udp(0);
+    frame[33] = 99;
+    frame
+}
+
+/// A program that does nothing.
+fn constant(result: u32) -> Result<Program, String> {
+    let mut a = Assembler::default();
+    a.set(Register::R0, result.cast_signed());
+    a.exit();
+    let instructions = a.finish().map_err(|error| error.to_string())?;
+    Program::load_xdp(&instructions, "constant").map_err(|error| error.to_string())
+}
+
+/// Nanoseconds of a run among many on the same frame.
+fn time(program: &Program, frame: &[u8], trial: Trial) -> Result<f64, String> {
+    let mut out = vec![0; frame.len() + 64];
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        program.run(frame, &mut out, trial).map_err(|error| error.to_string())?;
+        times.push(began.elapsed().as_secs_f64() * 1e9 / f64::from(trial.repeat));
+    }
+    Ok(median(times))
+}
+
+/// Mean nanoseconds of single runs, each on a frame of the next flow; reading the clock is in it.
+fn each(program: &Program, flows: u32) -> Result<f64, String> {
+    let mut out = [0; 128];
+    let mut all = Duration::ZERO;
+    for flow in 0..flows {
+        let run = program.run(&udp(flow), &mut out, Trial::default());
+        all += run.map_err(|error| error.to_string())?.duration;
+    }
+    Ok(all.as_secs_f64() * 1e9 / f64::from(flows))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn index(interface: &str) -> Result<u32, String> {
+    let text = fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"));
+    let text = text.map_err(|error| format!("{interface}: {error}"))?;
+    text.trim().parse().map_err(|error| format!("{interface}: {error}"))
+}
+
+/// Packets that an interface has received, dropped ones included.
+fn received(interface: &str) -> Result<u64, String> {
+    let read = |name: &str| {
+        let path = format!("/sys/class/net/{interface}/statistics/{name}");
+        let text = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
+        text.trim().parse::<u64>().map_err(|error| format!("{path}: {error}"))
+    };
+    read("rx_packets")
+}

@@ -1,0 +1,167 @@
+"""What is left of root once it serves: a user, the capabilities the file needs, restricted files and calls."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from harness import binary, eventually, free_port, get
+from harness.proxy import one, run_once
+from harness.tls import Authority
+
+from .test_upgrade import Line, script
+
+NOBODY = 65534
+BIND_SERVICE = 1 << 10
+
+
+@pytest.fixture
+def place(monkeypatch):
+    """A directory that `nobody` can use, with a copy of the program in it."""
+    path = Path(tempfile.mkdtemp(prefix="ringgate-hardening-"))
+    path.chmod(0o755)
+    os.chown(path, NOBODY, NOBODY)
+    shutil.copy(binary(), path / "ringgate")
+    monkeypatch.setenv("RINGGATE_BIN", str(path / "ringgate"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def line(place):
+    lines = []
+
+    def make(config, **more):
+        directory = place / f"line{len(lines)}"
+        directory.mkdir()
+        os.chown(directory, NOBODY, NOBODY)
+        config["node"] = {"user": "nobody", "group": "nogroup", **config.get("node", {})}
+        lines.append(Line(config, directory, **more))
+        return lines[-1].start()
+
+    yield make
+    for one_line in lines:
+        one_line.kill()
+
+
+def low_port():
+    """A free port below 1024 on loopback."""
+    for port in range(700, 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no free port")
+
+
+def threads(pid):
+    """What the kernel says of each thread."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        text = (task / "status").read_text()
+        yield dict(row.split(":\t", 1) for row in text.splitlines() if ":\t" in row)
+
+
+def assert_confined(pid, capabilities):
+    for thread in threads(pid):
+        assert thread["Uid"].split() == [str(NOBODY)] * 4, thread
+        assert thread["Gid"].split() == [str(NOBODY)] * 4 and thread["Groups"].split() == [str(NOBODY)]
+        assert int(thread["CapEff"], 16) == int(thread["CapPrm"], 16) == capabilities, thread
+        assert int(thread["CapBnd"], 16) & ~capabilities == 0, thread
+        assert thread["NoNewPrivs"] == "1" and thread["Seccomp"] == "2", thread
+
+
+def test_everything_works_without_root(line, origin, place):
+    authority = Authority(place / "ca")
+    pair = authority.issue("a", "a.example")
+
+    def give(pair):
+        for path in pair.values():
+            os.chown(path, 0, NOBODY)
+            os.chmod(path, 0o640)
+
+    give(pair)
+    os.chmod(place / "ca", 0o755)
+    low = low_port()
+    proxy = line({
+        **one(origin),
+        "listener": [{"bind": f"127.0.0.1:{low}"}, {"certificates": [pair]}],
+        "log": {"access": "combined", "access_file": str(place / "line0" / "access.log")},
+        "tls": {"reload_interval": "200ms"},
+    })
+    assert_confined(proxy.pid, BIND_SERVICE)
+    status = proxy.status()["hardening"]
+    assert status["user"] == "nobody" and status["capabilities"] == ["net_bind_service"]
+    assert status["no_new_privileges"] and not status["dumpable"]
+    assert status["landlock"].startswith("in force") and status["seccomp"] == "in force", status
+    assert "capabilities net_bind_service, landlock in force" in proxy.ctl("status").stdout
+    assert get(proxy.address).status == 200
+
+    # Certificates are replaced by files that the group may read, and refused when it may not.
+    renewed = authority.issue("a", "a.example", days=20)
+    os.chmod(renewed["key"], 0o600)
+    eventually(lambda: "refused" in proxy.log(), 10, "an unreadable key is told of")
+    give(renewed)
+    eventually(lambda: "certificates replaced" in proxy.log(), 10)
+
+    # The log is reopened, low ports are bound by a reload, and a successor is as confined.
+    log = place / "line0" / "access.log"
+    log.rename(place / "line0" / "access.old")
+    proxy.signal(signal.SIGUSR1)
+    eventually(lambda: get(proxy.address).status == 200 and log.exists() and "GET /" in log.read_text(), 5)
+    other = low_port()
+    proxy.write(lambda text: text + f'\n[[listener]]\nname = "low"\nbind = "127.0.0.1:{other}"\n')
+    proxy.ctl("reload")
+    assert get(("127.0.0.1", other)).status == 200
+    for _ in range(2):
+        proxy.upgrade()
+        assert_confined(proxy.newest, BIND_SERVICE)
+        assert get(proxy.address).status == 200 and get(("127.0.0.1", other)).status == 200
+    third = low_port()
+    proxy.write(lambda text: text + f'\n[[listener]]\nname = "low2"\nbind = "127.0.0.1:{third}"\n')
+    proxy.upgrade()
+    assert get(("127.0.0.1", third)).status == 200
+    proxy.stop()
+
+
+def test_files_outside_are_out_of_reach(line, origin, place):
+    """Landlock: a program that anybody may run is not run from a place that nobody named."""
+    outside = Path(tempfile.mkdtemp(prefix="ringgate-outside-"))
+    try:
+        outside.chmod(0o755)
+        program = script(outside / "ringgate", "exit 3")
+        program.chmod(0o755)
+        proxy = line(one(origin))
+        done = proxy.ctl("upgrade", "--binary", program, check=False)
+        assert "Permission denied" in done.stderr, done.stderr
+        free = line({**one(origin), "node": {"sandbox": "off"}})
+        assert free.status()["hardening"]["landlock"].startswith("off")
+        assert {thread["Seccomp"] for thread in threads(free.pid)} == {"0"}
+        done = free.ctl("upgrade", "--binary", program, check=False)
+        assert "exit code 3" in done.stderr, done.stderr
+        proxy.stop()
+        free.stop()
+    finally:
+        shutil.rmtree(outside)
+
+
+def test_only_root_can_become_somebody(place):
+    file = place / "ringgate.toml"
+    file.write_text('[node]\nuser = "daemon"\n[[listener]]\nbind = "127.0.0.1:%d"\n[[route]]\nrespond = {}\n' % free_port())
+    os.chmod(file, 0o644)
+    done = subprocess.run(
+        ["setpriv", f"--reuid={NOBODY}", "--clear-groups", str(place / "ringgate"), "run", str(file)],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 1 and "cannot become daemon (node.user): only root can" in done.stderr
+    done = run_once("check", file)
+    assert done.returncode == 0
+    file.write_text(file.read_text().replace("daemon", "no-such-user"))
+    done = run_once("check", file)
+    assert done.returncode == 2 and "`node.user` is \"no-such-user\"" in done.stderr

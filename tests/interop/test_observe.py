@@ -1,0 +1,381 @@
+"""What the process shows: figures, their table, the dashboard and alerts, the page, `top`, traces."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from harness import Client, eventually, get, respond, tool
+from harness.client import message
+from harness.proxy import ROOT, binary, one, parse_metrics, upstream
+from harness.tls import Authority, TlsClient, context
+from harness.tools import free_port
+
+TABLE = ROOT / "deploy" / "metrics.md"
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
+
+# Counters that this file does not move, each with what does, or why nothing can here.
+ELSEWHERE = {
+    "ringgate_accept_no_descriptors_total": "test_limits.py runs out of descriptors",
+    "ringgate_accept_errors_total": "needs a kernel out of memory",
+    "ringgate_accept_at_limit_total": "test_limits.py reaches max_connections",
+    "ringgate_access_log_dropped_total": "test_operations.py blocks the log",
+    "ringgate_reports_dropped_total": "needs a control thread that does not read",
+    "ringgate_retries_over_budget_total": "test_upstreams.py spends the budget",
+    "ringgate_connects_exhausted_total": "test_limits.py runs out of descriptors",
+    "ringgate_proxy_header_errors_total": "test_headers.py sends bad PROXY headers",
+    "ringgate_client_timeouts_total": "test_streaming.py waits for timeouts",
+    "ringgate_client_aborts_total": "test_failures.py resets",
+    "ringgate_responses_cut_total": "test_failures.py cuts",
+    "ringgate_http2_": "test_http2.py and test_http2_attacks.py speak HTTP/2",
+    "ringgate_upstream_stale_connections_total": "test_upstreams.py closes idle connections",
+    "ringgate_upstream_unavailable_total": "test_upstreams.py has no server left",
+    "ringgate_server_failures_total": "test_failures.py breaks off answers",
+    "ringgate_ring_buffers_exhausted_total": "test_limits.py has few buffers",
+    "ringgate_ring_cq_overflows_total": "needs more completions at once than a test can make",
+    "ringgate_tls_": "test_tls.py and test_tls_sessions.py make every kind of handshake",
+    "ringgate_upstream_tls_": "test_tls_upstream.py",
+    "ringgate_certificate": "test_tls.py replaces certificates",
+    "ringgate_vrrp": "tests/ha",
+    "ringgate_director": "tests/director",
+    "ringgate_l4": "tests/director",
+    "ringgate_xdp": "tests/xdp",
+    "ringgate_client": "test_clients.py is over the limits of a client address",
+    "ringgate_limit": "test_clients.py is over the limits of a client address",
+    "ringgate_reload": "test_reload.py",
+    "ringgate_config": "test_reload.py",
+    "ringgate_upgrade": "test_upgrade.py",
+    "ringgate_check": "test_checks.py",
+    "ringgate_health": "test_checks.py",
+    "ringgate_outlier": "test_checks.py",
+    "ringgate_circuit": "test_checks.py",
+}
+
+
+def families(text):
+    """Name -> (type, labels, help) of a page in Prometheus' format."""
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.M))
+    kinds = dict(re.findall(r"^# TYPE (\S+) (.*)$", text, re.M))
+    labels = {name: set() for name in kinds}
+    for sample, found, _ in parse_metrics(text):
+        base = sample if sample in kinds else re.sub(r"_(bucket|sum|count)\Z", "", sample)
+        labels[base] |= set(found)
+    return {name: (kinds[name], sorted(labels[name]), helps[name]) for name in kinds}
+
+
+def scrape(proxy, accept=None):
+    headers = {"Accept": accept} if accept else {}
+    response = get(proxy.admin, "/metrics", headers=headers)
+    assert response.status == 200
+    return response, response.body.decode()
+
+
+def in_source():
+    """Families named in the code, with what a tuple or call beside the name says."""
+    found = {}
+    for path in (ROOT / "src").rglob("*.rs"):
+        text = path.read_text()
+        for name in re.findall(r'"(ringgate_[a-z0-9_]+)"', text):
+            found.setdefault(name, None)
+        pattern = r'"(ringgate_[a-z0-9_]+)",\s*"(counter|gauge|histogram)",\s*"((?:[^"\\]|\\.)*)"'
+        for name, kind, text_ in re.findall(pattern, text):
+            found[name] = (kind, [], re.sub(r"\\\n\s*", "", text_))
+    return found
+
+
+def rows(known):
+    for name, (kind, labels, text) in sorted(known.items()):
+        yield f"| `{name}` | {kind} | {', '.join(labels)} | {text} |"
+
+
+@pytest.fixture
+def everything(start, serve, tmp_path):
+    """A process with what there is to configure without privileges, after some traffic."""
+    good, bad = serve(respond()), f"127.0.0.1:{free_port()}"
+    authority = Authority(tmp_path / "pki")
+    pair = authority.issue("a.test", "a.test")
+    config = {
+        "listener": [{}, {"name": "tls", "certificates": [pair]}],
+        "route": [{"path": "/bad", "upstream": "mixed"}, {"upstream": "up"}],
+        "upstream": {"up": upstream(good), "mixed": upstream(bad, good)},
+        "tuning": {"profile": "minimal", "root": str(tmp_path / "root"), "interfaces": ["lo"]},
+    }
+    (tmp_path / "root").mkdir()
+    proxy = start(config)
+    with Client(proxy.address) as client:
+        for _ in range(3):
+            assert client.ask(message()).status == 200
+    for _ in range(4):
+        assert get(proxy.address, "/bad").status == 200
+    with Client(proxy.address) as client:
+        client.send(b"nonsense\r\n\r\n")
+        client.read_until_eof()
+    proxy.authority = authority
+    return proxy
+
+
+def test_the_table_has_every_family(everything):
+    """`UPDATE=1` writes the table anew."""
+    known = families(scrape(everything)[1])
+    source = in_source()
+    if os.environ.get("UPDATE"):
+        other = {name: found or ("", [], "") for name, found in source.items() if name not in known}
+        head = (
+            "# Metrics\n\nEvery family on `/metrics`. Written by `UPDATE=1 python3 -m pytest "
+            "interop/test_observe.py -k table` from a running process and the code;\na test holds it "
+            "to both.\n\n| name | type | labels | meaning |\n|---|---|---|---|\n"
+        )
+        TABLE.write_text(head + "\n".join(rows({**other, **known})) + "\n")
+    text = TABLE.read_text()
+    missing = [row for row in rows(known) if row not in text.splitlines()]
+    assert not missing, "UPDATE=1 writes these into deploy/metrics.md:\n" + "\n".join(missing)
+    unnamed = [name for name in source if f"| `{name}` |" not in text]
+    assert not unnamed, f"UPDATE=1 writes these into deploy/metrics.md: {unnamed}"
+
+
+def test_every_counter_moves_or_says_who_moves_it(everything):
+    text = scrape(everything)[1]
+    kinds = {name: kind for name, (kind, _, _) in families(text).items()}
+    moved = {name for name, _, value in parse_metrics(text) if value > 0}
+    moved |= {re.sub(r"_count\Z", "", name) for name in moved}
+    still = {n for n, kind in kinds.items() if kind in ("counter", "histogram") and n not in moved}
+    unexplained = [n for n in sorted(still) if not any(n.startswith(p) for p in ELSEWHERE)]
+    assert not unexplained, f"move these here, or say in ELSEWHERE who does: {unexplained}"
+    for name in (
+        "ringgate_requests_total",
+        "ringgate_request_duration_seconds",
+        "ringgate_upstream_request_duration_seconds",
+        "ringgate_upstream_retries_total",
+        "ringgate_server_connect_failures_total",
+        "ringgate_server_reuses_total",
+        "ringgate_requests_refused_total",
+    ):
+        assert name in moved, name
+
+
+def test_open_metrics(everything):
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+    response, text = scrape(everything, f"{OPEN_METRICS},text/plain;q=0.5")
+    assert response.header("content-type").startswith("application/openmetrics-text; version=1.0.0")
+    assert text.endswith("\n# EOF\n")
+    parsed = {family.name: family for family in text_string_to_metric_families(text)}
+    assert parsed["ringgate_requests"].type == "counter"
+    duration = parsed["ringgate_request_duration_seconds"]
+    assert duration.type == "histogram" and any(s.labels.get("le") == "1.0" for s in duration.samples)
+    for accept in (None, "*/*", "text/plain;version=0.0.4"):
+        response, text = scrape(everything, accept)
+        assert response.header("content-type").startswith("text/plain; version=0.0.4")
+        assert "# EOF" not in text
+        parse_metrics(text)
+
+
+def named(text):
+    return {re.sub(r"_(bucket|count|sum)\Z", "", n) for n in re.findall(r"ringgate_[a-z0-9_]+", text)}
+
+
+def test_dashboard_and_alerts_name_what_there_is():
+    known = set(re.findall(r"^\| `(ringgate_[a-z0-9_]+)` \|", TABLE.read_text(), re.M))
+    dashboard = json.loads((ROOT / "deploy/grafana.json").read_text())
+    expressions = [t["expr"] for p in dashboard["panels"] for t in p.get("targets", [])]
+    assert len(expressions) >= 10
+    for expression in expressions:
+        assert named(expression) and named(expression) <= known, named(expression) - known
+    alerts = (ROOT / "deploy/alerts.yml").read_text()
+    expressions = re.findall(r"^\s+expr: (.*)$", alerts, re.M)
+    assert len(expressions) >= 8 and alerts.count("- alert:") == len(expressions)
+    for expression in expressions:
+        assert named(expression) and named(expression) <= known, named(expression) - known
+
+
+def browse(proxy, width=1280):
+    """The page's document after its script has run."""
+    argv = [
+        "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1500",
+        "--virtual-time-budget=3000", "--dump-dom", f"http://127.0.0.1:{proxy.admin[1]}/",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run(
+            [tool("chromium"), f"--user-data-dir={profile}", *argv],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert 'data-shown="yes"' in done.stdout, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_page_shows_the_process_and_runs_nothing_else(start, serve, tmp_path):
+    hostile = '<img id="evil" src="x">'
+    directory = tmp_path / "pki"
+    pair = Authority(directory).issue("a.test", "a.test")
+    cert = directory / f"{hostile.replace('/', '')}.pem"
+    cert.write_bytes(Path(pair["cert"]).read_bytes())
+    back = serve(respond())
+    config = one(back)
+    config["listener"] = [{}, {"certificates": [{**pair, "cert": str(cert)}]}]
+    proxy = start(config)
+    for _ in range(5):
+        get(proxy.address)
+    response = get(proxy.admin, "/")
+    policy = response.header("content-security-policy")
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+    assert "unsafe" not in policy and response.header("x-content-type-options") == "nosniff"
+    dom = browse(proxy)
+    for part in (back.text, "serving", "requests/s", "servers up", "Recent events", "generation 1"):
+        assert part in dom, part
+    assert 'id="evil" src="x"&gt;' in dom and not re.search(r'<img[^>]*id="evil"', dom)
+    # Charts were drawn, and nothing was asked of others.
+    assert dom.count("<path") >= 3 and "http://" not in re.sub(r"http://www.w3.org/2000/svg", "", dom)
+    narrow = browse(proxy, 390)
+    assert back.text in narrow
+
+
+def test_rates_of_the_last_minutes(start, serve):
+    proxy = start(one(serve(respond())))
+    for _ in range(20):
+        get(proxy.address)
+
+    def history():
+        return json.loads(get(proxy.admin, "/history").body)
+
+    eventually(lambda: sum(history()["requests"]) >= 20)
+    found = history()
+    assert len({len(found[key]) for key in ("requests", "errors", "p50_ms", "p99_ms")}) == 1
+    assert sum(found["errors"]) == 0 and any(value is not None for value in found["p99_ms"])
+    eventually(lambda: proxy.status()["rates"]["requests_per_second"] > 0)
+
+
+class Screen:
+    """A terminal of its own in tmux."""
+
+    def __init__(self, width, height):
+        self.directory = tempfile.mkdtemp(prefix="rg-top-", dir="/tmp")
+        self.socket = f"{self.directory}/tmux"
+        self.tmux("new-session", "-d", "-x", str(width), "-y", str(height), "sh")
+
+    def tmux(self, *args):
+        argv = [tool("tmux"), "-S", self.socket, *args]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True).stdout
+
+    def keys(self, *keys):
+        self.tmux("send-keys", *keys)
+
+    def text(self):
+        return self.tmux("capture-pane", "-p")
+
+    def awaits(self, *parts):
+        eventually(lambda: all(part in self.text() for part in parts), 15, f"{parts}", every=0.1)
+
+    def close(self):
+        self.tmux("kill-server")
+
+
+@pytest.fixture
+def screen():
+    open_ = []
+
+    def begin(width, height):
+        open_.append(Screen(width, height))
+        return open_[-1]
+
+    yield begin
+    for one_ in open_:
+        one_.close()
+
+
+def test_top_in_a_terminal(start, serve, screen):
+    socket = Path(tempfile.mkdtemp(prefix="rg-top-", dir="/tmp")) / "a.sock"
+    back = serve(respond())
+    proxy = start({**one(back), "admin": {"socket": str(socket)}})
+    get(proxy.address)
+    top = shlex.join([str(binary()), "top", "--socket", str(socket)])
+    terminal = screen(100, 30)
+    terminal.keys("echo before", "Enter", top, "Enter")
+    terminal.awaits("Ringgate serving", "requests/s", back.text, "shard")
+    terminal.tmux("resize-window", "-x", "40", "-y", "24")
+    terminal.awaits("Ringgate serving", "upstream up")
+    terminal.keys("q")
+    # The screen from before is back, and the shell takes lines again.
+    terminal.keys("echo af''ter $?", "Enter")
+    terminal.awaits("before", "after 0")
+    assert "requests/s" not in terminal.text()
+    terminal.keys(top, "Enter")
+    terminal.awaits("Ringgate serving")
+    pane = terminal.tmux("list-panes", "-F", "#{pane_pid}").strip()
+    child = subprocess.run(["pgrep", "-P", pane], capture_output=True, text=True).stdout.split()
+    os.kill(int(child[0]), signal.SIGINT)
+    terminal.keys("echo sane $?", "Enter")
+    terminal.awaits("sane 0")
+    once = subprocess.run(
+        [binary(), "top", "--socket", socket, "--once"], capture_output=True, text=True, timeout=20
+    )
+    assert once.returncode == 0 and back.text in once.stdout and "\x1b" not in once.stdout
+    piped = subprocess.run(
+        [binary(), "top", "--socket", f"{socket}.none"], capture_output=True, text=True, timeout=20
+    )
+    assert piped.returncode == 1 and "cannot reach" in piped.stderr
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
+
+
+def sent_on(origin):
+    fields = origin.requests[-1].fields
+    values = [value for name, value in fields if name.lower() == "traceparent"]
+    states = [value for name, value in fields if name.lower() == "tracestate"]
+    return values, states
+
+
+@pytest.mark.parametrize("how", [None, "continue", "start"])
+def test_trace_context(start, serve, tmp_path, how):
+    back, log = serve(respond()), tmp_path / "access.log"
+    config = one(back, http={"trace_context": how} if how else None)
+    proxy = start({**config, "log": {"access": "json", "access_file": str(log)}})
+    get(proxy.address, headers={"traceparent": PARENT, "tracestate": "a=1"})
+    (value,), states = sent_on(back)
+    assert states == ["a=1"]
+    if how is None:
+        assert value == PARENT
+    else:
+        # The trace and the sampled flag stay, the span is ours.
+        assert re.fullmatch(f"00-{TRACE}-[0-9a-f]{{16}}-01", value) and value != PARENT
+    bad = {"traceparent": PARENT.upper(), "tracestate": "a=1"}
+    get(proxy.address, headers=bad)
+    values, states = sent_on(back)
+    if how == "start":
+        assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-00", values[0]) and TRACE not in values[0]
+        assert len(values) == 1 and states == [], "the state of a trace that is not continued"
+    else:
+        assert values == [PARENT.upper()] and states == ["a=1"]
+    get(proxy.address)
+    values, _ = sent_on(back)
+    assert len(values) == (1 if how == "start" else 0)
+    eventually(lambda: len(log.read_text().splitlines()) >= 3)
+    first = json.loads(log.read_text().splitlines()[0])
+    assert first["trace_id"] == TRACE
+    assert (first["span_id"] is None) == (how is None)
+    if how:
+        assert first["span_id"] == value.split("-")[2]
+
+
+def test_tls_in_the_access_log(start, serve, tmp_path):
+    log, authority = tmp_path / "access.log", Authority(tmp_path / "pki")
+    config = one(serve(respond()))
+    config["listener"] = [{}, {"certificates": [authority.issue("a.test", "a.test")]}]
+    proxy = start({**config, "log": {"access": "json", "access_file": str(log)}})
+    with TlsClient(proxy.addresses["web1"], context(authority)) as client:
+        assert client.ask(message()).status == 200
+    get(proxy.address)
+    eventually(lambda: len(log.read_text().splitlines()) >= 2)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    inside = next(entry for entry in entries if entry["ssl_protocol"])
+    assert inside["ssl_protocol"] == "TLSv1.3" and inside["ssl_cipher"].startswith("TLS_")
+    assert inside["ssl_server_name"] == "a.test" and inside["ssl_session_reused"] == "."
+    clear = next(entry for entry in entries if not entry["ssl_protocol"])
+    assert clear["ssl_cipher"] is None
