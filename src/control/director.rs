@@ -57,6 +57,17 @@ pub fn start(
     Ok((Some(engine), watched))
 }
 
+/// Has the directors take other virtual servers over.
+pub fn configure(state: &State, old: &Config, new: &Config) {
+    if let Some(engine) = &state.l4
+        && old.l4 != new.l4
+    {
+        // A new address of VRRP's is told of again, since it begins as active.
+        state.roles.borrow_mut().clear();
+        engine.configure(new.l4.clone());
+    }
+}
+
 /// Virtual servers' addresses that a VRRP instance holds, and its place in the configuration.
 fn governed(config: &Config) -> HashMap<IpAddr, String> {
     let mut all = HashMap::new();

@@ -2,6 +2,7 @@
 
 import pytest
 
+from harness.proxy import ROOT, run_once
 from harness.tools import eventually
 
 from .common import VIP, Node, Server, prepare, spread, tables, virtual_server
@@ -17,6 +18,7 @@ def node(lan, tmp_path):
     node = Node(host, tmp_path, "a", config)
     node.start()
     node.await_neighbours(1)
+    node.client, node.server = client, server
     assert spread(client, f"http://{VIP}/", 2) == {"s1": 2}
     assert tables(host) == [f"ringgate-{pid_inside(node)}"]
     assert {"10.77.0.101", "fd77::101"} <= set(host.addresses("lo"))
@@ -37,6 +39,18 @@ def test_a_killed_process_leaves_nothing(node):
     assert not host.run("ss", "-H0n").stdout.strip(), "packet sockets"
     gone = lambda: not {"10.77.0.101", "fd77::101"} & set(host.addresses("lo"))
     eventually(gone, 10, "the leases run out")
+
+
+def test_virtual_servers_come_and_go_by_reload(node):
+    text = node.file.read_text()
+    node.file.write_text(text + virtual_server(f"{VIP}:8080", [node.server.host.address]))
+    node.control("reload")
+    eventually(lambda: spread(node.client, f"http://{VIP}:8080/", 2) == {"s1": 2}, 5, "it is forwarded")
+    node.file.write_text(text)
+    node.control("reload")
+    # Nobody listens there on the director itself, which may say so again.
+    eventually(lambda: spread(node.client, f"http://{VIP}:8080/", 1) == {"curl 7": 1}, 5, "it is not")
+    assert spread(node.client, f"http://{VIP}/", 2) == {"s1": 2}
 
 
 def test_a_process_that_ends_leaves_nothing(node):
@@ -81,3 +95,9 @@ def test_an_interface_that_goes_away_and_comes_back(lan, tmp_path):
         host.ip("link", "set", "eth1", "up")
         eventually(lambda: "eth1" in node.host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout, 10, "it is back")
     server.stop()
+
+
+def test_the_samples_are_valid():
+    for name in ("director.toml", "real-server.toml"):
+        done = run_once("check", ROOT / "deploy" / name)
+        assert done.returncode == 0, done

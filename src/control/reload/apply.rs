@@ -228,6 +228,7 @@ impl Reloader {
         self.state.upstreams.replace(upstreams.into());
         self.renew_checks(&config);
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
+        director::configure(&self.state, &old, &config);
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
         if config.log.level != old.log.level {
             self.logger.set_level(config.log.level);

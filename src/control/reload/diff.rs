@@ -6,6 +6,7 @@ use toml::Table;
 use super::words::{self, Pair};
 use crate::control::config::Config;
 use crate::ha::config::Instance;
+use crate::l4::engine::directors;
 
 /// What to do about what a reload cannot change.
 const RESTART: &str = "it needs a new process: restart, or `ringgate ctl upgrade`";
@@ -51,7 +52,7 @@ pub struct Side<'a> {
 /// Compares one part of the file.
 type Part = fn(&str, &Side<'_>, &Side<'_>, &mut Diff);
 
-const PARTS: [(&str, Part); 13] = [
+const PARTS: [(&str, Part); 14] = [
     ("node", node),
     ("admin", admin),
     ("log", plain),
@@ -62,6 +63,7 @@ const PARTS: [(&str, Part); 13] = [
     ("listener", listeners),
     ("route", routes),
     ("upstream", upstreams),
+    ("virtual_server", virtual_servers),
     ("vrrp_script", named),
     ("vrrp_sync_group", named),
     ("vrrp", vrrp),
@@ -175,6 +177,28 @@ fn tuning(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
     let (old, new) = (words::table(old.file, name, &none), words::table(new.file, name, &none));
     for line in words::keys(old, new, &[]) {
         diff.at_next_start(&format!("{name}.{line}"));
+    }
+}
+
+/// Directors take other virtual servers over; they are started with the process.
+fn virtual_servers(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
+    let (before, after) = (words::list(old.file, name), words::list(new.file, name));
+    if directors(&old.config.l4) != directors(&new.config.l4) {
+        return diff.refuse(
+            "the first virtual server added, or the last one removed".to_owned(),
+            &format!("directors are threads of their own; {RESTART}"),
+        );
+    }
+    let called = |table: &Table| words::identity(table, &["address", "protocol"]);
+    for pair in words::pair(&before, &after, called) {
+        match pair {
+            Pair::Added(called, _) => diff.apply(format!("virtual server {called} added")),
+            Pair::Removed(called) => diff.apply(format!("virtual server {called} removed")),
+            Pair::Both(called, before, after) => {
+                let lines = words::keys(before, after, &[]).into_iter();
+                lines.for_each(|line| diff.apply(format!("virtual server {called}: {line}")));
+            }
+        }
     }
 }
 

@@ -268,6 +268,13 @@ impl Engine {
         told
     }
 
+    /// Takes other virtual servers over; waits while too many facts wait.
+    pub fn configure(&self, config: L4) {
+        // The thread ends only with the process.
+        let _ = self.facts.send(Fact::Configure(Box::new(config)));
+        self.wake.notify();
+    }
+
     /// Ends the threads: the real server's addresses go, then rings and silence. Waits a second at most.
     pub fn stop(&self) {
         let began = Instant::now();
