@@ -281,13 +281,11 @@ impl Pair {
 
 /// A frame as the kernel gives it to a packet socket: without its outermost VLAN tag.
 fn untag(frame: &[u8]) -> (Vec<u8>, Option<u16>) {
-    match frame {
-        [macs @ ..] if macs.len() >= 18 && macs[12..14] == [0x81, 0] => {
-            let tag = u16::from_be_bytes([macs[14], macs[15]]) & 0xfff;
-            ([&macs[..12], &macs[16..]].concat(), Some(tag))
-        }
-        _ => (frame.to_vec(), None),
+    if frame.len() < 18 || frame[12..14] != [0x81, 0] {
+        return (frame.to_vec(), None);
     }
+    let tag = u16::from_be_bytes([frame[14], frame[15]]) & 0xfff;
+    ([&frame[..12], &frame[16..]].concat(), Some(tag))
 }
 
 /// How long, and from where: `XDP_SECONDS` and `XDP_SEED` replace the defaults.
