@@ -63,9 +63,11 @@ pub(super) async fn weight(call: Call) -> Reply {
 }
 
 type Order = Vec<(String, Change)>;
+/// What an order does to a server with these keys.
+type Make = dyn Fn(&Map<String, Value>) -> Result<Change, String>;
 
 /// Carries out an order on the servers the body names, all or none of them.
-async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>) -> Reply {
+async fn change(call: Call, make: &Make) -> Reply {
     let state = Rc::clone(&call.state);
     let Some(upstream) = named(&state, &call.argument) else {
         return unknown(&state, &call.argument);
@@ -123,10 +125,7 @@ async fn change(call: Call, make: &dyn Fn(&Map<String, Value>) -> Result<Change,
 
 /// What the body says: `{"servers": ["10.0.0.1:80", {"address": ..., ...}], "weight": ...}`. Keys beside
 /// `servers` count for all of them.
-fn order(
-    body: &Map<String, Value>,
-    make: &dyn Fn(&Map<String, Value>) -> Result<Change, String>,
-) -> Result<Order, String> {
+fn order(body: &Map<String, Value>, make: &Make) -> Result<Order, String> {
     let servers = body.get("servers").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     if servers.is_empty() || servers.len() > SERVERS_MAX {
         return Err(format!("`servers` is no list of 1 to {SERVERS_MAX} servers"));
@@ -324,7 +323,8 @@ mod tests {
             "servers": ["10.0.0.1:80", { "address": "B:1", "weight": 4 }], "weight": 2, "persist": true,
         }));
         let weight = |server: &Map<String, Value>| {
-            Ok(Change::Weight(server["weight"].as_u64().unwrap_or_default() as u32))
+            let weight = server["weight"].as_u64().unwrap_or_default();
+            Ok(Change::Weight(u32::try_from(weight).unwrap()))
         };
         assert_eq!(
             order(&body, &weight).unwrap(),
