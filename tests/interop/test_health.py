@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,7 +15,7 @@ from harness.client import message
 from harness.process import Process, accepts
 from harness.proxy import one, parse_metrics, upstream
 from harness.tls import Authority
-from harness.tools import cpu_seconds
+from harness.tools import cpu_seconds, toml
 
 FAST = {"interval": "100ms", "timeout": "500ms", "rise": 2, "fall": 3}
 SINGLE = {"shards": 1, "pin": False, "drain_timeout": "5s"}
@@ -586,3 +587,34 @@ def test_status_is_json_whatever_a_server_says(start, serve):
     why = server(proxy, back.text)["check"]["why"]
     assert why.startswith("malformed response") and len(why) <= 200 and why.isprintable()
     assert json.dumps(proxy.status())
+
+
+def test_reload_keeps_what_is_known(start, serve):
+    """An unchanged check goes on through a reload; a new one begins; without one a server is up."""
+    a, b = serve(answering("a")), serve(answering("b"))
+    servers = [{"address": s, "max_fails": 0} for s in (a, b)]
+    proxy = start(one(*servers, check={"tcp": True, **FAST}))
+    b.refuse()
+    await_state(proxy, b.text, "unhealthy")
+    config = proxy.config
+
+    def reload(keys):
+        before = proxy.log().count("reload")
+        config["upstream"]["up"] = {**config["upstream"]["up"], **keys}
+        proxy.file.write_text(toml({k: v for k, v in config.items()}))
+        proxy.signal(signal.SIGHUP)
+        eventually(lambda: proxy.log().count("reload") > before, what="reloaded")
+
+    failures = server(proxy, b.text)["check"]["failures"]
+    reload({"keepalive": 7})
+    seen = server(proxy, b.text)
+    assert seen["state"] == "unhealthy" and seen["check"]["failures"] >= failures
+    assert seen["check"]["changes"] == 1
+    assert spread(proxy, 10) == {"a": 10}
+    del config["upstream"]["up"]["check"]
+    reload({})
+    await_state(proxy, b.text, "up")
+    reload({"check": {"tcp": True, **FAST, "rise": 1}})
+    await_state(proxy, b.text, "unhealthy")
+    b.listen()
+    await_state(proxy, b.text, "up")
