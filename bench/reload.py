@@ -34,6 +34,10 @@ UPGRADE = (
     "GET /ws HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+SWITCHING = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
 ROUTES, SERVERS, GROUPS = 5000, 1000, 250
 
 
@@ -158,9 +162,13 @@ class Contender:
         """Changes the file and has it read; True once requests are answered by it."""
         self.n += 1
         self.write()
-        self.process.send_signal(signal.SIGUSR2 if self.kind == "haproxy" else signal.SIGHUP)
-        deadline = time.monotonic() + 20
+        number = signal.SIGUSR2 if self.kind == "haproxy" else signal.SIGHUP
+        self.process.send_signal(number)
+        deadline, again = time.monotonic() + 20, time.monotonic() + 1
         while time.monotonic() < deadline:
+            if time.monotonic() > again:  # a signal that comes during a reload may be lost
+                self.process.send_signal(number)
+                again += 1
             if answer() == str(self.n).encode():
                 return True
             time.sleep(0.005)
@@ -236,7 +244,7 @@ def echo_origin():
                 while True:
                     sock.sendall(b"line\n")
                     time.sleep(0.1)
-            sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            sock.sendall(SWITCHING)
             while piece := sock.recv(4096):
                 sock.sendall(piece)
         except OSError:

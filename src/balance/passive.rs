@@ -139,6 +139,11 @@ impl Passive {
         }
     }
 
+    /// Forgets all failures: something that knows better says that the member is back.
+    pub fn clear(&self) {
+        self.state.store(State::CLEAN.word(), Relaxed);
+    }
+
     /// True if the member is out, a probe under way or due included (for status pages).
     #[must_use]
     pub fn is_out(&self) -> bool {
@@ -188,6 +193,14 @@ mod tests {
         assert!(!member.failure(1100, 3, 100), "was out already");
         assert!(!member.available(1198) && !member.admit(1198, 100));
         assert!(member.available(1199));
+    }
+
+    #[test]
+    fn cleared_it_is_as_new() {
+        let member = Passive::new();
+        assert!(member.failure(1000, 1, 100) && member.is_out());
+        member.clear();
+        assert!(!member.is_out() && member.admit(1000, 100));
     }
 
     #[test]

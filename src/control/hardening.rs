@@ -159,7 +159,7 @@ fn needed(config: &Config) -> Vec<Capability> {
         needed.push(Capability::NetBindService);
     }
     let (vrrp, director) = (!config.ha.instances.is_empty(), !config.l4.services.is_empty());
-    if vrrp || director {
+    if vrrp || director || config.real_server.is_some() {
         needed.extend([Capability::NetAdmin, Capability::NetRaw]);
     }
     if vrrp && config.ha.realtime.is_some() {

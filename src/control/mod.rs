@@ -9,6 +9,7 @@ pub mod events;
 #[cfg(test)]
 mod frames;
 pub mod hardening;
+pub mod health;
 pub mod history;
 pub mod l4_checks;
 pub mod logger;

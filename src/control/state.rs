@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::certificates::Board;
 use crate::control::config::Log;
+use crate::control::health::Checks;
 use crate::control::history::History;
 use crate::control::l4_checks;
 use crate::control::logger::Logger;
@@ -58,6 +59,8 @@ pub struct State {
     pub(super) upstreams: RefCell<Rc<[Rc<UpstreamState>]>>,
     /// Rates of the last minutes.
     pub history: RefCell<History>,
+    /// Health checks and outliers.
+    pub checks: Checks,
     /// Certificates.
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.
@@ -163,7 +166,11 @@ impl State {
         addresses: &[SocketAddr],
     ) -> Vec<Rc<UpstreamState>> {
         let takes = |upstream: &&Rc<UpstreamState>| upstream.take_resolved(host, port, addresses);
-        self.upstreams().iter().filter(takes).cloned().collect()
+        let changed: Vec<_> = self.upstreams().iter().filter(takes).cloned().collect();
+        if !changed.is_empty() {
+            self.checks.refresh(&self.upstreams());
+        }
+        changed
     }
 }
 

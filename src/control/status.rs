@@ -1,11 +1,11 @@
 //! The state of the process as JSON, for `/status`.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
+use crate::control::health;
 use crate::control::metrics::connections as connections_of;
 use crate::control::reload::COUNTED;
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
@@ -155,15 +155,25 @@ pub(crate) fn connections(state: &State) -> Value {
 
 /// Upstreams with their servers.
 pub(crate) fn upstreams(state: &State) -> Vec<Value> {
-    state.upstreams().iter().map(|one: &Rc<UpstreamState>| upstream(one)).collect()
+    let rows = state.checks.rows();
+    state.upstreams().iter().map(|one| upstream_of(state, &rows, one)).collect()
 }
 
 /// One of them.
-pub(crate) fn upstream(upstream: &UpstreamState) -> Value {
+pub(crate) fn upstream(state: &State, upstream: &UpstreamState) -> Value {
+    upstream_of(state, &state.checks.rows(), upstream)
+}
+
+fn upstream_of(state: &State, rows: &health::Rows, upstream: &UpstreamState) -> Value {
     let (set, servers) = (upstream.set.borrow(), upstream.servers.borrow());
     let drift = servers.drift();
-    let member =
-        |(index, member): (usize, &Arc<Member>)| server(member, set.weight(index), servers.now());
+    let member = |(index, member): (usize, &Arc<Member>)| {
+        let mut value = server(member, set.weight(index), servers.now());
+        for (key, more) in health::server_status(&state.checks, rows, upstream, member) {
+            value[key] = more;
+        }
+        value
+    };
     // Names that no address is known for are servers all the same.
     let nowhere = |standing: &&Standing| set.members.iter().all(|m| m.server != standing.id);
     let unresolved = servers.now().iter().filter(nowhere).map(|standing| {
@@ -182,6 +192,7 @@ pub(crate) fn upstream(upstream: &UpstreamState) -> Value {
     let list: Vec<Value> = set.members.iter().enumerate().map(member).chain(unresolved).collect();
     json!({
         "name": upstream.shared.config.name,
+        "panic": upstream.shared.is_panicking(),
         "servers": list,
         "drift": drift
             .iter()
@@ -192,10 +203,12 @@ pub(crate) fn upstream(upstream: &UpstreamState) -> Value {
 
 fn server(member: &Member, weight: u32, servers: &[Standing]) -> Value {
     let standing = servers.iter().find(|standing| standing.id == member.server);
-    let (state, why) = match (weight, member.config.down, member.passive.is_out()) {
-        (_, true, _) => ("down", "`down` in the file"),
-        (0, ..) => ("drained", "by the operator: no new requests"),
-        (_, _, true) => ("failed", "failures of requests: out for fail_timeout"),
+    let (state, why) = match (weight, member.config.down) {
+        (_, true) => ("down", "`down` in the file"),
+        (0, _) => ("drained", "by the operator: no new requests"),
+        _ if member.gate.is_down() => ("unhealthy", "its health check fails"),
+        _ if member.gate.is_ejected() => ("ejected", "does worse than the others"),
+        _ if member.passive.is_out() => ("failed", "failures of requests: out for fail_timeout"),
         _ => ("up", ""),
     };
     json!({

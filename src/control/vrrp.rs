@@ -88,9 +88,8 @@ pub fn count_usable(upstreams: &[Rc<UpstreamState>]) -> Usable {
 
 fn usable_servers(upstream: &UpstreamState) -> u32 {
     let set = upstream.set.borrow();
-    let takes = |(index, member): &(usize, &Arc<Member>)| {
-        set.weight(*index) > 0 && !member.config.down && !member.passive.is_out()
-    };
+    let takes =
+        |(index, member): &(usize, &Arc<Member>)| set.weight(*index) > 0 && member.is_usable();
     let up = set.members.iter().enumerate().filter(takes).count();
     u32::try_from(up).unwrap_or(u32::MAX)
 }

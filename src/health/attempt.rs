@@ -140,7 +140,7 @@ fn refused(error: &io::Error) -> Refused {
 /// Without "(os error 111)", which belongs to logs of programs.
 fn plain(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split_once(" (os error").map_or(text.clone(), |(words, _)| words.to_owned())
+    text.split_once(" (os error").map_or_else(|| text.clone(), |(words, _)| words.to_owned())
 }
 
 impl Conversation {

@@ -99,6 +99,7 @@ pub(super) struct Engine {
     versions: u32,
 }
 
+#[allow(clippy::mutable_key_type)] // patterns are compared and hashed by their text
 impl Engine {
     pub(super) fn new(
         inbox: Receiver<Vec<Target>>,
@@ -229,8 +230,10 @@ impl Engine {
             record: Arc::clone(record),
         };
         let probe = &mut self.probes[slot];
-        if let Some(up) = probe.course.good() {
-            target.sink.set(up, false);
+        match probe.course.good() {
+            Some(up) => target.sink.set(up, false),
+            None if key.check.start_down => target.sink.set(false, false),
+            None => {}
         }
         let line = line(&probe.record);
         probe.tls = target.tls;

@@ -68,8 +68,8 @@ impl Target {
     /// Where probes go.
     #[must_use]
     pub fn probed(&self) -> SocketAddr {
-        let ip = self.check.address.unwrap_or(self.address.ip());
-        SocketAddr::new(ip, self.check.port.unwrap_or(self.address.port()))
+        let ip = self.check.address.unwrap_or_else(|| self.address.ip());
+        SocketAddr::new(ip, self.check.port.unwrap_or_else(|| self.address.port()))
     }
 }
 
@@ -163,3 +163,6 @@ impl Drop for Prober {
         self.wake.notify();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,7 @@ pub struct Counts {
     pub running: usize,
     /// Probes that could not be made for want of something here.
     pub postponed: u64,
-    /// Probes that began more than 100 ms after their time, because too many were under way.
+    /// Probes that began more than 100 ms after their time: too many at a time, or no CPU.
     pub late: u64,
 }
 

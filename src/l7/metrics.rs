@@ -127,6 +127,10 @@ pub struct UpstreamMetrics {
     pub unavailable: Counter,
     /// Idle connections that turned out to be closed by the server.
     pub stale: Counter,
+    /// Requests refused at `breaker.max_in_flight`.
+    pub refused_in_flight: Counter,
+    /// Requests refused at `breaker.max_pending`.
+    pub refused_pending: Counter,
     /// TLS handshakes.
     pub tls: TlsMetrics,
 }
@@ -146,6 +150,8 @@ pub struct ServerMetrics {
     pub failures: Counter,
     /// Idle connections in the pool.
     pub idle: Counter,
+    /// Sum of the times from the start of an attempt to the response's head, in ms.
+    pub response_ms: Counter,
 }
 
 /// Counters by status class.

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::balance::{Scheduler, Tried, View};
+use crate::balance::hash::mix;
+use crate::balance::{InFlight, Scheduler, Tried, View};
 use crate::l7::channel::Channel;
 use crate::l7::config::Upstream;
 use crate::l7::exchange::Exchange;
@@ -118,17 +119,67 @@ impl Drop for Lease {
     }
 }
 
+/// A place among the requests or connects of an upstream; given back when dropped.
+#[derive(Debug)]
+pub struct Place<'a>(Option<&'a InFlight>);
+
+impl<'a> Place<'a> {
+    /// `None` when `max` are taken; nothing is counted when it is 0.
+    fn take(count: &'a InFlight, max: u32) -> Option<Self> {
+        if max == 0 {
+            return Some(Self(None));
+        }
+        count.try_acquire(max).then(|| Self(Some(count)))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(count) = self.0 {
+            count.release();
+        }
+    }
+}
+
 struct Health<'a> {
+    upstream: &'a SharedUpstream,
     set: &'a MemberSet,
     now: Millis,
+    /// The same for all questions of one pick: of the key, or of the request.
+    dice: u64,
+    /// Members in their slow start get whatever comes.
+    whole: bool,
+    /// A member was passed over because of its slow start.
+    held_back: Cell<bool>,
+}
+
+impl Health<'_> {
+    /// For a member that something is in the way of.
+    #[cold]
+    fn lets_in(&self, index: usize, member: &Member) -> bool {
+        if self.upstream.is_panicking() {
+            return true;
+        }
+        let share = member.gate.share(self.now, millis(self.upstream.config.slow_start));
+        if share == 0 || share >= 100 || self.whole {
+            return share > 0;
+        }
+        let drawn = mix(self.dice ^ mix(index as u64)) % 100 < share;
+        if !drawn {
+            self.held_back.set(true);
+        }
+        drawn
+    }
 }
 
 impl View for Health<'_> {
     fn available(&self, member: usize) -> bool {
+        let index = member;
         self.set.members.get(member).is_some_and(|member| {
             let config = &member.config;
             let full = member.in_flight.is_full(config.max_conns);
-            !config.down && !full && member.passive.available(self.now)
+            let open = member.gate.is_open() || self.lets_in(index, member);
+            open && !config.down && !full && member.passive.available(self.now)
         })
     }
 
@@ -272,13 +323,35 @@ impl Pool {
         self.upstream.budget.try_retry(now, self.upstream.config.retry.budget_percent)
     }
 
+    /// A place among the requests being served; `None` at `breaker.max_in_flight`.
+    #[must_use]
+    pub fn admit(&self) -> Option<Place<'_>> {
+        Place::take(&self.upstream.in_flight, self.upstream.config.breaker.max_in_flight)
+    }
+
+    /// A place among the connections being opened; `None` at `breaker.max_pending`.
+    #[must_use]
+    pub fn admit_connect(&self) -> Option<Place<'_>> {
+        Place::take(&self.upstream.pending, self.upstream.config.breaker.max_pending)
+    }
+
     /// Chooses a member; `None` when nobody is available that was not tried.
     #[must_use]
     pub fn lease(&self, key: u64, tried: &mut Tried, now: Millis) -> Option<Lease> {
         let local = Rc::clone(&self.local.borrow());
+        let upstream = &*self.upstream;
+        let dice = if key == 0 { now << 8 | u64::from(self.uncounted.get()) } else { key };
+        let held_back = Cell::new(false);
+        let mut view = Health { upstream, set: &local.set, now, dice, whole: false, held_back };
         loop {
-            let view = Health { set: &local.set, now };
-            let index = local.scheduler.borrow_mut().pick(&view, key, tried)?;
+            let index = match local.scheduler.borrow_mut().pick(&view, key, tried) {
+                // Better a member in its slow start than nobody.
+                None if view.held_back.get() && !view.whole => {
+                    view.whole = true;
+                    continue;
+                }
+                picked => picked?,
+            };
             let member = local.set.members.get(index)?;
             let fail_timeout = millis(member.config.fail_timeout);
             if member.in_flight.try_acquire(member.config.max_conns) {

@@ -5,10 +5,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::balance::hash::hash;
 use crate::balance::{
-    InFlight, MaglevTable, Member as Weight, Passive, Policy, RetryBudget, Scheduler,
+    Gate, InFlight, MaglevTable, Member as Weight, Passive, Policy, RetryBudget, Scheduler, outlier,
 };
 use crate::counter::Padded;
 use crate::l7::config::{Server, ServerAddress, Upstream};
@@ -25,6 +26,9 @@ pub struct Endpoint {
     pub in_flight: InFlight,
     /// Failures, over all shards.
     pub passive: Passive,
+    /// Verdicts of health checks and outlier detection. Changes seldom, so it may share a cache line with what
+    /// never does.
+    pub gate: Gate,
     /// Figures by shard.
     pub metrics: Box<[Padded<ServerMetrics>]>,
 }
@@ -58,6 +62,32 @@ impl Member {
 impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Member").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    /// Nobody has taken it out: not by hand, not its failures, health checks or outlier detection.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        !self.config.down && !self.passive.is_out() && !self.gate.is_out()
+    }
+
+    /// What requests have seen of it, over all shards.
+    #[must_use]
+    pub fn totals(&self) -> outlier::Totals {
+        let mut totals = outlier::Totals::default();
+        for shard in self.metrics.iter() {
+            let classes = shard.responses.values();
+            let (responses, failed) = (
+                classes.iter().sum::<u64>(),
+                shard.failures.value() + shard.connect_failures.value(),
+            );
+            totals.requests += responses + failed;
+            totals.responses += responses;
+            totals.errors += classes[4] + failed;
+            totals.latency_ms += shard.response_ms.value();
+        }
+        totals
     }
 }
 
@@ -106,6 +136,12 @@ pub struct SharedUpstream {
     pub config: Upstream,
     /// Retries allowed.
     pub budget: Arc<RetryBudget>,
+    /// Requests being served; counted with `breaker.max_in_flight` only.
+    pub in_flight: Arc<InFlight>,
+    /// Connections being opened; counted with `breaker.max_pending` only.
+    pub pending: Arc<InFlight>,
+    /// Too few members are usable: health checks and ejections are ignored.
+    panic: AtomicBool,
     /// Figures by shard.
     pub metrics: ByShard<UpstreamMetrics>,
 }
@@ -114,13 +150,44 @@ impl SharedUpstream {
     /// For as many shards.
     #[must_use]
     pub fn new(config: Upstream, shards: usize) -> Self {
-        Self { config, budget: Arc::new(RetryBudget::new()), metrics: by_shard(shards) }
+        Self {
+            config,
+            budget: Arc::new(RetryBudget::new()),
+            in_flight: Arc::new(InFlight::new()),
+            pending: Arc::new(InFlight::new()),
+            panic: AtomicBool::new(false),
+            metrics: by_shard(shards),
+        }
     }
 
     /// The same upstream with another configuration: what is counted goes on.
     #[must_use]
     pub fn succeed(&self, config: Upstream) -> Self {
-        Self { config, budget: Arc::clone(&self.budget), metrics: Arc::clone(&self.metrics) }
+        Self {
+            config,
+            budget: Arc::clone(&self.budget),
+            in_flight: Arc::clone(&self.in_flight),
+            pending: Arc::clone(&self.pending),
+            panic: AtomicBool::new(self.is_panicking()),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// True while too few members are usable (`panic_threshold`).
+    #[must_use]
+    pub fn is_panicking(&self) -> bool {
+        self.panic.load(Relaxed)
+    }
+
+    /// Judges whether too few members are usable; true when that has changed.
+    pub fn judge_panic(&self, set: &MemberSet) -> bool {
+        let taking = set.members.iter().zip(&set.weights);
+        let taking = taking.filter(|(member, weight)| **weight > 0 && !member.config.down);
+        let (all, usable) = taking.fold((0_u64, 0_u64), |(all, usable), (member, _)| {
+            (all + 1, usable + u64::from(member.is_usable()))
+        });
+        let panic = usable * 100 < all * u64::from(self.config.panic_threshold);
+        self.panic.swap(panic, Relaxed) != panic
     }
 
     /// Builds the member set for these addresses of each server (ignored for address literals).
@@ -180,6 +247,7 @@ impl SharedUpstream {
                 label: address.to_string(),
                 in_flight: InFlight::new(),
                 passive: Passive::new(),
+                gate: Gate::new(),
                 metrics: self.metrics.iter().map(|_| Padded::default()).collect(),
             }),
         };

@@ -112,11 +112,12 @@ async fn change(call: Call, make: &Make) -> Reply {
     forget_addresses(&upstream);
     upstream.rebuild();
     state.resolver.look_up(state.names());
+    state.checks.refresh(&state.upstreams());
     tell(&state, &call.argument, &order);
     match publish(&call, &upstream).await {
         Ok(()) => Reply::json(&json!({
             "done": told(&order, flag("persist")),
-            "upstream": status::upstream(&upstream),
+            "upstream": status::upstream(&state, &upstream),
         })),
         Err(reply) => reply,
     }

@@ -2,6 +2,7 @@
 
 mod datapath;
 mod director;
+mod health;
 mod tls;
 mod upgrade;
 mod virtual_servers;
@@ -97,6 +98,7 @@ pub fn render(state: &State, format: Format) -> String {
     shards(&mut page, state);
     upstreams(&mut page, state);
     servers(&mut page, state);
+    health::write(&mut page, state);
     tls::write(&mut page, state);
     if let Some(ha) = state.ha.get() {
         vrrp::write(&mut page, &ha.board.read());
@@ -481,9 +483,13 @@ fn servers(page: &mut Page, state: &State) {
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_in_flight", &labels, member.in_flight.count());
     });
-    page.family("ringgate_server_up", "gauge", "0 while out after failures or by hand.");
+    page.family(
+        "ringgate_server_up",
+        "gauge",
+        "0 while out: failures, health checks, ejection, or by hand.",
+    );
     each_standing(state, |upstream, server, member, weight| {
-        let up = u8::from(weight > 0 && !member.passive.is_out() && !member.config.down);
+        let up = u8::from(weight > 0 && member.is_usable());
         let labels = [("upstream", upstream), ("server", server)];
         page.sample("ringgate_server_up", &labels, up);
     });

@@ -198,6 +198,14 @@ impl Reloader {
         }
     }
 
+    fn renew_checks(&self, config: &Config) {
+        if let Err(error) = self.state.checks.replace(config, &self.state.upstreams()) {
+            let error = error.to_string();
+            self.logger.error("health checks cannot be started", &[("error", &error)]);
+        }
+        crate::control::health::watch(&self.ring, &self.state, self.logger);
+    }
+
     /// Returns the number of the generation that is in force then.
     async fn apply(&self, config: Config, parts: Parts) -> Result<u64, String> {
         let old = Arc::clone(&self.config.borrow());
@@ -218,6 +226,7 @@ impl Reloader {
         let Made { listeners, upstreams, .. } = made;
         self.state.listeners.replace(listeners.into());
         self.state.upstreams.replace(upstreams.into());
+        self.renew_checks(&config);
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
         if config.log.level != old.log.level {

@@ -75,6 +75,7 @@ pub(super) enum News {
     Resolved { name: resolve::Name, result: io::Result<Vec<SocketAddr>> },
     Tuning(tuning::Standing),
     FileChanged,
+    Health(crate::health::Event),
 }
 
 /// The way to the control thread, for any thread.
@@ -169,6 +170,7 @@ impl Control {
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.local_socket(&office)?;
+        let checks = self.start_checks(&ring, &upstreams).await?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -204,6 +206,7 @@ impl Control {
             shards,
             listeners: RefCell::new(listeners.into()),
             upstreams: RefCell::new(upstreams.into()),
+            checks,
             tls,
             ha,
             l4,
@@ -237,6 +240,7 @@ impl Control {
         if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));
         }
+        crate::control::health::watch(&ring, &state, logger);
         announce(&logger, &self.config, &state);
         self.warn_of_few_descriptors(&logger);
         warn_of_expired(&logger, &state);

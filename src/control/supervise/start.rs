@@ -17,6 +17,7 @@ use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
+use crate::control::health::Checks;
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
@@ -29,7 +30,7 @@ use crate::l7;
 use crate::l7::generation::Tables;
 use crate::l7::tls::Current;
 use crate::l7::upstream::SharedUpstream;
-use crate::ring::{Settings, buffers, probe};
+use crate::ring::{Ring, Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
 use crate::shard::change::{Change, NextListener, NextLog, NextUpstream};
 use crate::shard::{Plan, Shard};
@@ -162,6 +163,24 @@ impl Control {
             Rc::new(UpstreamState::new(shared, resolve::addresses(config, &found), None))
         };
         Ok((configs.iter().map(state).collect(), resolver))
+    }
+
+    /// Starts health checks and waits for their first round, a bounded time: what does not answer in it takes
+    /// requests until its verdict.
+    pub(super) async fn start_checks(
+        &self,
+        ring: &Rc<Ring>,
+        upstreams: &[Rc<UpstreamState>],
+    ) -> Result<Checks, Failed> {
+        let desk = self.desk.clone();
+        let tell = Box::new(move |event| desk.tell(News::Health(event)));
+        let checks = Checks::start(&self.config, upstreams, self.epoch, self.descriptors, tell)
+            .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
+        if !checks.first_round(ring).await {
+            self.logger
+                .warn("the first round of health checks is not over, serving all the same", &[]);
+        }
+        Ok(checks)
     }
 
     /// The token of the loopback listener, if there is one.

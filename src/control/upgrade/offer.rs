@@ -77,6 +77,11 @@ async fn attempt(ring: &Rc<Ring>, state: &State, program: &Path) -> Result<u32, 
                 .into(),
         );
     }
+    if state.l4.is_some() {
+        return Err("flows of the layer-4 director and the role of a real server do not pass to \
+                    another process yet: hand over (`ringgate ctl vrrp release`) and restart"
+            .into());
+    }
     let (channel, theirs) = passing::pair().map_err(|error| format!("no socket pair: {error}"))?;
     let child = start(&state.upgrade, program, theirs)
         .map_err(|error| format!("cannot start {}: {error}", program.display()))?;

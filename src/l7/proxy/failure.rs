@@ -12,6 +12,8 @@ pub(super) enum Failure {
     Connect,
     /// No connection for want of something here: descriptors, ports, memory.
     Exhausted,
+    /// As many connections are being opened as may be.
+    Pending,
     /// `connect_timeout` passed.
     ConnectTimeout,
     /// The server does not speak TLS as it should, or is not who it should be.
@@ -51,7 +53,7 @@ impl Failure {
             | Self::Unprocessed
             | Self::NotUpgraded
             | Self::Malformed => 502,
-            Self::Exhausted => 503,
+            Self::Exhausted | Self::Pending => 503,
             Self::ConnectTimeout | Self::Timeout => 504,
             Self::ClientGone => 499,
             Self::Body(BodyReadError::Malformed(error)) => error.status(),
@@ -70,6 +72,7 @@ impl Failure {
         match self {
             Self::Connect => "cannot connect to the server",
             Self::Exhausted => "out of descriptors, ports or memory",
+            Self::Pending => "breaker.max_pending",
             Self::ConnectTimeout => "connect_timeout",
             Self::Tls => "TLS handshake with the server failed",
             Self::Stale => "the server closed an idle connection",

@@ -53,6 +53,7 @@ struct Proxied<'a> {
     size_max: u64,
     body: BodyReader,
     replay: Replay,
+    attempt_began: u64,
 }
 
 /// Proxies the request and sends the response.
@@ -89,9 +90,20 @@ pub async fn serve(
         retry.tries > 1 && (exchange.request.method.is_idempotent() || retry.non_idempotent);
     let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
     let generation = &*generation;
-    Proxied { client, exchange, route, generation, upstream, pool, size_max, body, replay }
-        .run(&worker)
-        .await
+    let attempt_began = 0;
+    let proxied = Proxied {
+        client,
+        exchange,
+        route,
+        generation,
+        upstream,
+        pool,
+        size_max,
+        body,
+        replay,
+        attempt_began,
+    };
+    proxied.run(&worker).await
 }
 
 /// How the request ended.
@@ -127,6 +139,12 @@ impl Proxied<'_> {
         let began = worker.now();
         self.exchange.outcome.upstream_started = Some(began);
         self.pool.count_request(began);
+        let pool = self.pool;
+        let Some(_place) = pool.admit() else {
+            metrics.refused_in_flight.increment();
+            self.exchange.outcome.error = Some("breaker.max_in_flight");
+            return Served::Over(self.give_up(503).await);
+        };
         let key = self.key(config);
         let mut tried = Tried::new();
         let mut last: Option<Failure> = None;
@@ -198,6 +216,10 @@ impl Proxied<'_> {
                 worker.metrics.connects_exhausted.increment();
                 return;
             }
+            Failure::Pending => {
+                self.pool.metrics().refused_pending.increment();
+                return;
+            }
             Failure::Connect | Failure::ConnectTimeout | Failure::Tls => {
                 lease.metrics().connect_failures.increment();
             }
@@ -263,6 +285,7 @@ impl Proxied<'_> {
     ) -> Result<Attempted, Failure> {
         self.exchange.outcome.server = Some(lease.member().address);
         self.exchange.outcome.upstream_status = None;
+        self.attempt_began = worker.now();
         let mut connection = if self.pool.upstream.config.http2 {
             self.stream(worker, lease).await?
         } else {
@@ -327,6 +350,7 @@ impl Proxied<'_> {
                 return Ok(connection);
             }
         }
+        let Some(_place) = self.pool.admit_connect() else { return Err(Failure::Pending) };
         let transport = self.connect(worker, lease).await?;
         Ok(Connection::new(transport.into(), worker.now()))
     }
@@ -381,6 +405,7 @@ impl Proxied<'_> {
                 lease.metrics().reuses.increment();
                 return Ok(connection);
             }
+            let Some(_place) = self.pool.admit_connect() else { return Err(Failure::Pending) };
             let timer = &self.client.answer_timer;
             timer.set(millis(config.connect_timeout));
             let mut waited = false;
@@ -482,6 +507,7 @@ impl Proxied<'_> {
             .await?;
         x.outcome.upstream_status = Some(x.response.status);
         lease.metrics().responses.count(x.response.status);
+        lease.metrics().response_ms.add(worker.now().saturating_sub(self.attempt_began));
         if pump.is_done() && self.pool.wants_repeated(x) {
             return Err(Failure::Status(x.response.status));
         }

@@ -24,7 +24,7 @@ const UNUSED: u32 = 1024;
 pub struct Limits {
     /// Flows of IPv4; the memory is taken at once, about 100 bytes each. 0 for none.
     pub flows_v4: u32,
-    /// Flows of IPv6, about 130 bytes each.
+    /// Flows of IPv6, about 120 bytes each.
     pub flows_v6: u32,
     /// Whether SYNs of each source are limited.
     pub syn_limit: bool,

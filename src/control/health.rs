@@ -1,0 +1,463 @@
+//! Health checks and outlier detection as the control thread sees them: what is probed, where verdicts go, who is
+//! ejected, and what the operator is shown.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::balance::outlier::{self, Decision, Reason, Record};
+use crate::control::config::Config;
+use crate::control::config::checks::UpstreamCheck;
+use crate::control::logger::Logger;
+use crate::control::state::{State, UpstreamState};
+use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell};
+use crate::l7::config::ServerAddress;
+use crate::l7::pool::millis;
+use crate::l7::upstream::Member;
+use crate::ring::executor::spawn;
+use crate::ring::{Ring, Timer};
+
+/// How often panic thresholds and ejections that end are looked at.
+const LOOK_EVERY_MS: u64 = 100;
+/// Probes at a time; each is a descriptor.
+const CONCURRENT_MAX: u64 = 4096;
+/// The start waits this long for the first round.
+const FIRST_ROUND: Duration = Duration::from_secs(3);
+/// How often it looks.
+const FIRST_ROUND_LOOK_MS: u64 = 5;
+
+/// Everything about the health of servers that requests do not find out by themselves.
+#[derive(Debug)]
+pub struct Checks {
+    epoch: Instant,
+    prober: OnceCell<Prober>,
+    /// What the prober is started with, once there is something to probe.
+    unused: RefCell<Option<Unused>>,
+    wanted: RefCell<Vec<Option<UpstreamCheck>>>,
+    /// By upstream and server.
+    records: RefCell<HashMap<(String, SocketAddr), Judged>>,
+    /// When outliers of an upstream were last judged, by its name.
+    judged_ms: RefCell<HashMap<String, u64>>,
+    watching: Cell<bool>,
+}
+
+/// Probes at a time, and where the prober's events go.
+struct Unused(usize, Tell);
+
+impl fmt::Debug for Unused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Unused").field(&self.0).finish_non_exhaustive()
+    }
+}
+
+/// What is known of a server as an outlier.
+#[derive(Debug, Clone, Default)]
+struct Judged {
+    record: Record,
+    ejections: u64,
+    spared: u64,
+    reason: Option<Reason>,
+}
+
+/// The figures of a server as an outlier.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ejections {
+    /// Times it was ejected.
+    pub made: u64,
+    /// Times it was not because as many as may be were out.
+    pub spared: u64,
+}
+
+/// How probed servers stand, by upstream and server.
+pub type Rows = HashMap<(String, String), Row>;
+
+/// Where verdicts on a member go.
+struct MemberSink {
+    member: Arc<Member>,
+    epoch: Instant,
+    slow_start: bool,
+}
+
+impl Sink for MemberSink {
+    fn set(&self, up: bool, change: bool) {
+        if up {
+            if change {
+                // What requests saw before says nothing about a server that has come back.
+                self.member.passive.clear();
+            }
+            self.member.gate.up(since(self.epoch), change && self.slow_start);
+        } else {
+            self.member.gate.down();
+        }
+    }
+}
+
+fn since(epoch: Instant) -> u64 {
+    millis(epoch.elapsed())
+}
+
+impl Checks {
+    /// Starts the prober, with as many probes at a time as an eighth of the descriptors allows, and gives it what is
+    /// to be probed.
+    ///
+    /// # Errors
+    /// When its thread cannot be made.
+    pub fn start(
+        config: &Config,
+        upstreams: &[Rc<UpstreamState>],
+        epoch: Instant,
+        descriptors: u64,
+        tell: Tell,
+    ) -> io::Result<Self> {
+        let checks = config.checks.clone();
+        let concurrent = (descriptors / 8).clamp(16, CONCURRENT_MAX);
+        let concurrent = usize::try_from(concurrent).unwrap_or(usize::MAX);
+        let started = Self {
+            epoch,
+            prober: OnceCell::new(),
+            unused: RefCell::new(Some(Unused(concurrent, tell))),
+            wanted: RefCell::new(checks),
+            records: RefCell::default(),
+            judged_ms: RefCell::default(),
+            watching: Cell::new(false),
+        };
+        started.probe()?;
+        started.refresh(upstreams);
+        Ok(started)
+    }
+
+    /// Starts the prober if there is something to probe and it does not run yet.
+    fn probe(&self) -> io::Result<()> {
+        let wanted = self.wanted.borrow().iter().any(Option::is_some);
+        if !wanted || self.prober.get().is_some() {
+            return Ok(());
+        }
+        if let Some(Unused(concurrent, tell)) = self.unused.take() {
+            let _ = self.prober.set(Prober::start(concurrent, tell)?);
+        }
+        Ok(())
+    }
+
+    /// Probes what another configuration has; endpoints with the same check keep their state.
+    ///
+    /// # Errors
+    /// When the prober was needed for the first time and cannot be started.
+    pub fn replace(&self, config: &Config, upstreams: &[Rc<UpstreamState>]) -> io::Result<()> {
+        self.wanted.replace(config.checks.clone());
+        self.probe()?;
+        self.refresh(upstreams);
+        Ok(())
+    }
+
+    /// Waits for the first verdict on every server, 3 s at most; true when it came.
+    pub async fn first_round(&self, ring: &Rc<Ring>) -> bool {
+        let Some(prober) = self.prober.get() else { return true };
+        let (timer, began) = (Timer::new(ring), Instant::now());
+        while !prober.is_first_round_over() {
+            if began.elapsed() >= FIRST_ROUND {
+                return false;
+            }
+            timer.set(FIRST_ROUND_LOOK_MS);
+            timer.fired().await;
+        }
+        true
+    }
+
+    /// Probes the members that there are now; those that were there before keep their state.
+    pub fn refresh(&self, upstreams: &[Rc<UpstreamState>]) {
+        let Some(prober) = self.prober.get() else { return };
+        let wanted = self.wanted.borrow();
+        let mut targets = Vec::new();
+        for (upstream, check) in upstreams.iter().zip(wanted.iter()) {
+            let set = upstream.set.borrow();
+            let Some(check) = check else {
+                // Nobody would ever say that it is up again.
+                set.members.iter().for_each(|member| member.gate.up(since(self.epoch), false));
+                continue;
+            };
+            let members = set.members.iter();
+            targets.extend(members.filter_map(|member| self.target(upstream, check, member)));
+        }
+        prober.set_targets(targets);
+    }
+
+    fn target(
+        &self,
+        upstream: &UpstreamState,
+        checked: &UpstreamCheck,
+        member: &Arc<Member>,
+    ) -> Option<Target> {
+        // A server that was added at run time has the upstream's check, whatever number it got.
+        let configured = upstream.shared.config.servers.get(member.server);
+        let same = configured.is_some_and(|server| server.address == member.config.address);
+        let own = checked.servers.get(member.server).filter(|_| same);
+        let check = own.cloned().unwrap_or_else(|| Arc::new(checked.base.check.clone()));
+        if member.config.down {
+            return None;
+        }
+        let name = match &member.config.address {
+            ServerAddress::Name(name, _) => Some(name.clone()),
+            ServerAddress::Socket(_) => None,
+        };
+        let slow_start = !upstream.shared.config.slow_start.is_zero();
+        Some(Target {
+            group: upstream.shared.config.name.clone(),
+            server: member.label.clone(),
+            address: member.address,
+            name,
+            check,
+            tls: checked.base.client.clone(),
+            sink: Arc::new(MemberSink {
+                member: Arc::clone(member),
+                epoch: self.epoch,
+                slow_start,
+            }),
+        })
+    }
+
+    /// How every probed server stands, by upstream and server.
+    #[must_use]
+    pub fn rows(&self) -> Rows {
+        let rows = self.prober.get().map(Prober::rows).unwrap_or_default();
+        rows.into_iter().map(|row| ((row.group.clone(), row.server.clone()), row)).collect()
+    }
+
+    /// The prober's own figures; `None` when nothing is probed.
+    #[must_use]
+    pub fn counts(&self) -> Option<Counts> {
+        self.prober.get().map(Prober::counts)
+    }
+
+    /// What is known of a server as an outlier.
+    #[must_use]
+    pub fn ejections(&self, upstream: &str, server: SocketAddr) -> Ejections {
+        let records = self.records.borrow();
+        let judged = records.get(&(upstream.to_owned(), server));
+        judged.map_or_else(Ejections::default, |judged| Ejections {
+            made: judged.ejections,
+            spared: judged.spared,
+        })
+    }
+
+    /// Why a server is ejected.
+    #[must_use]
+    fn ejected_why(&self, upstream: &str, server: SocketAddr) -> Option<String> {
+        let records = self.records.borrow();
+        let judged = records.get(&(upstream.to_owned(), server))?;
+        judged.reason.map(|reason| reason.to_string())
+    }
+
+    /// Judges an upstream's members when its interval is over.
+    fn judge(&self, upstream: &UpstreamState, logger: Logger) {
+        let config = &upstream.shared.config;
+        let Some(settings) = &config.outlier else { return };
+        let now = since(self.epoch);
+        let mut judged_ms = self.judged_ms.borrow_mut();
+        let last = judged_ms.entry(config.name.clone()).or_insert(now);
+        let due = now.saturating_sub(*last) >= millis(settings.interval);
+        if due {
+            *last = now;
+        }
+        let set = upstream.set.borrow();
+        let mut all = self.records.borrow_mut();
+        let key = |member: &Arc<Member>| (config.name.clone(), member.address);
+        let totals: Vec<outlier::Totals> =
+            set.members.iter().map(|member| member.totals()).collect();
+        let mut records: Vec<Record> = set
+            .members
+            .iter()
+            .zip(&totals)
+            .map(|(member, totals)| {
+                let new = || Judged { record: Record::new(*totals), ..Judged::default() };
+                all.entry(key(member)).or_insert_with(new).record.clone()
+            })
+            .collect();
+        let decisions = if due {
+            outlier::judge(settings, &mut records, &totals, now)
+        } else {
+            outlier::readmit(&mut records, now)
+        };
+        for (member, record) in set.members.iter().zip(records) {
+            if let Some(judged) = all.get_mut(&key(member)) {
+                judged.record = record;
+            }
+        }
+        for decision in decisions {
+            let (Decision::Eject(index, _) | Decision::Readmit(index) | Decision::Spare(index, _)) =
+                decision;
+            let member = &set.members[index];
+            if let Some(judged) = all.get_mut(&key(member)) {
+                self.carry_out(decision, upstream, member, judged, logger);
+            }
+        }
+    }
+
+    fn carry_out(
+        &self,
+        decision: Decision,
+        upstream: &UpstreamState,
+        member: &Member,
+        judged: &mut Judged,
+        logger: Logger,
+    ) {
+        let config = &upstream.shared.config;
+        let server = [("upstream", config.name.as_str()), ("server", &member.label)];
+        match decision {
+            Decision::Eject(_, reason) => {
+                member.gate.eject();
+                judged.ejections += 1;
+                judged.reason = Some(reason);
+                let why = reason.to_string();
+                logger.warn(
+                    "server is ejected as an outlier",
+                    &[server[0], server[1], ("reason", &why)],
+                );
+            }
+            Decision::Readmit(_) => {
+                member.gate.readmit(since(self.epoch), !config.slow_start.is_zero());
+                judged.reason = None;
+                logger.info("server is no longer ejected", &server);
+            }
+            Decision::Spare(_, reason) => {
+                judged.spared += 1;
+                let why = reason.to_string();
+                let fields = [server[0], server[1], ("reason", &why)];
+                logger.warn("an outlier stays: as many servers are ejected as may be", &fields);
+            }
+        }
+    }
+
+    /// Forgets servers that are no members any more.
+    fn tidy(&self, upstreams: &[Rc<UpstreamState>]) {
+        let mut records = self.records.borrow_mut();
+        let members = |state: &Rc<UpstreamState>| state.set.borrow().members.len();
+        if records.len() > upstreams.iter().map(members).sum::<usize>() {
+            records.retain(|(name, address), _| {
+                upstreams.iter().any(|upstream| {
+                    let known = |member: &Arc<Member>| member.address == *address;
+                    upstream.shared.config.name == *name
+                        && upstream.set.borrow().members.iter().any(known)
+                })
+            });
+        }
+    }
+}
+
+/// Looks after panic thresholds and outliers from now on, if an upstream has either. Call it again when upstreams
+/// may have got them.
+pub fn watch(ring: &Rc<Ring>, state: &Rc<State>, logger: Logger) {
+    let needed = |upstream: &Rc<UpstreamState>| {
+        let config = &upstream.shared.config;
+        config.panic_threshold > 0 || config.outlier.is_some()
+    };
+    if !state.upstreams().iter().any(needed) || state.checks.watching.replace(true) {
+        return;
+    }
+    let (ring, state) = (Rc::clone(ring), Rc::clone(state));
+    spawn(&ring.clone(), async move {
+        let timer = Timer::new(&ring);
+        loop {
+            let upstreams = state.upstreams();
+            for upstream in upstreams.iter() {
+                state.checks.judge(upstream, logger);
+                if upstream.shared.config.panic_threshold > 0 {
+                    judge_panic(upstream, logger);
+                }
+            }
+            state.checks.tidy(&upstreams);
+            timer.set(LOOK_EVERY_MS);
+            timer.fired().await;
+        }
+    });
+}
+
+fn judge_panic(upstream: &UpstreamState, logger: Logger) {
+    if !upstream.shared.judge_panic(&upstream.set.borrow()) {
+        return;
+    }
+    let fields = [("upstream", upstream.shared.config.name.as_str())];
+    if upstream.shared.is_panicking() {
+        logger
+            .error("too few servers are usable: health checks and ejections are ignored", &fields);
+    } else {
+        logger.info("enough servers are usable again", &fields);
+    }
+}
+
+/// Writes what the prober tells to the log.
+pub fn log(logger: Logger, event: &Event) {
+    match event {
+        Event::Verdict { group, server, up, why } => {
+            let fields = [("upstream", &group[..]), ("server", server), ("reason", why)];
+            if *up {
+                logger.info("server is up", &fields);
+            } else {
+                logger.warn("server is down", &fields);
+            }
+        }
+        Event::Starved(why) => {
+            logger.error("health checks cannot be made, verdicts stay", &[("error", why)]);
+        }
+        Event::Fed => logger.info("health checks are made again", &[]),
+    }
+}
+
+/// How a server stands with its check, for `/status`.
+#[must_use]
+pub fn check_status(row: &Row) -> Value {
+    json!({
+        "kind": row.kind,
+        "address": row.probed,
+        "state": match row.up {
+            None => "unknown",
+            Some(true) => "up",
+            Some(false) => "down",
+        },
+        "why": row.why,
+        "since_seconds": row.since.as_secs_f64(),
+        "last": row.last,
+        "last_seconds_ago": row.last_ago.map(|ago| ago.as_secs_f64()),
+        "last_took_ms": row.last_took.as_secs_f64() * 1000.0,
+        "pending": row.pending,
+        "successes": row.successes,
+        "failures": row.failures,
+        "changes": row.changes,
+    })
+}
+
+/// What a server's `/status` says besides its own figures.
+#[must_use]
+pub fn server_status(
+    checks: &Checks,
+    rows: &Rows,
+    upstream: &UpstreamState,
+    member: &Member,
+) -> Vec<(&'static str, Value)> {
+    let config = &upstream.shared.config;
+    let row = rows.get(&(config.name.clone(), member.label.clone()));
+    let mut more = vec![("check", row.map_or(Value::Null, check_status))];
+    if config.outlier.is_some() {
+        let counts = checks.ejections(&config.name, member.address);
+        more.push((
+            "outlier",
+            json!({
+                "ejected": member.gate.is_ejected(),
+                "why": checks.ejected_why(&config.name, member.address),
+                "ejections": counts.made,
+                "spared": counts.spared,
+            }),
+        ));
+    }
+    if !member.gate.is_out() && !member.gate.is_open() {
+        let share = member.gate.share(since(checks.epoch), millis(config.slow_start));
+        more.push(("slow_start_percent", share.into()));
+    }
+    more
+}

@@ -1,0 +1,153 @@
+//! The prober against real sockets.
+
+use std::net::TcpListener;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use super::check::Kind;
+use super::*;
+
+type Told = (String, bool, bool);
+
+/// Where verdicts go: a channel, and the name of the target.
+struct Note(&'static str, Mutex<Sender<Told>>);
+
+impl Sink for Note {
+    fn set(&self, up: bool, change: bool) {
+        let _ = self.1.lock().expect("no panic").send((self.0.to_owned(), up, change));
+    }
+}
+
+struct Bench {
+    prober: Prober,
+    told: Receiver<Told>,
+    sender: Sender<Told>,
+    events: Receiver<Event>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (sender, told) = channel();
+        let (tell, events) = channel();
+        let tell = Box::new(move |event| tell.send(event).is_ok());
+        Self { prober: Prober::start(64, tell).expect("a prober"), told, sender, events }
+    }
+
+    fn target(&self, name: &'static str, address: SocketAddr, check: &Check) -> Target {
+        Target {
+            group: "g".into(),
+            server: name.into(),
+            address,
+            name: None,
+            check: Arc::new(check.clone()),
+            tls: None,
+            sink: Arc::new(Note(name, Mutex::new(self.sender.clone()))),
+        }
+    }
+
+    fn next(&self) -> Told {
+        self.told.recv_timeout(Duration::from_secs(10)).expect("a verdict")
+    }
+}
+
+fn check() -> Check {
+    Check {
+        kind: Kind::Tcp,
+        interval: Duration::from_millis(20),
+        retry_interval: None,
+        jitter: 10,
+        timeout: Duration::from_secs(5),
+        rise: 2,
+        fall: 3,
+        warm_up: Duration::ZERO,
+        start_down: false,
+        port: None,
+        address: None,
+    }
+}
+
+fn told(name: &str, up: bool, change: bool) -> Told {
+    (name.to_owned(), up, change)
+}
+
+fn await_that(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn equal_targets_are_one_probe_and_keep_their_state() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    bench.prober.set_targets(vec![
+        bench.target("a", address, &check()),
+        bench.target("b", address, &check()),
+    ]);
+    assert_eq!([bench.next(), bench.next()], [told("a", true, false), told("b", true, false)]);
+    await_that("the round", || bench.prober.is_first_round_over());
+    assert_eq!(bench.prober.counts().probes, 1);
+    drop(listener);
+    assert_eq!([bench.next(), bench.next()], [told("a", false, true), told("b", false, true)]);
+    // Another list with the same endpoint, and a new one: the first hears what is known, at once.
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let slower = Check { fall: 2, ..check() };
+    bench.prober.set_targets(vec![
+        bench.target("c", address, &check()),
+        bench.target("d", other.local_addr().expect("bound"), &slower),
+    ]);
+    assert_eq!([bench.next(), bench.next()], [told("c", false, false), told("d", true, false)]);
+    let rows = bench.prober.rows();
+    let seen: Vec<_> = rows.iter().map(|row| (row.server.as_str(), row.up, row.changes)).collect();
+    assert_eq!(seen, [("c", Some(false), 1), ("d", Some(true), 0)]);
+    assert!(rows[0].why.to_lowercase().contains("refused") && rows[0].failures >= 3);
+    let events: Vec<Event> = bench.events.try_iter().collect();
+    let down = |event: &Event| matches!(event, Event::Verdict { up: false, .. });
+    assert!(events.len() == 2 && events.iter().all(down), "{events:?}");
+    bench.prober.set_targets(Vec::new());
+    await_that("nothing is probed", || bench.prober.counts().probes == 0);
+    assert!(bench.prober.rows().is_empty() && bench.prober.is_first_round_over());
+}
+
+#[test]
+fn alpha_is_down_before_the_first_result_and_warm_up_delays_no_start() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let late = Check { warm_up: Duration::from_secs(3600), start_down: true, ..check() };
+    bench.prober.set_targets(vec![bench.target("late", address, &late)]);
+    assert_eq!(bench.next(), told("late", false, false));
+    await_that("no round to wait for", || bench.prober.is_first_round_over());
+    assert_eq!(bench.prober.rows()[0].up, None);
+    let now = Check { start_down: true, ..check() };
+    bench.prober.set_targets(vec![bench.target("now", address, &now)]);
+    assert_eq!([bench.next(), bench.next()], [told("now", false, false), told("now", true, false)]);
+}
+
+#[test]
+fn more_than_fit_take_turns() {
+    let (tell, _events) = channel();
+    let tell = Box::new(move |event| tell.send(event).is_ok());
+    let prober = Prober::start(2, tell).expect("a prober");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let (sender, told) = channel();
+    let target = |last: u8| Target {
+        group: "g".into(),
+        server: last.to_string(),
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+        name: Some(format!("n{last}")),
+        check: Arc::new(check()),
+        tls: None,
+        sink: Arc::new(Note("x", Mutex::new(sender.clone()))),
+    };
+    prober.set_targets((1..=50).map(target).collect());
+    for _ in 0..50 {
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(self::told("x", true, false)));
+    }
+    assert!(prober.counts().running <= 2 && prober.counts().probes == 50);
+}
