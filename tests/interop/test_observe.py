@@ -55,6 +55,10 @@ ELSEWHERE = {
     "ringgate_health": "test_checks.py",
     "ringgate_outlier": "test_checks.py",
     "ringgate_circuit": "test_checks.py",
+    "ringgate_server_ejections": "the tests of outlier detection",
+    "ringgate_upstream_breaker": "the tests of the breaker",
+    "ringgate_upstream_panic": "the tests of the panic threshold",
+    "ringgate_virtual_server": "the director's tests",
 }
 
 
