@@ -46,15 +46,15 @@ ELSEWHERE = {
     "ringgate_director": "tests/director",
     "ringgate_l4": "tests/director",
     "ringgate_xdp": "tests/xdp",
-    "ringgate_client": "test_clients.py is over the limits of a client address",
-    "ringgate_limit": "test_clients.py is over the limits of a client address",
+    "ringgate_client": "test_client_limits.py is over the limits of a client address",
+    "ringgate_limit": "test_client_limits.py is over the limits of a client address",
     "ringgate_reload": "test_reload.py",
     "ringgate_config": "test_reload.py",
     "ringgate_upgrade": "test_upgrade.py",
-    "ringgate_check": "test_checks.py",
-    "ringgate_health": "test_checks.py",
-    "ringgate_outlier": "test_checks.py",
-    "ringgate_circuit": "test_checks.py",
+    "ringgate_check": "test_health.py",
+    "ringgate_health": "test_health.py",
+    "ringgate_outlier": "test_health.py",
+    "ringgate_circuit": "test_health.py",
     "ringgate_server_ejections": "the tests of outlier detection",
     "ringgate_upstream_breaker": "the tests of the breaker",
     "ringgate_upstream_panic": "the tests of the panic threshold",
@@ -313,6 +313,7 @@ def test_top_in_a_terminal(start, serve, screen):
     pane = terminal.tmux("list-panes", "-F", "#{pane_pid}").strip()
     child = subprocess.run(["pgrep", "-P", pane], capture_output=True, text=True).stdout.split()
     os.kill(int(child[0]), signal.SIGINT)
+    eventually(lambda: "Ringgate serving" not in terminal.text(), 10, "the screen is given back")
     terminal.keys("echo sane $?", "Enter")
     terminal.awaits("sane 0")
     once = subprocess.run(
