@@ -46,15 +46,19 @@ ELSEWHERE = {
     "ringgate_director": "tests/director",
     "ringgate_l4": "tests/director",
     "ringgate_xdp": "tests/xdp",
-    "ringgate_client": "test_clients.py is over the limits of a client address",
-    "ringgate_limit": "test_clients.py is over the limits of a client address",
+    "ringgate_client": "test_client_limits.py is over the limits of a client address",
+    "ringgate_limit": "test_client_limits.py is over the limits of a client address",
     "ringgate_reload": "test_reload.py",
     "ringgate_config": "test_reload.py",
     "ringgate_upgrade": "test_upgrade.py",
-    "ringgate_check": "test_checks.py",
-    "ringgate_health": "test_checks.py",
-    "ringgate_outlier": "test_checks.py",
-    "ringgate_circuit": "test_checks.py",
+    "ringgate_check": "test_health.py",
+    "ringgate_health": "test_health.py",
+    "ringgate_outlier": "test_health.py",
+    "ringgate_circuit": "test_health.py",
+    "ringgate_server_ejections": "the tests of outlier detection",
+    "ringgate_upstream_breaker": "the tests of the breaker",
+    "ringgate_upstream_panic": "the tests of the panic threshold",
+    "ringgate_virtual_server": "the director's tests",
 }
 
 
@@ -309,6 +313,7 @@ def test_top_in_a_terminal(start, serve, screen):
     pane = terminal.tmux("list-panes", "-F", "#{pane_pid}").strip()
     child = subprocess.run(["pgrep", "-P", pane], capture_output=True, text=True).stdout.split()
     os.kill(int(child[0]), signal.SIGINT)
+    eventually(lambda: "Ringgate serving" not in terminal.text(), 10, "the screen is given back")
     terminal.keys("echo sane $?", "Enter")
     terminal.awaits("sane 0")
     once = subprocess.run(
@@ -379,8 +384,8 @@ def test_trace_context(start, serve, tmp_path, how):
     values, _ = sent_on(back)
     assert len(values) == (1 if how == "start" else 0)
     eventually(lambda: len(log.read_text().splitlines()) >= 3)
-    first = json.loads(log.read_text().splitlines()[0])
-    assert first["trace_id"] == TRACE
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    first = next(entry for entry in entries if entry["trace_id"] == TRACE)
     assert (first["span_id"] is None) == (how is None)
     if how:
         assert first["span_id"] == value.split("-")[2]
