@@ -3,6 +3,7 @@
 mod frame;
 
 use std::io::{self, Write};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -104,7 +105,8 @@ fn lines(buffer: &Buffer) -> String {
 /// The live view, until a key or a signal ends it. The terminal is given back however it ends: on a
 /// panic too, by the hook that `ratatui::try_init` puts in place.
 fn watch(how: &How<'_>, mut view: View) -> io::Result<()> {
-    let signals = SignalFd::block(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
+    // SIGHUP ends it as it ends any program: there is no terminal to give back then.
+    let signals = SignalFd::block(&[libc::SIGINT, libc::SIGTERM])?;
     let mut terminal = ratatui::try_init()?;
     let result = (|| {
         let mut looked = Instant::now();
@@ -124,7 +126,6 @@ fn watch(how: &How<'_>, mut view: View) -> io::Result<()> {
 }
 
 fn asked_to_end(signals: &SignalFd) -> io::Result<bool> {
-    use std::os::fd::AsRawFd as _;
     let (mut ready, mut scratch) = (Vec::new(), Vec::new());
     poll::readable(&[signals.as_raw_fd()], Some(Duration::ZERO), &mut ready, &mut scratch)?;
     Ok(!ready.is_empty())
@@ -132,7 +133,10 @@ fn asked_to_end(signals: &SignalFd) -> io::Result<bool> {
 
 /// Waits a moment for a key; true for one that ends it.
 fn ended(view: &mut View) -> io::Result<bool> {
-    if !event::poll(KEY_WAIT)? {
+    if poll::is_hung_up(io::stdin().as_raw_fd(), KEY_WAIT)? {
+        return Ok(true); // crossterm would read its end for ever
+    }
+    if !event::poll(Duration::ZERO)? {
         return Ok(false);
     }
     // A new size needs no more than the next frame.
