@@ -382,26 +382,25 @@ def test_a_revision_is_built_in_a_tree_of_its_own_and_compared(tmp_path, monkeyp
     monkeypatch.setenv("CARGO", str(stand_in))
     monkeypatch.setenv("RINGGATE_BENCH_BASES", str(bases))
     revision = run_tool("git", "-C", ROOT, "rev-parse", "HEAD").stdout.strip()
-    trees = run_tool("git", "-C", ROOT, "worktree", "list").stdout
     path = tmp_path / "compare.json"
-    options = ("--base", "HEAD", "--pairs", 5, "--no-pure", "--scenario", "keepalive-16", "--scenario", "h2-10", "--out", path)
+    options = ("--base", "HEAD", "--pairs", 4, "--seconds", 0.5, "--no-pure", "--scenario", "keepalive-16", "--scenario", "keepalive-1", "--out", path)
     done = bench_run(*options)
     base, ours = log.read_text().splitlines()
     assert base.split()[0] != str(ROOT) and base.split()[1] == revision and ours.split()[0] == str(ROOT)
     assert "--release" in base and "--bin ringgate" in base
     result = json.loads(path.read_text())
-    assert [one["name"] for one in result["scenarios"]] == ["keepalive-16", "h2-10"]
+    assert [one["name"] for one in result["scenarios"]] == ["keepalive-1", "keepalive-16"]
     for one in result["scenarios"]:
-        assert len(one["slices"]) == 10 and not one["failures"]
+        assert len(one["slices"]) == 8 and not one["failures"]
         ratio = one["ratios"]["cpu_us_per_request"]
-        assert ratio["low"] <= ratio["median"] <= ratio["high"] and 0.5 < ratio["median"] < 2
+        assert ratio["low"] <= ratio["median"] <= ratio["high"] and 0.25 < ratio["median"] < 4
         assert one["verdict"] in ("slower", "faster", "no difference shown")
     assert result["contenders"]["base"]["binary"] == str(bases / revision / "ringgate")
     assert "CPU ours/base" in done.stdout and path.with_suffix(".md").exists()
     # The tree is gone, the program is kept: the next comparison builds no base.
-    assert run_tool("git", "-C", ROOT, "worktree", "list").stdout == trees
+    assert base.split()[0] not in run_tool("git", "-C", ROOT, "worktree", "list").stdout
     log.write_text("")
-    bench_run("--base", revision[:12], "--pairs", 3, "--no-pure", "--scenario", "keepalive-16", "--out", path)
+    bench_run("--base", revision[:12], "--pairs", 3, "--seconds", 0.5, "--no-pure", "--scenario", "keepalive-16", "--out", path)
     assert len(log.read_text().splitlines()) == 1
 
 
