@@ -61,8 +61,9 @@ pub(super) async fn weight(call: Call) -> Reply {
 }
 
 fn order(body: &Map<String, Value>) -> Result<(ServiceKey, IpAddr, Option<u32>), String> {
-    let text =
-        |key: &str| body.get(key).and_then(Value::as_str).ok_or(format!("`{key}` is missing"));
+    let text = |key: &str| {
+        body.get(key).and_then(Value::as_str).ok_or_else(|| format!("`{key}` is missing"))
+    };
     let virtual_server = text("virtual_server")?;
     let (address, port) = match virtual_server.parse::<SocketAddr>() {
         Ok(socket) => (socket.ip(), socket.port()),

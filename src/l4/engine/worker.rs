@@ -347,7 +347,7 @@ fn judge(
             counts.outcome(FORWARDED);
             let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
             // On the way back out of a trunk it keeps the tag it came with.
-            return Fate::Send(ifindex, own_tag.or(tag.filter(|_| ifindex == interface)));
+            return Fate::Send(ifindex, own_tag.or_else(|| tag.filter(|_| ifindex == interface)));
         }
         Verdict::Reply { ifindex, vlan } => {
             counts.outcome(REPLIED);

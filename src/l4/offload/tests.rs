@@ -88,12 +88,10 @@ const V6: &str = "2001:db8::1";
 fn configuration() -> L4 {
     let mut services = Vec::new();
     for vip in [V4, V6] {
-        let mut port = 80;
-        for (_, scheduler) in Scheduler::ALL {
+        for (port, (_, scheduler)) in (80..).zip(Scheduler::ALL) {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 services.push(service(protocol, vip, port, scheduler));
             }
-            port += 1;
         }
         let mut persistent = service(Protocol::Tcp, vip, 90, Scheduler::Mh);
         persistent.persistence = Some(Persistence { timeout: Duration::from_secs(60), prefix: 24 });
@@ -261,7 +259,7 @@ impl Pair {
                 let here = run.result == TRANSMIT;
                 assert_eq!(here, ifindex == HERE, "the interface; {context}");
                 // Back out of a trunk, a frame keeps the tag it came with.
-                assert_eq!(to.or(vlan.filter(|_| here)), vlan, "the VLAN; {context}");
+                assert_eq!(to.or_else(|| vlan.filter(|_| here)), vlan, "the VLAN; {context}");
                 assert_eq!(untag(&out), (rewritten.clone(), vlan), "the bytes; {context}");
                 *self.forwarded.entry(server.slot).or_default() += 1;
             }
@@ -297,7 +295,7 @@ fn number(name: &str, default: u64) -> u64 {
 fn program_and_verdict_agree() {
     let seconds = number("XDP_SECONDS", 5);
     let entropy = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = number("XDP_SEED", mix(entropy.expect("after 1970").as_nanos() as u64));
+    let seed = number("XDP_SEED", mix(entropy.expect("after 1970").subsec_nanos().into()));
     println!("XDP_SEED={seed}");
     let mut random = Random(seed);
     let mut registry = registry();
