@@ -51,9 +51,9 @@ impl Learner {
                     self.learn(frame.key(), server);
                 }
             }
-            // The program forgets the flow when it sees this; it does not see what is behind options, and what is
-            // on its way to it must not outlive this.
-            (Stage::Beginning, _) if known || !frame.plain => {
+            // The program forgets the flow when it sees this; but it does not see what is behind options or a tag of
+            // priority, and what is on its way to it must not outlive this.
+            (Stage::Beginning, _) => {
                 *seen = 0;
                 let key = frame.key();
                 self.pending.retain(|(other, _)| *other != key);

@@ -106,13 +106,19 @@ impl Writer<'_> {
         a.jump_if(Less, R3, REFRESH, rested);
         a.store(Word, R9, FLOW_SHOWN, R8);
         a.jump(refresh);
+        // It begins anew, and may do so with a server that the program does not serve: nothing of it may stay.
+        let anew = a.label();
+        a.place(anew);
+        self.forget(family);
+        let a = &mut self.a;
+        a.jump(miss);
         a.place(owned);
         let stays = a.label();
         a.jump_if(NotEqual, R1, Event::Open as i32, stays);
         a.load(Word, R2, R7, SERVER_DOWN);
-        a.jump_if(NotEqual, R2, 0, miss);
+        a.jump_if(NotEqual, R2, 0, anew);
         a.place(stays);
-        next_state(a, miss);
+        next_state(a, anew);
         a.store(Word, R9, FLOW_STATE, R4);
         a.place(rested);
         // Written only when it changes: many CPUs may share the cache line.
