@@ -1,7 +1,7 @@
 //! Limits for each client address: connections at a time, requests a second, least rates of bodies.
 //!
 //! What is known of addresses is one table of atomics that all shards share, so a limit is one figure and
-//! not one for each shard. It has a fixed size: places of [`WAYS`] for addresses whose hash is alike, of
+//! not one for each shard. It has a fixed size: places of `WAYS` for addresses whose hash is alike, of
 //! which the one that was quiet for longest makes room for a new address. An address with open connections
 //! is never displaced; when there is no room, a new address goes unlimited and is counted.
 //!

@@ -1,8 +1,8 @@
 //! The director at work: threads that take frames out of rings, ask for the verdict and send them on; and one that
 //! keeps what they decide by: neighbours, interfaces, rings, the kernel's silence, the real server's addresses.
 //!
-//! - [`worker`]: `director-N`, one a director CPU. Rings in, verdicts, frames out; nothing else.
-//! - [`manager`]: `l4`. Is told [`Fact`]s, hears netlink, ARP and Neighbour Discovery, and gives the workers new
+//! - `worker`: `director-N`, one a director CPU. Rings in, verdicts, frames out; nothing else.
+//! - `manager`: `l4`. Is told `Fact`s, hears netlink, ARP and Neighbour Discovery, and gives the workers new
 //!   [`Tables`].
 
 mod keeper;
