@@ -152,7 +152,7 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Run {
-    /// Where to send requests, as in http://127.0.0.1:8080/path or https://shop.example/
+    /// Where to send requests, as in http://127.0.0.1:8080/path or `https://shop.example/`
     #[arg(value_name = "URL")]
     pub(crate) url: String,
     /// Connections, over all threads
