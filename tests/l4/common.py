@@ -81,7 +81,8 @@ class Server:
 
     def stop(self):
         for process in self.processes:
-            process.kill()
+            # A killed nginx would leave its worker behind, which goes on to serve.
+            process.terminate(5)
         self.processes = []
 
 

@@ -34,15 +34,17 @@ def director(lan, datapath, services):
 
 
 class Counted:
-    """What the program did since it was asked last."""
+    """What the program did since this was made: its counters are read twice a second, so a wait sums them up."""
 
     def __init__(self, node):
-        self.node, self.before = node, {}
+        self.node = node
+        self.before = self.now()
+
+    def now(self):
+        return {k: v for k, v in self.node.metrics().items() if k.startswith(FRAMES)}
 
     def __call__(self):
-        now = {k: v for k, v in self.node.metrics().items() if k.startswith(FRAMES)}
-        new = {k.split('"')[1]: int(v - self.before.get(k, 0)) for k, v in now.items()}
-        self.before = now
+        new = {k.split('"')[1]: int(v - self.before.get(k, 0)) for k, v in self.now().items()}
         return {k: v for k, v in new.items() if v}
 
 

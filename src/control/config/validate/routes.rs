@@ -32,7 +32,7 @@ pub(super) fn routes(
     names: &Names<'_>,
 ) -> Result<Vec<Route>, Reported> {
     let tables = root.good_tables("route", file.route.as_ref(), "write it as `[[route]]`");
-    if file.route.is_none() {
+    if file.route.is_none() && file.listener.is_some() {
         root.child("route", 0..0)
             .warning("is missing: without `[[route]]` every request is answered with 404");
     }
