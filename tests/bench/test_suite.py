@@ -301,7 +301,7 @@ def bench_run(*options, code=0, timeout=240):
 def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
     path = tmp_path / "out.json"
     done = bench_run("--quick", "--rounds", 1, "--latency-rounds", 1, "--idle", 300, "--out", path,
-                     "--scenario", "keepalive-16", "--scenario", "keepalive-64", "--scenario", "idle-*")
+                     "--scenario", "keepalive-16", "--scenario", "keepalive-256", "--scenario", "idle-*")
     result = json.loads(path.read_text())
     small, larger, idle = result["scenarios"]
     rows = {row["contender"]: row for row in larger["rows"]}
