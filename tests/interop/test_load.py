@@ -227,7 +227,8 @@ def test_a_name_that_resolves_later(start, origin, tmp_path):
     config = one(f"later.ringgate.test:{origin.port}")
     proxy = start({**config, "node": {"resolve_interval": "1s"}}, prefix=prefix)
     assert get(proxy.address).status == 503
-    assert proxy.status()["upstreams"][0]["servers"] == []
+    (unknown,) = proxy.status()["upstreams"][0]["servers"]
+    assert (unknown["state"], unknown["address"]) == ("unresolved", f"later.ringgate.test:{origin.port}"), unknown
     hosts.write_text("127.0.0.1 localhost later.ringgate.test\n")
     eventually(lambda: get(proxy.address).status == 200, 10)
     stop, statuses = threading.Event(), []
