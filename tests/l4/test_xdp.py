@@ -193,3 +193,59 @@ def test_native(network, tmp_path):
         assert spread(client, f"http://{VIP}/", 9) == {"s1": 3, "s2": 3, "s3": 3}
         eventually(lambda: counted().get("forwarded", 0) >= 30 * 4, 5, "frames are counted")
     os.close(other_end)
+
+
+class Talk:
+    """A connection that asks again and again, and has to hear from one server only."""
+
+    def __init__(self, client, address, port):
+        made = []
+
+        def connect():
+            made.append(socket.create_connection((address, port), 10))
+
+        in_namespace(client.name, connect).join(15)
+        self.socket = made[0]
+        self.names = set()
+
+    def ask(self):
+        self.socket.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = self.socket.recv(4096)
+            assert more, f"the connection ended: {data!r}, {self.names}"
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        while len(body) < length:
+            body += self.socket.recv(4096)
+        self.names.add(body.decode())
+
+
+def test_the_datapath_changes_under_connections(network, tmp_path):
+    """Program, packet sockets, another program: each connection goes on with its server, also those whose server
+    another hash would give."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    services = virtual_server(f"{VIP}:80", four, scheduler="mh")
+    host, config = director(lan, "generic", services)
+    with Node(host, tmp_path, "a", config) as node:
+        node.await_neighbours(3)
+        talks = [Talk(client, VIP, 80) for _ in range(60)]
+        for talk in talks:
+            talk.ask()
+        text = node.file.read_text()
+        # Most places get another server; the connections, which only the program knows, stay.
+        weights = text.replace("weight = 1 }, { address", "weight = 9 }, { address", 1)
+        assert weights != text
+        steps = [("generic", "xdpgeneric"), ("packet", None), ("generic", "xdpgeneric"), ("packet", None)]
+        for datapath, mode in steps:
+            node.file.write_text(weights.replace('datapath = "generic"', f'datapath = "{datapath}"'))
+            node.control("reload")
+            eventually(lambda: program(host) == mode, 10, f"{datapath} runs")
+            for talk in talks:
+                talk.ask()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        assert {name for talk in talks for name in talk.names} == {"s1", "s2", "s3"}
+        for talk in talks:
+            talk.socket.close()

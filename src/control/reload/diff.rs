@@ -52,7 +52,7 @@ pub struct Side<'a> {
 /// Compares one part of the file.
 type Part = fn(&str, &Side<'_>, &Side<'_>, &mut Diff);
 
-const PARTS: [(&str, Part); 14] = [
+const PARTS: [(&str, Part); 15] = [
     ("node", node),
     ("admin", admin),
     ("log", plain),
@@ -63,6 +63,7 @@ const PARTS: [(&str, Part); 14] = [
     ("listener", listeners),
     ("route", routes),
     ("upstream", upstreams),
+    ("director", director),
     ("virtual_server", virtual_servers),
     ("vrrp_script", named),
     ("vrrp_sync_group", named),
@@ -177,6 +178,21 @@ fn tuning(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
     let (old, new) = (words::table(old.file, name, &none), words::table(new.file, name, &none));
     for line in words::keys(old, new, &[]) {
         diff.at_next_start(&format!("{name}.{line}"));
+    }
+}
+
+/// The program's own affairs; the rest is what directors and their rings are made with.
+fn director(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
+    const LIVE: [&str; 3] = ["datapath", "syns_per_source", "new_flows_per_second"];
+    let none = Table::new();
+    let (old, new) = (words::table(old.file, name, &none), words::table(new.file, name, &none));
+    let fixed = words::keys(old, new, &LIVE);
+    for line in words::keys(old, new, &[]) {
+        if fixed.contains(&line) {
+            diff.refuse(format!("{name}.{line}"), RESTART);
+        } else {
+            diff.apply(format!("{name}.{line}"));
+        }
     }
 }
 

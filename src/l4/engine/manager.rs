@@ -235,8 +235,12 @@ impl Manager {
         }
         let tables = self.board.tables();
         self.offload.settle(&tables);
+        let known = self.offload.flows();
         self.offload.end(&tables);
         self.offload = Offload::open(config, self.desks.len());
+        if let Some(known) = known {
+            self.offload.inherit(&known);
+        }
         for desk in &self.desks {
             desk.give(Order::Learn(
                 self.offload.flows().map(|flows| Box::new(Learner::new(flows))),

@@ -264,7 +264,8 @@ impl Worker {
                         let _ = ring.filter(&filter);
                     }
                 }
-                Order::Learn(learner) => self.learner = learner.map(|learner| *learner),
+                Order::Learn(Some(learner)) => self.learner = Some(*learner),
+                Order::Learn(None) => self.learner = self.learner.take().map(Learner::retire),
                 Order::Stop => self.stopping = true,
             }
         }

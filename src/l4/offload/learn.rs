@@ -33,7 +33,10 @@ const NOBODY: ServerId = ServerId { slot: NO_SLOT, generation: 0 };
 /// is not worth an entry, and a flood of SYNs makes none.
 #[derive(Debug)]
 pub struct Learner {
-    table: Arc<FlowTable>,
+    /// `None` when there is no program any more.
+    table: Option<Arc<FlowTable>>,
+    /// What the program before knew, and since when it is gone: flows that only it knew go on from there.
+    former: Option<(Arc<FlowTable>, u32)>,
     /// By which `whole` was made.
     tables: Arc<Tables>,
     /// By slot of the virtual server, whether the program schedules.
@@ -58,13 +61,24 @@ impl Learner {
     #[must_use]
     pub fn new(table: Arc<FlowTable>) -> Self {
         Self {
-            table,
+            table: Some(table),
+            former: None,
             tables: Arc::default(),
             whole: Vec::new(),
             seen: vec![0; SEEN].into(),
             pending: HashMap::with_capacity(BATCH),
             batch: Vec::with_capacity(BATCH),
         }
+    }
+
+    /// Without the program: what it knew is asked for as long as a flow may rest.
+    #[must_use]
+    pub fn retire(mut self) -> Self {
+        self.flush();
+        if let Some(table) = self.table.take() {
+            self.former = Some((table, clock()));
+        }
+        self
     }
 
     /// To be called before the verdict on a frame that came up; `headers` is its beginning.
@@ -82,18 +96,32 @@ impl Learner {
         }
         let key = frame.key();
         let pending = self.pending.get(&key).copied();
-        let known = pending.or_else(|| self.table.flow(&key).ok().flatten());
-        if let Some(flow) = known.filter(|flow| self.lives(slot, frame.protocol, *flow)) {
+        let known = pending.or_else(|| self.table.as_ref()?.flow(&key).ok().flatten());
+        let former = known.is_none() && frame.stage != Stage::Beginning;
+        let former = former.then(|| self.remembered_before(director, &frame, now)).flatten();
+        if let Some(flow) = known.or(former).filter(|flow| self.lives(slot, frame.protocol, *flow))
+        {
             let id = ServerId { slot: flow.slot, generation: flow.generation };
             director.set_flow(&frame.tuple, (id, theirs(flow.state, frame.protocol)), now);
         }
         Some(Note { frame, whole: Some(known) })
     }
 
+    /// What the program before this one knew of a flow that the director does not know.
+    fn remembered_before(&self, director: &Director, frame: &Seen, now: u64) -> Option<Flow> {
+        let (table, since) = self.former.as_ref()?;
+        let rests = timeouts(&self.tables.timeouts, frame.protocol).map(units);
+        let long_ago = clock().wrapping_sub(*since) > rests.into_iter().max()?;
+        if long_ago || director.flow(&frame.tuple, now).is_some() {
+            return None;
+        }
+        table.flow(&frame.key()).ok().flatten()
+    }
+
     /// To be called after the verdict, with the server that the frame was forwarded to if it was.
     pub fn judged(&mut self, director: &Director, note: Note, server: Option<ServerId>, now: u64) {
         let Note { frame, whole } = note;
-        if frame.stage == Stage::About {
+        if frame.stage == Stage::About || self.table.is_none() {
             return;
         }
         let known = director.flow(&frame.tuple, now);
@@ -174,7 +202,7 @@ impl Learner {
     fn forget(&mut self, key: &FlowKey) {
         self.pending.remove(key);
         // It fails only for keys of a wrong length.
-        let _ = self.table.forget(key);
+        let _ = self.table.as_ref().map(|table| table.forget(key));
     }
 
     /// Tells what was collected; to be called after each batch of frames.
@@ -182,7 +210,7 @@ impl Learner {
         if !self.pending.is_empty() {
             self.batch.extend(self.pending.drain());
             // What is not told goes up again, and is told then.
-            let _ = self.table.remember(&self.batch);
+            let _ = self.table.as_ref().map(|table| table.remember(&self.batch));
             self.batch.clear();
         }
     }

@@ -109,6 +109,25 @@ impl Offload {
         self.fast.as_ref().ok().map(|fast| Arc::clone(fast.flows()))
     }
 
+    /// Takes over the flows of the program before this one; as many as there is room for.
+    pub fn inherit(&self, known: &FlowTable) {
+        const BATCH: usize = 4096;
+        let Ok(fast) = &self.fast else { return };
+        let mut batch = Vec::with_capacity(BATCH);
+        let tell = |batch: &mut Vec<_>| {
+            // What is not told is found by its hash.
+            let _ = fast.flows().remember(batch);
+            batch.clear();
+        };
+        let _ = known.for_each_flow(|key, flow| {
+            batch.push((key, flow));
+            if batch.len() == BATCH {
+                tell(&mut batch);
+            }
+        });
+        tell(&mut batch);
+    }
+
     /// Lets these interfaces, and no others, have the program, as far as they can.
     pub fn set_interfaces(&mut self, interfaces: &[Interface], tables: &Tables, config: &Settings) {
         let gone = |index: &u32| !interfaces.iter().any(|one| one.index == *index);
