@@ -192,6 +192,24 @@ impl UpstreamState {
         }
     }
 
+    /// With these servers, which may differ from the file's, and their addresses by [`Standing::id`].
+    ///
+    /// [`Standing::id`]: crate::l7::upstream::Standing::id
+    #[must_use]
+    pub fn with_servers(
+        shared: Arc<SharedUpstream>,
+        servers: Servers,
+        resolved: Vec<Vec<SocketAddr>>,
+    ) -> Self {
+        let set = Arc::new(shared.members_of(servers.now(), &resolved, None));
+        Self {
+            servers: RefCell::new(servers),
+            shared,
+            set: RefCell::new(set),
+            resolved: RefCell::new(resolved),
+        }
+    }
+
     /// True when that changed the members.
     fn take_resolved(&self, host: &str, port: u16, addresses: &[SocketAddr]) -> bool {
         let mut changed = false;
