@@ -14,6 +14,7 @@ use crate::control::health::Checks;
 use crate::control::history::History;
 use crate::control::l4_checks;
 use crate::control::logger::Logger;
+use crate::control::pulse::Pulses;
 use crate::control::reload;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
@@ -49,6 +50,8 @@ pub struct State {
     pub started: Instant,
     /// The clock that all rings share began then.
     pub epoch: Instant,
+    /// Whether the shards answer.
+    pub pulses: Pulses,
     /// Where it is in its life.
     pub phase: Cell<Phase>,
     /// The shards, by number.

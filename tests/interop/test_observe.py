@@ -23,6 +23,7 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 # Counters that this file does not move, each with what does, or why nothing can here.
 ELSEWHERE = {
+    "ringgate_shard_stalls_total": "test_stuck_shard.py stops a shard's thread",
     "ringgate_accept_no_descriptors_total": "test_limits.py runs out of descriptors",
     "ringgate_accept_errors_total": "needs a kernel out of memory",
     "ringgate_accept_at_limit_total": "test_limits.py reaches max_connections",

@@ -20,6 +20,7 @@ use crate::control::config::Config;
 use crate::control::hardening;
 use crate::control::history;
 use crate::control::logger::Logger;
+use crate::control::pulse::{self, Pulses};
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
 use crate::control::state::{ListenerState, Phase, State};
@@ -207,6 +208,7 @@ impl Control {
             history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
+            pulses: Pulses::default(),
             phase: Cell::new(Phase::Serving),
             shards,
             listeners: RefCell::new(listeners.into()),
@@ -238,6 +240,7 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        pulse::watch(&ring, &state, logger);
         spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));

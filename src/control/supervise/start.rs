@@ -16,6 +16,7 @@ use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
+use crate::control::hardening;
 use crate::control::health::{Checks, Clock};
 use crate::control::logger::Logger;
 use crate::control::reload;
@@ -289,6 +290,7 @@ impl Control {
                 ring,
                 change,
                 connections: connections.clone(),
+                confine: hardening::is_confined(&self.config),
                 seed: random_seed(),
                 reporter: Box::new(move |report| reports.tell(News::Report(report))),
                 ended: Box::new(move |result| {
