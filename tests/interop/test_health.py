@@ -67,6 +67,7 @@ def test_down_after_fall_and_up_after_rise(start, tmp_path):
         assert proxy.metric("ringgate_server_up", server=a.text) == 0
         assert proxy.metric("ringgate_health_check_up", server=a.text, check="http") == 0
         assert proxy.metric("ringgate_health_check_up", server=b.text) == 1
+        assert proxy.metric("ringgate_health_check_changes_total", server=a.text) == 1
         assert spread(proxy, 20) == {"b": 20}
         a.start()
         await_state(proxy, a.text, "up")
