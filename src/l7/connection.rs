@@ -355,13 +355,14 @@ impl Client {
     }
 
     async fn serve_requests(&mut self) -> After {
+        let worker = Rc::clone(&self.worker);
         loop {
             if !self.wait_for_request().await {
                 return self.end_of_idleness();
             }
             let mut exchange = self.worker.exchange();
             exchange.outcome.started = self.worker.now();
-            let after = self.serve_request(&mut exchange).await;
+            let after = worker.serving.hold(self.serve_request(&mut exchange)).await;
             self.finish(&exchange);
             self.worker.recycle(exchange);
             if after != After::Keep {
