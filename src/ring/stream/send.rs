@@ -75,6 +75,10 @@ impl Inner {
     }
 
     fn send_next(&self, ring: &Ring, send: &mut Send) {
+        // What the end follows waits for it in the kernel, so that both leave in one segment: the
+        // completion shuts down at once.
+        let is_last = send.shutdown && send.queue.len() <= SEND_CHUNKS_MAX;
+        let flags = libc::MSG_NOSIGNAL | if is_last { libc::MSG_MORE } else { 0 };
         let Some(first) = send.queue.front() else {
             if mem::take(&mut send.shutdown) {
                 self.shutdown_write();
@@ -85,13 +89,13 @@ impl Inner {
             1 => {
                 let bytes = first.as_slice();
                 let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
+                opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(flags).build()
             }
             _ => {
                 let message = send.message.get_or_insert_with(Message::new);
                 let header = message.fill(&send.queue);
-                #[allow(clippy::cast_sign_loss)] // a positive constant
-                opcode::SendMsg::new(self.raw(), header).flags(libc::MSG_NOSIGNAL as u32).build()
+                #[allow(clippy::cast_sign_loss)] // positive constants
+                opcode::SendMsg::new(self.raw(), header).flags(flags as u32).build()
             }
         };
         send.active = true;
