@@ -1,7 +1,12 @@
 """The real keepalived (Debian) at the other end: versions 2 and 3, as active and as backup, by multicast and by
-unicast, with PASS; and tshark's opinion of our frames."""
+unicast, with PASS; and tshark's opinion of our frames.
+
+Debian's keepalived has no HMAC. With one from 2.4 on first in PATH, the same tests run with it too:
+    PATH=/where/it/was/built/bin:$PATH pytest interop/test_vrrp.py
+"""
 
 import json
+import re
 import subprocess
 import time
 
@@ -21,6 +26,20 @@ CASES = {
     "v2-pass": {"version": 2, "password": "12345678"},
     "v3-ipv6": {"vip": "fe80::100"},
 }
+KEY = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+
+
+def keepalived_version():
+    said = subprocess.run([tool("keepalived"), "--version"], capture_output=True, text=True, timeout=10).stderr
+    return tuple(int(part) for part in re.search(r"v(\d+)\.(\d+)", said).groups())
+
+
+if keepalived_version() >= (2, 4):
+    CASES |= {
+        "v3-hmac": {"key": KEY},
+        "v3-hmac-unicast": {"key": KEY, "unicast": True},
+        "v3-hmac-ipv6": {"key": KEY, "vip": "fe80::100"},
+    }
 
 
 @pytest.fixture
@@ -38,6 +57,8 @@ def ours(priority, case, peer):
     ]
     if "password" in case:
         lines.append(f'auth_pass = "{case["password"]}"')
+    if "key" in case:
+        lines.append(f'auth_hmac_keys = ["1:{case["key"]}"]')
     if case.get("unicast"):
         lines.append(f'unicast_peers = ["{peer.address}"]')
     return "\n".join(lines) + "\n"
@@ -48,6 +69,8 @@ def theirs(priority, case, host, peer):
     auth = unicast = ""
     if "password" in case:
         auth = f"    authentication {{\n auth_type PASS\n auth_pass {case['password']}\n }}\n"
+    if "key" in case:
+        auth = f"    auth_hmac {{\n key 1 hex:{case['key']}\n active_key 1\n }}\n"
     if case.get("unicast"):
         unicast = f"    unicast_src_ip {host.address}\n    unicast_peer {{\n {peer.address}\n }}\n"
     return (
