@@ -146,7 +146,9 @@ impl Engine {
         self.check_shards(now);
         self.stand(now);
         self.fire(now);
+        let mut renewed = self.network.renewed();
         for instance in &mut self.instances {
+            instance.renewed(&mut renewed, now);
             instance.renew(&mut self.network, now);
             instance.assert_claim(&mut World {
                 network: &mut self.network,
