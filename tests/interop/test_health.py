@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,8 @@ from harness.process import Process, accepts
 from harness.proxy import one, parse_metrics, upstream
 from harness.tls import Authority
 from harness.tools import cpu_seconds, toml
+
+from .test_tunnel import SWITCH, WEBSOCKET
 
 # What a busy machine answers late is no failure; who has to be late on purpose says so.
 FAST = {"interval": "100ms", "timeout": "2s", "rise": 2, "fall": 3}
@@ -68,6 +70,7 @@ def test_down_after_fall_and_up_after_rise(start, tmp_path):
         proxy.await_equal("ringgate_server_up", 0, server=a.text)
         proxy.await_equal("ringgate_health_check_up", 0, server=a.text, check="http")
         proxy.await_equal("ringgate_health_check_up", 1, server=b.text)
+        proxy.await_equal("ringgate_health_check_changes_total", 1, server=a.text)
         assert spread(proxy, 20) == {"b": 20}
         a.start()
         await_state(proxy, a.text, "up")
@@ -484,6 +487,40 @@ def test_breaker_in_flight(start, serve):
             assert client.read_response().status == 200
         assert spread(proxy, 5) == {"ok": 5}
         proxy.await_equal(name, 5)
+
+
+def test_tunnels_count_for_the_breaker(start, serve):
+    """As HAProxy's maxconn and nginx's max_conns count them: for as long as they last."""
+    def handler(connection):
+        for asked in connection.requests():
+            if not asked.header("upgrade"):
+                connection.send(say(200, b"ok"))
+                continue
+            connection.send(SWITCH)
+            with suppress(OSError):
+                while data := connection.sock.recv(100):
+                    connection.send(data)
+            return
+
+    back = serve(handler)
+    proxy = start(one(back, breaker={"max_in_flight": 2}))
+    with Client(proxy.address) as first, Client(proxy.address) as second:
+        for client in (first, second):
+            client.send(WEBSOCKET)
+            assert client.read_head().status == 101
+        assert spread(proxy, 3) == {503: 3}
+        first.send(b"still there")
+        assert first.sock.recv(100) == b"still there"
+        first.close()
+        # Its place is free once the server has seen the end, too.
+        eventually(lambda: set(spread(proxy, 1)) == {"ok"})
+    eventually(lambda: proxy.metric("ringgate_server_in_flight") == 0)
+    # Nothing is given back twice: two requests fit and a third does not.
+    with Client(proxy.address) as first, Client(proxy.address) as second:
+        for client in (first, second):
+            client.send(WEBSOCKET)
+            assert client.read_head().status == 101
+        assert spread(proxy, 3) == {503: 3}
 
 
 def test_breaker_pending(start):
