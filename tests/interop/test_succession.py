@@ -139,7 +139,7 @@ def test_changes_at_run_time_pass_to_the_successor(line, serve):
     proxy.write(lambda text: text.replace(a.text, d.text))
     proxy.upgrade()
     assert drift() == [] and bodies(proxy, "/", 40) == {"b", "c", "d"}
-    assert "what was changed at run time is gone" in proxy.log()
+    proxy.await_log("what was changed at run time is gone")
     proxy.stop()
 
 
