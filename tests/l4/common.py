@@ -174,8 +174,8 @@ class Capture:
             time.sleep(0.3)
         self.process.terminate(10, signal.SIGINT)
 
-    def fields(self, *names, only=""):
-        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE"]
+    def fields(self, *names, only="", options=()):
+        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE", *options]
         argv += ["-E", "occurrence=f", *(["-Y", only] if only else []), *(arg for name in names for arg in ("-e", name))]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         return [line.split("\t") for line in done.stdout.splitlines()]
