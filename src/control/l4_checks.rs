@@ -108,6 +108,7 @@ impl Checks {
             check: own.unwrap_or_else(|| Arc::new(check.base.check.clone())),
             tls: check.base.client.clone(),
             sink: Arc::new(sink),
+            before: None,
         })
     }
 

@@ -82,6 +82,8 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
             "generation": shard.generation.load(Ordering::Acquire),
+            "confined": shard.is_confined,
+            "stuck_seconds": state.pulses.stuck_for(index).map(|since| since.as_secs_f64()),
             "requests": state
                 .listeners()
                 .iter()

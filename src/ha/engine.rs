@@ -146,7 +146,9 @@ impl Engine {
         self.check_shards(now);
         self.stand(now);
         self.fire(now);
+        let mut renewed = self.network.renewed();
         for instance in &mut self.instances {
+            instance.renewed(&mut renewed, now);
             instance.renew(&mut self.network, now);
             instance.assert_claim(&mut World {
                 network: &mut self.network,
@@ -338,6 +340,8 @@ impl Engine {
                 What::Order(order, instance) => self.carry_order(order, instance.as_deref()),
                 What::Reload(config) => self.reload(*config),
             };
+            // Who asked may look at once: what came of it is shown by then.
+            self.publish(self.clock.now());
             self.state.dirty = true;
             // Whoever asked may have given up.
             let _ = reply.try_send(result);

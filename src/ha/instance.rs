@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::claims::{Claim, Watched};
 use super::clock::Clock;
 use super::config;
+use super::keeper::Renewed;
 use super::lease::{Lease, Problem};
 use super::network::Network;
 use super::sockets::{Needed, Sockets};
@@ -435,8 +436,8 @@ impl Instance {
     /// Puts back addresses whose lease ran out while this process was held up.
     fn mend(&mut self, world: &mut World<'_>) {
         if self.holds() && self.lease.is_missing(world.network, world.now) {
-            let problems = self.lease.refresh(world.network, world.now);
-            self.note(problems);
+            let outcome = self.lease.refresh(world.network, world.now);
+            outcome.into_iter().for_each(|problems| self.note(problems));
         }
     }
 
@@ -488,12 +489,18 @@ impl Instance {
         let is_over = |due: Moment| now >= due;
         let due = self.lease.due().is_some_and(is_over);
         if self.holds() && (due || self.lease.is_missing(network, now)) {
-            let problems = self.lease.refresh(network, now);
-            self.note(problems);
+            let outcome = self.lease.refresh(network, now);
+            outcome.into_iter().for_each(|problems| self.note(problems));
         } else if self.lease.retry_due().is_some_and(is_over) {
             let problems = self.lease.release(network, now);
             self.note(problems);
         }
+    }
+
+    /// How renewals went that were under way.
+    pub(super) fn renewed(&mut self, all: &mut Vec<Renewed>, now: Moment) {
+        let outcome = self.lease.renewed(all, now);
+        outcome.into_iter().for_each(|problems| self.note(problems));
     }
 
     /// When it has to be looked at again.

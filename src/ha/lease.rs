@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::config::{Instance, Vip};
+use super::keeper::Renewed;
 use super::network::Network;
 use super::vmac::host_prefix;
 use crate::packet::netlink::address::{Assigned, Wanted};
@@ -49,6 +50,9 @@ pub(super) struct Lease {
     retry_at: Moment,
     /// The last attempt had a problem.
     troubled: bool,
+    /// Renewals whose outcome is not known yet, and what was wrong with those before them.
+    under_way: usize,
+    failed: Vec<Problem>,
 }
 
 impl Lease {
@@ -68,6 +72,8 @@ impl Lease {
             refresh_at: Moment::default(),
             retry_at: Moment::default(),
             troubled: false,
+            under_way: 0,
+            failed: Vec::new(),
         }
     }
 
@@ -130,15 +136,62 @@ impl Lease {
     }
 
     /// Gives them a new lifetime, and puts back what has gone. To be called only while it is certain that
-    /// this router is the active one.
-    pub(super) fn refresh(&mut self, network: &mut Network, now: Moment) -> Vec<Problem> {
+    /// this router is the active one. `None`: [`Lease::renewed`] will tell how it went.
+    pub(super) fn refresh(&mut self, network: &mut Network, now: Moment) -> Option<Vec<Problem>> {
         if !self.wanted {
-            return Vec::new();
+            return Some(Vec::new());
         }
-        self.put(network, now, true)
+        if let Some(lifetime) = self.lifetime
+            && self.is_in_order(network)
+        {
+            let pause = lifetime / REFRESHES;
+            let held: Vec<Wanted> = self.held.iter().flatten().cloned().collect();
+            if held.iter().all(|wanted| network.renew(wanted, lifetime, pause).is_ok()) {
+                (self.under_way, self.failed) = (held.len(), Vec::new());
+                self.refresh_at = now.after(pause);
+                return None;
+            }
+        }
+        Some(self.put(network, now, true))
+    }
+
+    /// How renewals went, of which it takes its own: the problems, once all are through.
+    pub(super) fn renewed(&mut self, all: &mut Vec<Renewed>, now: Moment) -> Option<Vec<Problem>> {
+        let before = self.under_way;
+        for wanted in self.held.iter().flatten() {
+            let key = (wanted.interface, wanted.address);
+            let Some(place) = all.iter().position(|one| one.key == key) else { continue };
+            self.under_way = self.under_way.saturating_sub(1);
+            if let Err(error) = all.swap_remove(place).result {
+                self.failed.push(Problem::Failed("renew", wanted.address, error));
+            }
+        }
+        if before == 0 || self.under_way > 0 {
+            return None;
+        }
+        let failed = std::mem::take(&mut self.failed);
+        self.troubled = !failed.is_empty();
+        if self.troubled {
+            self.refresh_at = now.after(RETRY);
+        }
+        Some(failed)
+    }
+
+    /// Every address is on its interface through us, as it is wanted: only its lifetime is to change.
+    fn is_in_order(&self, network: &Network) -> bool {
+        (0..self.vips.len()).all(|index| {
+            self.wanted(index, network).is_some_and(|wanted| {
+                self.held[index].as_ref() == Some(&wanted)
+                    && network
+                        .assigned(wanted.interface, wanted.address)
+                        .is_some_and(|found| self.is_ours(found))
+                    && self.with_other_prefix(&wanted, network).is_empty()
+            })
+        })
     }
 
     fn put(&mut self, network: &mut Network, now: Moment, again: bool) -> Vec<Problem> {
+        self.under_way = 0;
         let mut problems = Vec::new();
         for index in 0..self.vips.len() {
             let Some(wanted) = self.wanted(index, network) else {
@@ -192,7 +245,7 @@ impl Lease {
     /// Removes what is held; what is not ours stays. What cannot be removed is still held, and tried again
     /// at [`Lease::retry_due`].
     pub(super) fn release(&mut self, network: &mut Network, now: Moment) -> Vec<Problem> {
-        self.wanted = false;
+        (self.wanted, self.under_way) = (false, 0);
         self.retry_at = now.after(RETRY);
         let mut problems = Vec::new();
         for held in &mut self.held {

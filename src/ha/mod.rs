@@ -12,6 +12,7 @@ mod engine;
 pub mod handoff;
 pub mod health;
 mod instance;
+mod keeper;
 mod lease;
 mod network;
 mod notify;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
+use super::keeper::{Keeper, Renewed};
 use crate::packet::netlink::address::{Assigned, Wanted};
 use crate::packet::netlink::link::Link;
 use crate::packet::netlink::{Event, Events, Requests};
@@ -19,6 +20,7 @@ pub(super) struct Network {
     events: Events,
     /// For changes.
     pub(super) requests: Requests,
+    keeper: Keeper,
     known: Known,
 }
 
@@ -134,7 +136,7 @@ impl Network {
         let mut known = Known::default();
         known.replace(requests.links(), requests.addresses())?;
         known.changes = Changes::default();
-        Ok(Self { events, requests, known })
+        Ok(Self { events, requests, keeper: Keeper::default(), known })
     }
 
     /// Takes in what happened, and tells it: all since this was last called.
@@ -176,6 +178,7 @@ impl Network {
     /// # Errors
     /// What the kernel says.
     pub(super) fn lease(&mut self, wanted: &Wanted, lifetime: Option<Duration>) -> io::Result<()> {
+        self.keeper.withdraw((wanted.interface, wanted.address));
         self.requests.lease(wanted, lifetime)?;
         self.known.put(Assigned {
             interface: wanted.interface,
@@ -188,11 +191,30 @@ impl Network {
         Ok(())
     }
 
+    /// Has an address that is there live longer without waiting for it; see [`Keeper::renew`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn renew(
+        &mut self,
+        wanted: &Wanted,
+        lifetime: Duration,
+        patience: Duration,
+    ) -> io::Result<()> {
+        self.keeper.renew(wanted, lifetime, patience)
+    }
+
+    /// What was renewed since this was last called.
+    pub(super) fn renewed(&self) -> Vec<Renewed> {
+        self.keeper.done()
+    }
+
     /// Removes an address, and knows it at once.
     ///
     /// # Errors
     /// What the kernel says; the address is still known then.
     pub(super) fn remove(&mut self, wanted: &Wanted) -> io::Result<()> {
+        self.keeper.withdraw((wanted.interface, wanted.address));
         self.requests.remove(wanted)?;
         let gone = (wanted.interface, wanted.address, wanted.prefix);
         self.known.addresses.retain(|known| (known.interface, known.address, known.prefix) != gone);

@@ -355,13 +355,14 @@ impl Client {
     }
 
     async fn serve_requests(&mut self) -> After {
+        let worker = Rc::clone(&self.worker);
         loop {
             if !self.wait_for_request().await {
                 return self.end_of_idleness();
             }
             let mut exchange = self.worker.exchange();
             exchange.outcome.started = self.worker.now();
-            let after = self.serve_request(&mut exchange).await;
+            let after = worker.serving.hold(self.serve_request(&mut exchange)).await;
             self.finish(&exchange);
             self.worker.recycle(exchange);
             if after != After::Keep {
@@ -641,13 +642,13 @@ impl Client {
         let slow = &self.worker.metrics.clients.slow;
         let pace = generation.download_pace(self.addresses.peer.ip(), slow);
         let pace = pace.as_ref();
+        if self.stream.sent() == 0 && self.stream.queued() == 0 {
+            return;
+        }
+        self.stream.shutdown_write(); // before the flush: the FIN rides on the last segment
         if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
             return;
         }
-        if self.stream.sent() == 0 {
-            return;
-        }
-        self.stream.shutdown_write();
         self.timer.set(LINGER_MS);
         let began = self.input.consumed();
         while self.input.consumed() - began < LINGER_BYTES {

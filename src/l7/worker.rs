@@ -17,9 +17,9 @@ use crate::l7::request_id::Generator;
 use crate::l7::time::http_date;
 use crate::ring::event::Event;
 use crate::ring::timer::Millis;
-use crate::ring::{Ring, Timer};
+use crate::ring::{Ring, Slots, Timer};
 
-/// Exchanges kept for reuse.
+/// Exchanges, and places to serve requests in, kept for reuse.
 const EXCHANGES_KEPT: usize = 1024;
 /// How long a rendered `Date` is used.
 const DATE_MS: u64 = 500;
@@ -83,6 +83,8 @@ pub struct Worker {
     ids: RefCell<Generator>,
     #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
+    /// Where requests are served: idle connections do not hold that memory.
+    pub(super) serving: Slots,
     date: Cell<(Millis, [u8; 29])>,
     /// Open client connections; a waker while one is idle.
     connections: RefCell<Slab<Option<Waker>>>,
@@ -127,6 +129,7 @@ impl Worker {
             client_reported: Cell::new(None),
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
+            serving: Slots::new(EXCHANGES_KEPT),
             date: Cell::new((0, http_date(0))),
             connections: RefCell::default(),
             draining: Cell::new(None),

@@ -23,6 +23,7 @@ pub mod event;
 pub mod executor;
 pub mod op;
 pub mod probe;
+pub mod slots;
 pub mod stream;
 pub mod timer;
 
@@ -47,6 +48,7 @@ use buffers::{BufferPool, WriteBuffers};
 use timer::{Millis, Wheel};
 
 pub use chunk::{Chunk, WriteBuf};
+pub use slots::Slots;
 pub use stream::Stream;
 pub use timer::Timer;
 

@@ -8,7 +8,7 @@ import pytest
 from harness.lan import Lan
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Capture, Node, Switch, mac, prepare, send_frames, virtual_server
+from .common import VIP, VIP6, Capture, Node, mac, prepare, send_frames, virtual_server
 from .test_forwarding import with_sum
 
 
@@ -110,7 +110,7 @@ def test_sctp_and_ip_options_pass_as_they_are(two, tmp_path):
         packet("198.51.100.77", VIP, 6, tcp(3000, flags=16), options=record_route),
     ]
     before = two.node.metric("ringgate_director_sent_total")
-    with Capture(Switch(two.lan), two.host.port(), tmp_path / "frames") as frames:
+    with Capture(two.lan, two.host.port(), tmp_path / "frames") as frames:
         send_frames(two.client, [two.frame(one) for one in sent])
         eventually(lambda: two.node.metric("ringgate_director_sent_total") == before + len(sent), 10, "all sent")
     own = mac(two.host)

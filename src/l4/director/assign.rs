@@ -97,7 +97,7 @@ fn bits(client: IpAddr) -> u128 {
     }
 }
 
-fn key(slot: u16, tuple: &Tuple) -> Key {
+pub(super) fn key(slot: u16, tuple: &Tuple) -> Key {
     Key {
         client: bits(tuple.client),
         service: slot,

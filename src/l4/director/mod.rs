@@ -4,6 +4,7 @@ mod assign;
 mod deliver;
 mod foresee;
 mod fragments;
+mod memory;
 mod reply;
 mod tunnel;
 

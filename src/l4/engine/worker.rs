@@ -336,12 +336,14 @@ impl Judge for Judging<'_> {
         let Received { frame: bytes, tag, merged, partial } = received;
         let (length, interface) = (bytes.len(), self.interface);
         let vlan = tag.map(|tag| tag.control);
+        let learner = self.learner.as_mut();
+        let note = learner.and_then(|one| one.prepare(self.director, bytes, self.now));
         let mut frame = Frame { bytes, vlan, ifindex: interface, length };
         self.director.select(place);
         let verdict = self.director.judge(self.now, &mut frame);
         let bytes = frame.bytes;
-        if let Some(learner) = &mut self.learner {
-            learner.judged(bytes, forwarded_to(verdict));
+        if let Some((learner, note)) = self.learner.as_mut().zip(note) {
+            learner.judged(self.director, note, forwarded_to(verdict), self.now);
         }
         match verdict {
             Verdict::Pass => self.counts.outcome(PASSED),

@@ -78,7 +78,7 @@ fn a_full_bucket() {
             let at = find(&table, n).unwrap();
             assert_eq!(table.remove(at).map(|gone| gone.server), Some(SERVER));
             let left: Vec<u32> = (0..40).filter(|n| find(&table, *n).is_some()).collect();
-            assert_eq!(left.len() as u32, 39 - turn, "{step} {turn}");
+            assert_eq!(left.len(), usize::try_from(39 - turn).unwrap(), "{step} {turn}");
             let named = table.bucket(9)[..WAYS].iter().filter(|word| **word != 0).count();
             assert_eq!(named, left.len().min(WAYS), "no place stays empty while one waits");
         }

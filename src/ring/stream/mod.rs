@@ -9,6 +9,7 @@
 //! be short ([`Stream::poll_flushed`]).
 
 mod connect;
+mod queue;
 mod receive;
 mod send;
 

@@ -1,12 +1,12 @@
 //! The receiving side: chunks as they come, no more than the reader keeps up with.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, Waker};
 
 use io_uring::{cqueue, opcode, squeue};
 
+use super::queue::Queue;
 use super::{Inner, Stream};
 use crate::ring::buffers::GROUP;
 use crate::ring::timer::keep_waker;
@@ -17,7 +17,7 @@ const RECV_QUEUE_MAX: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Receive {
-    pub(super) queue: VecDeque<Chunk>,
+    pub(super) queue: Queue,
     armed: bool,
     pausing: bool,
     pub(super) starved: bool,

@@ -1,6 +1,5 @@
 //! The sending side: a queue, of which one operation at a time carries the front.
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
@@ -9,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use io_uring::opcode;
 
+use super::queue::Queue;
 use super::{Inner, Stream};
 use crate::ring::timer::keep_waker;
 use crate::ring::{Chunk, Ring, Tag, WriteBuf, user_data};
@@ -21,7 +21,7 @@ const SEND_CHUNKS_MAX: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Send {
-    pub(super) queue: VecDeque<Chunk>,
+    pub(super) queue: Queue,
     /// Bytes in `queue`.
     queued: usize,
     /// Bytes the kernel has taken over the stream's life.
@@ -51,9 +51,9 @@ impl Message {
     }
 
     /// Points at the front of the queue. The box does not move while the operation is in flight.
-    fn fill(&mut self, queue: &VecDeque<Chunk>) -> *const libc::msghdr {
+    fn fill(&mut self, queue: &Queue) -> *const libc::msghdr {
         let mut count = 0;
-        for (vector, chunk) in self.vectors.iter_mut().zip(queue) {
+        for (vector, chunk) in self.vectors.iter_mut().zip(queue.iter()) {
             let bytes = chunk.as_slice();
             vector.iov_base = bytes.as_ptr().cast_mut().cast();
             vector.iov_len = bytes.len();
@@ -75,23 +75,27 @@ impl Inner {
     }
 
     fn send_next(&self, ring: &Ring, send: &mut Send) {
-        let entry = match send.queue.len() {
-            0 => {
-                if mem::take(&mut send.shutdown) {
-                    self.shutdown_write();
-                }
-                return;
+        // What the end follows waits for it in the kernel, so that both leave in one segment: the
+        // completion shuts down at once.
+        let is_last = send.shutdown && send.queue.len() <= SEND_CHUNKS_MAX;
+        let flags = libc::MSG_NOSIGNAL | if is_last { libc::MSG_MORE } else { 0 };
+        let Some(first) = send.queue.front() else {
+            if mem::take(&mut send.shutdown) {
+                self.shutdown_write();
             }
+            return;
+        };
+        let entry = match send.queue.len() {
             1 => {
-                let bytes = send.queue[0].as_slice();
+                let bytes = first.as_slice();
                 let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
+                opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(flags).build()
             }
             _ => {
                 let message = send.message.get_or_insert_with(Message::new);
                 let header = message.fill(&send.queue);
-                #[allow(clippy::cast_sign_loss)] // a positive constant
-                opcode::SendMsg::new(self.raw(), header).flags(libc::MSG_NOSIGNAL as u32).build()
+                #[allow(clippy::cast_sign_loss)] // positive constants
+                opcode::SendMsg::new(self.raw(), header).flags(flags as u32).build()
             }
         };
         send.active = true;
@@ -201,7 +205,9 @@ impl Stream {
         }
         send.queued += chunk.len();
         let chunk = send.joined(chunk, &self.0.ring);
-        send.queue.extend(chunk);
+        if let Some(chunk) = chunk {
+            send.queue.push_back(chunk);
+        }
         self.mark_dirty(&mut send);
     }
 
