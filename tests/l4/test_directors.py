@@ -89,7 +89,7 @@ def test_everything_of_a_client_comes_to_one_director(two):
         before = two.received()
         assert set(before) == {"0", "1"}
         send_frames(two.client, [two.frame(one) for one in packets])
-        came = lambda: sum(two.received().values()) == sum(before.values()) + len(packets)
+        came = lambda: sum(two.received().values()) >= sum(before.values()) + len(packets)
         eventually(came, 10, f"all frames of {source} taken")
         after = two.received()
         grown = [name for name in after if after[name] > before[name]]
@@ -112,7 +112,7 @@ def test_sctp_and_ip_options_pass_as_they_are(two, tmp_path):
     before = two.node.metric("ringgate_director_sent_total")
     with Capture(two.lan, two.host.port(), tmp_path / "frames") as frames:
         send_frames(two.client, [two.frame(one) for one in sent])
-        eventually(lambda: two.node.metric("ringgate_director_sent_total") == before + len(sent), 10, "all sent")
+        eventually(lambda: two.node.metric("ringgate_director_sent_total") >= before + len(sent), 10, "all sent")
     own = mac(two.host)
     fields = ("eth.dst", "ip.src", "sctp.chunk_type", "ip.hdr_len", "ip.checksum", "ip.ttl", "tcp.srcport")
     only = f"(ip.dst == {VIP} or ipv6.dst == {VIP6})"
