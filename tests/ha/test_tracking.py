@@ -18,7 +18,7 @@ def test_a_failing_script_resigns_whatever_preempt_says(pair, tmp_path):
     flag.touch()
     script = (
         f'[vrrp_script.s]\nscript = ["/bin/sh", "-c", "test -e {flag} && hostname"]\n'
-        'interval = "50ms"\ntimeout = "2s"\nfall = 2\nrise = 2\nuser = "nobody"\n'
+        'interval = "50ms"\ntimeout = "20s"\nfall = 2\nrise = 2\nuser = "nobody"\n'
     )
     tmp_path.chmod(0o755)
     for parent in (tmp_path.parent, tmp_path.parent.parent):

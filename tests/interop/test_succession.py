@@ -51,7 +51,7 @@ def test_health_passes_to_the_successor(line, serve):
     cut = serve(lambda connection: [None for _ in connection.requests()] and None)
     once = {"http": "/check", "interval": "1h"}
     fast = {"http": "/check", "interval": "100ms", "rise": 1, "fall": 1}
-    outlier = {"interval": "300ms", "error_percent": 50, "min_requests": 5, "ejection_time": "1h"}
+    outlier = {"interval": "1s", "error_percent": 50, "min_requests": 3, "ejection_time": "1h"}
     fails["down"].set()
     proxy = line({
         "node": {"shards": 1},
@@ -100,7 +100,8 @@ def test_health_passes_to_the_successor(line, serve):
         assert found["state"] == "ejected" and "of its requests failed" in found["outlier"]["why"]
         assert bodies(proxy, "/slow", 8) and server(proxy, slow.text, "slow")["slow_start_percent"] < 50
         assert bodies(proxy, "/cut") == {"fine"} and server(proxy, cut.text, "cut")["state"] == out
-    assert len(down.requests) == seen, "no round of probes is needed that is known"
+    # One may come due by chance in these seconds of an hour.
+    assert len(down.requests) - seen < 2, "no round of probes is needed for what is known"
     # Another kind of check has no verdict yet: its first result counts.
     proxy.write(lambda text: text.replace('http = "/check"\ninterval = "1h"', 'tcp = true\ninterval = "1h"')
                 .replace('{ http = "/check", interval = "1h" }', '{ tcp = true, interval = "1h" }'))
@@ -138,7 +139,7 @@ def test_changes_at_run_time_pass_to_the_successor(line, serve):
     proxy.write(lambda text: text.replace(a.text, d.text))
     proxy.upgrade()
     assert drift() == [] and bodies(proxy, "/", 40) == {"b", "c", "d"}
-    assert "what was changed at run time is gone" in proxy.log()
+    proxy.await_log("what was changed at run time is gone")
     proxy.stop()
 
 

@@ -1,5 +1,5 @@
 //! What a successor goes on with besides sockets: the health of servers, servers as the operator has them, and the
-//! addresses of names. Times in it are on the clock that both processes share ([`super::message::Hello::age_ms`]).
+//! addresses of names. Times in it are on the clock that both processes share (`Hello::age_ms`).
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
