@@ -38,6 +38,10 @@ pub(crate) enum Command {
     /// Measure what the director's XDP program costs a frame; needs root
     #[command(after_help = XDP_NOTES)]
     Xdp(Xdp),
+    /// Measure what the director's decision on a frame costs
+    Verdict(VerdictBench),
+    /// Random and mutated frames for a director, judged here or put on a wire of yours
+    Hostile(Hostile),
     /// Make load for `run --agents` on another host; for trusted networks only
     #[command(after_help = AGENT_NOTES)]
     Agent(Agent),
@@ -72,6 +76,65 @@ pub(crate) struct Xdp {
     pub(crate) sink: Option<String>,
 }
 
+/// `hostile`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Hostile {
+    /// Frames
+    #[arg(long, default_value_t = 10_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000_000))]
+    pub(crate) count: u64,
+    /// Equal seeds make equal frames
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) seed: u64,
+    /// The virtual address: TCP and SCTP port 80, UDP port 8080
+    #[arg(long, default_value = "10.77.0.100", value_name = "ADDRESS")]
+    pub(crate) address: std::net::Ipv4Addr,
+    /// The same for IPv6
+    #[arg(long, default_value = "fd77::100", value_name = "ADDRESS")]
+    pub(crate) address6: std::net::Ipv6Addr,
+    /// Send them here instead of judging them; needs root
+    #[arg(long, value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// The director's hardware address
+    #[arg(long, default_value = "02:00:00:00:00:01", value_name = "MAC")]
+    pub(crate) to: Hardware,
+}
+
+/// A hardware address as text has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hardware(pub(crate) ringgate::protocol::ethernet::Mac);
+
+impl std::str::FromStr for Hardware {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bytes: Result<Vec<u8>, _> =
+            text.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+        let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
+        let mac = bytes.map(ringgate::protocol::ethernet::Mac);
+        mac.map(Self).ok_or_else(|| "write six bytes like 02:00:00:00:00:01".to_owned())
+    }
+}
+
+/// `verdict`
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerdictBench {
+    /// Established flows in the table
+    #[arg(long, value_delimiter = ',', default_values_t = [1_000, 100_000, 1_000_000], value_name = "N,...", value_parser = clap::value_parser!(u32).range(1..=8_000_000))]
+    pub(crate) flows: Vec<u32>,
+    /// Real servers
+    #[arg(long, value_delimiter = ',', default_values_t = [3, 100, 1_000], value_name = "N,...", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) servers: Vec<u16>,
+    /// Verdicts for a figure
+    #[arg(long, default_value_t = 400_000, value_name = "N", value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) verdicts: u32,
+    /// Figures of each case; the median is shown
+    #[arg(long, default_value_t = 7, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 const AGENT_NOTES: &str = "\
 Whoever can reach it can have it send requests anywhere: there is no authentication. Bind it to an
 address that only the load hosts see. It serves one run at a time and refuses others meanwhile.
@@ -83,7 +146,8 @@ Example, on two hosts and a third that drives them:
 
 const BLAST_NOTES: &str = "\
 Packets go out one a system call on each thread, in small bursts if there is a rate. SYNs need CAP_NET_RAW and IPv4; their source is the
-host's own address, so its kernel answers a SYN-ACK with a reset. Nothing is read.
+host's own address, so its kernel answers a SYN-ACK with a reset. With --sources the addresses behind it are used too: they must be
+nobody's. Nothing is read.
 
 SIGINT and SIGTERM end it early with the result so far; exit code 130 or 143.
 
@@ -260,6 +324,14 @@ pub(crate) struct Blast {
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub(crate) flows: u32,
+    /// Source addresses that SYNs come from in turn, each with all flows: the host's own and those behind it
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "syn")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) sources: u32,
+    /// The first source port of SYNs
+    #[arg(long, value_name = "PORT", default_value_t = 1024, requires = "syn")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) first_port: u16,
     /// Bytes of UDP payload
     #[arg(long, value_name = "BYTES", default_value_t = 18)]
     #[arg(value_parser = clap::value_parser!(u16).range(8..=65_507))]

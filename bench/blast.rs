@@ -18,8 +18,6 @@ use crate::syn::Syn;
 const REST: Duration = Duration::from_micros(100);
 /// Packets between two looks at the clock and at signals.
 const BURST: u64 = 64;
-/// The first source port of SYNs: those below are for servers.
-const FIRST_PORT: u16 = 1024;
 
 /// Figures of all threads.
 #[derive(Default)]
@@ -34,7 +32,15 @@ struct Counts {
 /// What sends: a socket for each flow, or one that makes up its flows.
 enum Sender {
     Udp { sockets: Vec<UdpSocket>, payload: Vec<u8> },
-    Syn { socket: UdpSocket, syn: Syn, first: u32, flows: u32 },
+    Syn { socket: UdpSocket, syn: Syn, first: u32, flows: u32, sources: Sources },
+}
+
+/// Where SYNs come from.
+#[derive(Clone, Copy)]
+struct Sources {
+    first: Ipv4Addr,
+    count: u32,
+    port: u16,
 }
 
 /// Sends until the time is over or a signal comes; returns the exit code.
@@ -126,7 +132,9 @@ impl Sender {
             };
             let syn = Syn::new(SocketAddrV4::new(source, 0), target);
             let socket = UdpSocket::from(socket::raw_ipv4()?);
-            return Ok(Self::Syn { socket, syn, first: index * flows, flows });
+            let sources =
+                Sources { first: source, count: options.sources, port: options.first_port };
+            return Ok(Self::Syn { socket, syn, first: index * flows, flows, sources });
         }
         let any = any_address(options.to);
         let open =
@@ -145,10 +153,16 @@ impl Sender {
                 }
                 sockets[flow].send(payload).map(|_| ())
             }
-            Self::Syn { socket, syn, first, flows } => {
-                let ports = u64::from(u16::MAX - FIRST_PORT) + 1;
+            Self::Syn { socket, syn, first, flows, sources } => {
+                let ports = u64::from(u16::MAX - sources.port) + 1;
                 let flow = u64::from(*first) + number % u64::from(*flows);
-                let port = u16::try_from(u64::from(FIRST_PORT) + flow % ports).unwrap_or(u16::MAX);
+                let port =
+                    u16::try_from(u64::from(sources.port) + flow % ports).unwrap_or(u16::MAX);
+                if sources.count > 1 {
+                    let turn = number / u64::from(*flows) % u64::from(sources.count);
+                    let turn = u32::try_from(turn).unwrap_or_default();
+                    syn.set_source(Ipv4Addr::from_bits(sources.first.to_bits().wrapping_add(turn)));
+                }
                 let sequence = u32::try_from(number & u64::from(u32::MAX)).unwrap_or(0);
                 let to = syn.target();
                 socket.send_to(syn.packet(port, sequence), to).map(|_| ())

@@ -9,7 +9,8 @@
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
 //! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
-//! - `xdp` measures the director's XDP program in the kernel ([`xdp`]).
+//! - `xdp` measures the director's XDP program in the kernel ([`xdp`]), `verdict` its decision in user space ([`verdict`]); `hostile`
+//!   makes frames that mean no good ([`hostile`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
 //!
 //! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
@@ -23,6 +24,7 @@ mod args;
 mod blast;
 mod client;
 mod fleet;
+mod hostile;
 mod live;
 mod machine;
 mod multiplex;
@@ -40,6 +42,7 @@ mod syn;
 mod tally;
 mod target;
 mod tls;
+mod verdict;
 mod wire;
 mod xdp;
 
@@ -60,6 +63,8 @@ fn main() -> ExitCode {
         Command::Blast(options) => blast::run(&options),
         Command::Sink(options) => sink::run(&options),
         Command::Xdp(options) => xdp::run(&options),
+        Command::Verdict(options) => verdict::run(&options),
+        Command::Hostile(options) => hostile::run(&options),
         Command::Agent(options) => agent::serve(&options).map(|()| 0),
         Command::Run(options) => match run::plan(&options) {
             Ok(plan) => run::run(&options, plan),

@@ -1,6 +1,6 @@
 //! TCP SYN segments in IPv4 packets: bytes only.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ringgate::protocol::checksum::Sum;
 
@@ -40,6 +40,12 @@ impl Syn {
         Self { source, target, packet }
     }
 
+    /// Comes from this address from now on.
+    pub(crate) fn set_source(&mut self, address: Ipv4Addr) {
+        self.source.set_ip(address);
+        self.packet[12..16].copy_from_slice(&address.octets());
+    }
+
     /// Where it goes.
     pub(crate) fn target(&self) -> SocketAddrV4 {
         self.target
@@ -76,5 +82,10 @@ mod tests {
             assert_eq!(tcp[4..8], sequence.to_be_bytes());
             assert_eq!((tcp[12] >> 4, tcp[13]), (6, 2));
         }
+        syn.set_source([192, 0, 2, 77].into());
+        let (ip, tcp) = syn.packet(1, 2).split_at(IP_LEN);
+        assert_eq!(ip[12..16], [192, 0, 2, 77]);
+        let sum = Sum::new().bytes(&ip[12..20]).bytes(&[0, TCP, 0, 24]).bytes(tcp);
+        assert_eq!(sum.finish(), 0);
     }
 }

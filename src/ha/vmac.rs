@@ -136,6 +136,7 @@ mod tests {
             name: "vrrp4.7".into(),
             mac,
             parent,
+            vlan: false,
             flags: 0,
             mtu: 1500,
         };

@@ -1,8 +1,9 @@
 //! The flow table of one director: bounded, without locks, 60 bytes a flow at most.
 //!
-//! Entries are chained from an array of heads as large as the table; what a packet touches is the
-//! head and the entry (32 bytes), and the links (20 bytes) only where chains branch and where a
-//! flow changes its state. Each state has a queue in which flows wait to be looked at: a quarter of
+//! Entries are found by buckets of one cache line, half full when the table is: each word of a bucket has an entry's
+//! number and, in the bits that are left, some of its hash, so that hardly ever another flow's entry is
+//! looked at. What a packet touches is the bucket and the entry (32 bytes); the links (20 bytes) are touched only where a
+//! bucket is full and where a flow changes its state. Each state has a queue in which flows wait to be looked at: a quarter of
 //! the state's timeout after they were queued they are forgotten if over, and queued again if not.
 //! So no packet moves a queue, and a flow is forgotten at most a quarter late; a packet that finds
 //! an entry which is over treats it as gone.
@@ -11,9 +12,16 @@ use std::time::Duration;
 
 use super::config::Timeouts;
 use super::tables::ServerId;
+use crate::sys::memory::{prefer_huge_pages, prefetch};
 
 /// Of [`Flow::seen`] and all times here: `now` in milliseconds shifted by this, 128 ms.
 const TICK_SHIFT: u32 = 7;
+/// Words of a bucket: a cache line.
+const WORDS: usize = 16;
+/// Entries that a bucket names; its last word begins the chain of those that found no room.
+const WAYS: usize = WORDS - 1;
+/// Entries to a bucket when the table is full: with a mean of 8, fewer than 1 % of buckets have more than 15.
+const SHARE: usize = 8;
 /// Entries of a queue that making room looks at.
 const VICTIMS: usize = 8;
 const NONE: u32 = u32::MAX;
@@ -72,8 +80,9 @@ impl State {
     }
 }
 
-/// A flow.
+/// A flow: half a cache line.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
 pub(super) struct Flow {
     client: [u64; 2],
     pub(super) server: ServerId,
@@ -87,7 +96,7 @@ pub(super) struct Flow {
 
 #[derive(Debug, Clone, Copy)]
 struct Links {
-    /// The next of the same head, or the next free one.
+    /// The next that found no room in the same bucket, or the next free one.
     chain: u32,
     prev: u32,
     next: u32,
@@ -95,9 +104,10 @@ struct Links {
     hash: u32,
 }
 
-/// What a flow takes beside its share of the heads, of which there are two to a flow at most.
+/// What a flow takes, with its share of the buckets.
 #[cfg(test)]
-pub(super) const BYTES: usize = size_of::<Flow>() + size_of::<Links>() + 2 * size_of::<u32>();
+pub(super) const BYTES: usize =
+    size_of::<Flow>() + size_of::<Links>() + size_of::<[u32; WORDS]>() / SHARE;
 
 #[derive(Debug, Clone, Copy)]
 struct Queue {
@@ -144,7 +154,12 @@ pub(super) struct Gone {
 /// Flows by key.
 #[derive(Debug)]
 pub(super) struct FlowTable {
-    heads: Box<[u32]>,
+    /// Buckets, and in front as many words as it takes to begin with a cache line.
+    words: Vec<u32>,
+    begin: usize,
+    buckets: usize,
+    /// Bits of a bucket's word that are an entry's number and one; above them are as many of its hash as fit.
+    bits: u32,
     flows: Vec<Flow>,
     links: Vec<Links>,
     capacity: usize,
@@ -167,19 +182,49 @@ fn since(now: u32, then: u32) -> u32 {
 }
 
 impl FlowTable {
-    /// For so many flows. Memory is taken as they come, heads apart.
+    /// For so many flows. Addresses are reserved for all of them, so that nothing is ever moved; the kernel
+    /// gives memory as they come.
     pub(super) fn new(capacity: usize) -> Self {
-        let capacity = capacity.clamp(1, NONE as usize - 1);
-        Self {
-            heads: vec![0; capacity.next_power_of_two()].into(),
-            flows: Vec::new(),
-            links: Vec::new(),
+        let capacity = capacity.clamp(1, 1 << 30);
+        let buckets = capacity.div_ceil(SHARE);
+        let words = vec![0; (buckets + 1) * WORDS];
+        let mut table = Self {
+            begin: words.as_ptr().align_offset(size_of::<[u32; WORDS]>()).min(WORDS),
+            words,
+            buckets,
+            bits: usize::BITS - capacity.leading_zeros(),
+            flows: Vec::with_capacity(capacity),
+            links: Vec::with_capacity(capacity),
             capacity,
             free: NONE,
             live: 0,
             queues: [Queue { first: NONE, last: NONE }; STATES],
             turn: 0,
+        };
+        prefer_huge_pages(&table.words);
+        prefer_huge_pages(table.flows.spare_capacity_mut());
+        prefer_huge_pages(table.links.spare_capacity_mut());
+        table
+    }
+
+    /// Starts to load where the search for a flow begins.
+    pub(super) fn prefetch_bucket(&self, hash: u64) {
+        prefetch(self.bucket(low(hash)));
+    }
+
+    /// Starts to load the flow with this hash; its bucket should be there by now.
+    pub(super) fn prefetch_flow(&self, hash: u64) {
+        for at in self.named(low(hash)) {
+            if let Some(flow) = self.flows.get(at as usize) {
+                prefetch(flow);
+            }
         }
+    }
+
+    /// The server of the flow that seems to have this hash.
+    pub(super) fn peek(&self, hash: u64) -> Option<ServerId> {
+        let at = self.named(low(hash)).next()?;
+        Some(self.flows.get(at as usize)?.server)
     }
 
     /// Flows in the table, those included that are over but not yet forgotten.
@@ -189,17 +234,24 @@ impl FlowTable {
 
     /// The flow with this key, over or not.
     pub(super) fn find(&self, hash: u64, key: &Key) -> Option<u32> {
-        let mut at = self.head(low(hash));
+        let is = |at: u32| {
+            self.flows.get(at as usize).is_some_and(|flow| {
+                flow.client == halves(key.client)
+                    && flow.client_port == key.client_port
+                    && (flow.service, flow.port) == (key.service, key.port)
+            })
+        };
+        if let Some(at) = self.named(low(hash)).find(|at| is(*at)) {
+            return Some(at);
+        }
+        let mut at = self.bucket(low(hash))[WAYS].wrapping_sub(1);
         // A chain has no loop; the bound is against a bug that would make one.
         for _ in 0..=self.live {
-            let flow = self.flows.get(at as usize)?;
-            if flow.client == halves(key.client)
-                && flow.client_port == key.client_port
-                && (flow.service, flow.port) == (key.service, key.port)
-            {
+            let links = self.links.get(at as usize)?;
+            if is(at) {
                 return Some(at);
             }
-            at = self.links.get(at as usize)?.chain;
+            at = links.chain;
         }
         None
     }
@@ -259,10 +311,9 @@ impl FlowTable {
             state,
             live: true,
         };
-        let chain = self.head(low(hash));
-        let links = Links { chain, prev: NONE, next: NONE, queued: now, hash: low(hash) };
+        let links = Links { chain: NONE, prev: NONE, next: NONE, queued: now, hash: low(hash) };
         let at = self.place(flow, links);
-        self.set_head(low(hash), at);
+        self.chain(at, low(hash));
         self.queue(at, state, now);
         self.live += 1;
         (Some(at), gone)
@@ -350,28 +401,82 @@ impl FlowTable {
         u32::try_from(self.flows.len() - 1).unwrap_or(NONE)
     }
 
-    fn head(&self, hash: u32) -> u32 {
-        // Zero is no entry, so that an untouched array is an empty one.
-        self.heads.get(self.bucket(hash)).map_or(NONE, |head| head.wrapping_sub(1))
+    /// Where the entries with this hash are named.
+    fn bucket(&self, hash: u32) -> &[u32; WORDS] {
+        const NO_BUCKET: [u32; WORDS] = [0; WORDS];
+        let begin = self.bucket_begin(hash);
+        self.words.get(begin..).and_then(<[u32]>::first_chunk).unwrap_or(&NO_BUCKET)
     }
 
-    fn set_head(&mut self, hash: u32, at: u32) {
-        let bucket = self.bucket(hash);
-        if let Some(head) = self.heads.get_mut(bucket) {
-            *head = at.wrapping_add(1);
+    fn bucket_mut(&mut self, hash: u32) -> Option<&mut [u32; WORDS]> {
+        let begin = self.bucket_begin(hash);
+        self.words.get_mut(begin..)?.first_chunk_mut()
+    }
+
+    /// By the hash's high bits; its low ones tell the entries of a bucket apart.
+    fn bucket_begin(&self, hash: u32) -> usize {
+        let number = (u64::from(hash) * self.buckets as u64) >> 32;
+        // Below the number of buckets, which is a usize.
+        self.begin + usize::try_from(number).unwrap_or_default() * WORDS
+    }
+
+    /// Entries that a bucket names with what of the hash has room there.
+    fn named(&self, hash: u32) -> impl Iterator<Item = u32> + use<> {
+        let tag = hash.unbounded_shl(self.bits);
+        let mask = 1_u32.unbounded_shl(self.bits).wrapping_sub(1);
+        let [words @ .., _] = *self.bucket(hash);
+        let mut found = 0_u32;
+        // Without branches: one in 2,000 of the others looks the same.
+        for (way, word) in words.iter().enumerate() {
+            let alike = (word ^ tag) & !mask == 0 && *word & mask != 0;
+            found |= u32::from(alike) << way;
         }
+        std::iter::from_fn(move || {
+            let way = usize::try_from(found.trailing_zeros()).ok()?;
+            let word = words.get(way)?;
+            found &= found.wrapping_sub(1);
+            Some((word & mask).wrapping_sub(1))
+        })
     }
 
-    fn bucket(&self, hash: u32) -> usize {
-        hash as usize & (self.heads.len() - 1)
+    /// What a bucket's word says of an entry: its number and one (zero is none, so that untouched memory is an
+    /// empty table), and what has room of its hash.
+    fn word(&self, at: u32, hash: u32) -> u32 {
+        hash.unbounded_shl(self.bits) | at.wrapping_add(1)
+    }
+
+    /// Enters an entry where its hash leads.
+    fn chain(&mut self, at: u32, hash: u32) {
+        let word = self.word(at, hash);
+        let Some(bucket) = self.bucket_mut(hash) else { return };
+        if let Some(free) = bucket[..WAYS].iter_mut().find(|word| **word == 0) {
+            *free = word;
+            return;
+        }
+        let behind = std::mem::replace(&mut bucket[WAYS], at.wrapping_add(1)).wrapping_sub(1);
+        if let Some(links) = self.links.get_mut(at as usize) {
+            links.chain = behind;
+        }
     }
 
     fn unchain(&mut self, at: u32, links: Links) {
-        let mut before = self.head(links.hash);
-        if before == at {
-            self.set_head(links.hash, links.chain);
+        let word = self.word(at, links.hash);
+        let Some(bucket) = self.bucket_mut(links.hash) else { return };
+        let first = bucket[WAYS].wrapping_sub(1);
+        if let Some(named) = bucket[..WAYS].iter_mut().find(|one| **one == word) {
+            *named = 0;
+            // One that had found no room takes the place.
+            if let Some(waits) = self.links.get(first as usize).copied() {
+                self.set_overflow(links.hash, waits.chain);
+                self.chain(first, waits.hash);
+            }
             return;
         }
+        if first == at {
+            self.set_overflow(links.hash, links.chain);
+            return;
+        }
+        let mut before = first;
         for _ in 0..=self.live {
             let Some(one) = self.links.get_mut(before as usize) else { return };
             if one.chain == at {
@@ -379,6 +484,12 @@ impl FlowTable {
                 return;
             }
             before = one.chain;
+        }
+    }
+
+    fn set_overflow(&mut self, hash: u32, at: u32) {
+        if let Some(bucket) = self.bucket_mut(hash) {
+            bucket[WAYS] = at.wrapping_add(1);
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Neighbour {
     pub source: Mac,
     /// The interface that frames leave through.
     pub ifindex: u32,
-    /// The VLAN tag they get; `None`: none.
+    /// The VLAN tag they get; `None`: none, or the interface is a VLAN and tags what it sends by itself.
     pub vlan: Option<u16>,
 }
 
@@ -204,8 +204,12 @@ pub struct Tables {
     pub vips: Set<IpAddr>,
     /// MAC addresses by which frames are for us, by interface.
     pub macs: Map<u32, Vec<Mac>>,
+    /// Interfaces of which a VLAN is an interface of its own that frames are taken from: tagged frames are its.
+    pub trunks: Set<u32>,
     /// MAC addresses of the other directors.
     pub peers: Set<Mac>,
+    /// These are all that are configured: a frame that another director forwards has one of them.
+    pub peers_known: bool,
     /// What directors count of everything, by their index.
     pub overall: Arc<[Arc<Overall>]>,
     /// How long flows are remembered.

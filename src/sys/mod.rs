@@ -11,6 +11,7 @@ pub mod file;
 pub mod kernel;
 pub mod landlock;
 pub mod limits;
+pub mod memory;
 pub mod notify;
 pub mod passing;
 pub mod poll;

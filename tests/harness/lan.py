@@ -185,8 +185,8 @@ class Capture:
         if frame[23:24] in (b"\x01", b"\x06", b"\x11") or frame[20:21] in (b"\x06", b"\x11"):
             self.last = time.monotonic()  # what hosts say of themselves goes on and on
 
-    def fields(self, *names, only=""):
-        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE"]
+    def fields(self, *names, only="", options=()):
+        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE", *options]
         argv += ["-E", "occurrence=f", *(["-Y", only] if only else []), *(arg for name in names for arg in ("-e", name))]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         return [line.split("\t") for line in done.stdout.splitlines()]

@@ -89,12 +89,21 @@ pub(super) fn leave(tables: &Tables, gone: Gone) {
     }
 }
 
-pub(super) fn key(slot: u16, tuple: &Tuple) -> Key {
-    let client = match tuple.client {
+/// A client as flows know it: IPv4 mapped.
+fn bits(client: IpAddr) -> u128 {
+    match client {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),
-    };
-    Key { client, service: slot, port: tuple.port, client_port: tuple.client_port }
+    }
+}
+
+pub(super) fn key(slot: u16, tuple: &Tuple) -> Key {
+    Key {
+        client: bits(tuple.client),
+        service: slot,
+        port: tuple.port,
+        client_port: tuple.client_port,
+    }
 }
 
 impl Core {
@@ -106,7 +115,7 @@ impl Core {
         tuple: &Tuple,
         now: u64,
     ) -> Option<&'t Server> {
-        let at = self.flows.find(tuple.hash(tables.seed), &key(slot, tuple))?;
+        let at = self.flows.find(self.foreseen.hash(tables.seed, tuple), &key(slot, tuple))?;
         if self.flows.is_over(at, tick(now), &self.ticks) {
             return None;
         }
@@ -127,7 +136,7 @@ impl Core {
             server.inspect(|server| self.count_flow(service, server));
             return server.map_or(Choice::Nobody, Choice::To);
         }
-        let hash = tuple.hash(tables.seed);
+        let hash = self.foreseen.hash(tables.seed, tuple);
         let key = key(slot, tuple);
         let flow = Begin { service, tuple, hash, key, kind, now };
         let Some(at) = self.flows.find(hash, &key) else { return self.begin(tables, &flow) };

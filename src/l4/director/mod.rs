@@ -2,6 +2,7 @@
 
 mod assign;
 mod deliver;
+mod foresee;
 mod fragments;
 mod memory;
 mod reply;
@@ -10,6 +11,7 @@ mod tunnel;
 use std::sync::Arc;
 
 use self::assign::{Choice, Kind};
+use self::foresee::Foreseen;
 use self::fragments::{Datagram, Fate, Fragments, Held};
 use super::config::{Protocol, ServiceKey};
 use super::figures::{Overall, REASONS};
@@ -138,6 +140,7 @@ struct Core {
     flows: FlowTable,
     ticks: Ticks,
     fragments: Fragments,
+    foreseen: Foreseen,
     head: Vec<u8>,
     reply: Vec<u8>,
     released: Vec<u8>,
@@ -167,6 +170,7 @@ impl Director {
             flows: FlowTable::new(usize::try_from(flows_max).unwrap_or(usize::MAX)),
             ticks: Ticks::new(&tables.timeouts),
             fragments: Fragments::default(),
+            foreseen: Foreseen::default(),
             head: Vec::new(),
             reply: Vec::new(),
             released: Vec::new(),
@@ -181,6 +185,7 @@ impl Director {
     /// Decides by other tables from now on.
     pub fn swap(&mut self, tables: Arc<Tables>) {
         self.core.ticks = Ticks::new(&tables.timeouts);
+        self.core.foreseen = Foreseen::default();
         self.tables = tables;
     }
 
@@ -188,6 +193,18 @@ impl Director {
     #[must_use]
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables
+    }
+
+    /// Looks at frames that will be judged soon: memory that the verdicts on them will read is loaded for all of
+    /// them at once. This changes no verdict, and neither does leaving it out.
+    pub fn foresee<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>) {
+        let Self { tables, core } = self;
+        core.foreseen.look(tables, &core.flows, frames);
+    }
+
+    /// The next frame to be judged is the one with this place, from 0, among those that were foreseen.
+    pub fn select(&mut self, place: usize) {
+        self.core.foreseen.select(place);
     }
 
     /// What is to be done with a frame; `now` is any steady clock in milliseconds.
@@ -285,7 +302,10 @@ impl Core {
             ethernet::IPV6 => 6,
             _ => return Verdict::Pass,
         };
-        if !ours {
+        // A tag that only has a priority (VLAN 0) is the interface's own.
+        let of_vlan = frame.vlan.is_some_and(|control| control & 0xfff != 0)
+            && tables.trunks.contains(&frame.ifindex);
+        if !ours || of_vlan {
             return Verdict::Pass;
         }
         let bytes = frame.bytes.get(view.payload..).unwrap_or_default();
@@ -365,9 +385,12 @@ impl Core {
             };
         }
         if !service.active {
-            // A flow that was ours and went to another server must not meet our own.
-            let elsewhere = self.remembered(tables, slot, &tuple, seen.now);
-            let elsewhere = elsewhere.is_some_and(|server| server.path != Path::Local);
+            // What no director sent came by somebody's stale neighbour table; and a flow that was ours and went to
+            // another server must not meet our own.
+            let elsewhere = tables.peers_known
+                || self
+                    .remembered(tables, slot, &tuple, seen.now)
+                    .is_some_and(|server| server.path != Path::Local);
             return match local.filter(|_| !elsewhere) {
                 Some(server) => self.to(service, server, packet.length),
                 None => self.refuse(service, Reason::Backup),

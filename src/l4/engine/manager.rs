@@ -18,6 +18,7 @@ use crate::l4::offload::{Interface, Learner, Offload, Path};
 use crate::l4::registry::{Registry, ServerState};
 use crate::l4::tables::Neighbour;
 use crate::packet::neighbour_socket::NeighbourSocket;
+use crate::packet::netlink::link::Link;
 use crate::packet::netlink::nft::Silence;
 use crate::packet::ring::filter::{self, Service};
 use crate::packet::ring::{Ring, Shape};
@@ -43,6 +44,16 @@ struct Said {
     weight: Option<u32>,
 }
 
+/// What the registry was told of this host.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Host {
+    /// Hardware addresses of interfaces with rings.
+    own: BTreeMap<u32, Vec<Mac>>,
+    local: BTreeSet<IpAddr>,
+    mtus: BTreeMap<u32, u16>,
+    trunks: BTreeSet<u32>,
+}
+
 /// Everything the thread owns.
 #[derive(Debug)]
 pub(super) struct Manager {
@@ -60,6 +71,7 @@ pub(super) struct Manager {
     ways: BTreeMap<IpAddr, Target>,
     /// Interfaces with rings, by number.
     rings: BTreeMap<u32, String>,
+    host: Host,
     role: Option<Role>,
     role_troubles: Vec<String>,
     troubles: BTreeSet<String>,
@@ -102,6 +114,7 @@ impl Manager {
             neighbours: Neighbours::default(),
             ways: BTreeMap::new(),
             rings: BTreeMap::new(),
+            host: Host::default(),
             role: None,
             role_troubles: Vec::new(),
             troubles: BTreeSet::new(),
@@ -328,8 +341,21 @@ impl Manager {
             .keys()
             .filter_map(|index| Some((*index, vec![self.network.mac(*index)?])))
             .collect();
-        self.registry.set_interfaces(own.into_iter().collect::<HashMap<_, _>>());
-        self.registry.set_local(self.network.addresses.iter().map(|one| one.address));
+        let local: BTreeSet<IpAddr> =
+            self.network.addresses.iter().map(|one| one.address).collect();
+        let mtu = |link: &Link| (link.index, u16::try_from(link.mtu).unwrap_or(u16::MAX));
+        let vlans =
+            self.network.links.iter().filter(|link| link.vlan && own.contains_key(&link.index));
+        let trunks = vlans.filter_map(|link| link.parent).collect();
+        let host = Host { own, local, trunks, mtus: self.network.links.iter().map(mtu).collect() };
+        if host != self.host {
+            self.registry.set_interfaces(host.own.clone().into_iter().collect());
+            self.registry.set_local(host.local.iter().copied());
+            self.registry.set_trunks(host.trunks.iter().copied());
+            self.registry.set_mtus(host.mtus.clone().into_iter().collect());
+            self.host = host;
+            self.dirty = true;
+        }
         self.tell_ways();
         if before != (self.ways.clone(), self.troubles.clone()) {
             self.dirty = true;

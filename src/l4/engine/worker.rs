@@ -13,7 +13,7 @@ use crate::l4::offload::Learner;
 use crate::l4::tables::{ServerId, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::ring::bpf::Program;
-use crate::packet::ring::{Fate, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
+use crate::packet::ring::{Fate, Judge, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
 use crate::protocol::checksum::Sum;
 use crate::sys::cpu;
 
@@ -195,9 +195,9 @@ impl Worker {
         let Self { director, sender, rings, own, learner, .. } = self;
         for ring in rings {
             let interface = ring.interface();
-            let turn = ring.turn(BATCH, sender, |received| {
-                judge(director, now, interface, received, own, counts, learner.as_mut())
-            });
+            let learner = learner.as_mut();
+            let mut judging = Judging { director, now, interface, own, counts, learner };
+            let turn = ring.turn(BATCH, sender, &mut judging);
             counts.turn(&turn);
             taken += turn.taken;
         }
@@ -317,60 +317,74 @@ pub(in crate::l4) fn forwarded_to(verdict: Verdict) -> Option<ServerId> {
     }
 }
 
-/// Asks for the verdict on a frame and does what takes no sending.
-fn judge(
-    director: &mut Director,
+/// A director at one ring, for one turn.
+struct Judging<'a> {
+    director: &'a mut Director,
     now: u64,
     interface: u32,
-    received: Received<'_>,
-    own: &mut Vec<Own>,
-    counts: &Counts,
-    learner: Option<&mut Learner>,
-) -> Fate {
-    let Received { frame: bytes, tag, merged, partial } = received;
-    let length = bytes.len();
-    let learning = learner.and_then(|learner| {
-        let note = learner.prepare(director, bytes, now)?;
-        Some((learner, note))
-    });
-    let mut frame = Frame { bytes, vlan: tag.map(|tag| tag.control), ifindex: interface, length };
-    let verdict = director.judge(now, &mut frame);
-    let bytes = frame.bytes;
-    if let Some((learner, note)) = learning {
-        learner.judged(director, note, forwarded_to(verdict), now);
+    own: &'a mut Vec<Own>,
+    counts: &'a Counts,
+    learner: Option<&'a mut Learner>,
+}
+
+impl Judge for Judging<'_> {
+    fn foresee<'f>(&mut self, frames: impl Iterator<Item = &'f [u8]>) {
+        self.director.foresee(frames);
     }
-    match verdict {
-        Verdict::Pass => counts.outcome(PASSED),
-        Verdict::Hold => counts.outcome(HELD),
-        Verdict::Drop(_) => counts.outcome(DROPPED),
-        Verdict::Local(_) => {
-            counts.outcome(LOCAL);
-            to_loopback(bytes);
-            return Fate::Send(LOOPBACK, None);
+
+    /// Asks for the verdict on a frame and does what takes no sending.
+    fn judge(&mut self, place: usize, received: Received<'_>) -> Fate {
+        let Received { frame: bytes, tag, merged, partial } = received;
+        let (length, interface) = (bytes.len(), self.interface);
+        let vlan = tag.map(|tag| tag.control);
+        let learner = self.learner.as_mut();
+        let note = learner.and_then(|one| one.prepare(self.director, bytes, self.now));
+        let mut frame = Frame { bytes, vlan, ifindex: interface, length };
+        self.director.select(place);
+        let verdict = self.director.judge(self.now, &mut frame);
+        let bytes = frame.bytes;
+        if let Some((learner, note)) = self.learner.as_mut().zip(note) {
+            learner.judged(self.director, note, forwarded_to(verdict), self.now);
         }
-        Verdict::Forward { ifindex, vlan, .. } => {
-            counts.outcome(FORWARDED);
-            let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
-            // On the way back out of a trunk it keeps the tag it came with.
-            return Fate::Send(ifindex, own_tag.or_else(|| tag.filter(|_| ifindex == interface)));
-        }
-        Verdict::Reply { ifindex, vlan } => {
-            counts.outcome(REPLIED);
-            if own.len() < OWN_MAX {
-                own.push(Own { bytes: tagged(director.reply(), vlan), interface: ifindex });
+        match verdict {
+            Verdict::Pass => self.counts.outcome(PASSED),
+            Verdict::Hold => self.counts.outcome(HELD),
+            Verdict::Drop(_) => self.counts.outcome(DROPPED),
+            Verdict::Local(_) => {
+                self.counts.outcome(LOCAL);
+                to_loopback(bytes);
+                return Fate::Send(LOOPBACK, None);
+            }
+            Verdict::Forward { ifindex, vlan, .. } => {
+                self.counts.outcome(FORWARDED);
+                let own_tag = vlan.map(|control| Tag { kind: VLAN, control });
+                // On the way back out of a trunk it keeps the tag it came with.
+                return Fate::Send(
+                    ifindex,
+                    own_tag.or_else(|| tag.filter(|_| ifindex == interface)),
+                );
+            }
+            Verdict::Reply { ifindex, vlan } => {
+                self.counts.outcome(REPLIED);
+                if self.own.len() < OWN_MAX {
+                    let bytes = tagged(self.director.reply(), vlan);
+                    self.own.push(Own { bytes, interface: ifindex });
+                }
+            }
+            // A tunnel has no place for "these are several packets", so it cannot carry merged ones.
+            Verdict::Encapsulate { .. } if merged || self.own.len() >= OWN_MAX => {
+                self.counts.outcome(UNSENT);
+            }
+            Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
+                self.counts.outcome(ENCAPSULATED);
+                complete(bytes, partial);
+                let inner = bytes.get(skip..).unwrap_or_default();
+                let whole = [self.director.head(), inner].concat();
+                self.own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
             }
         }
-        // A tunnel has no place for "these are several packets", so it cannot carry merged ones.
-        Verdict::Encapsulate { .. } if merged || own.len() >= OWN_MAX => counts.outcome(UNSENT),
-        Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
-            counts.outcome(ENCAPSULATED);
-            complete(bytes, partial);
-            let inner = bytes.get(skip..).unwrap_or_default();
-            let whole = [director.head(), inner].concat();
-            own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
-        }
+        Fate::Release
     }
-    Fate::Release
 }
 
 /// Loopback's hardware address is zero: anything else would be for another host.

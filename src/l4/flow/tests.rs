@@ -62,6 +62,44 @@ fn keys_are_told_apart() {
     assert_eq!(table.len(), others.len());
 }
 
+/// More of one hash than a bucket names: all are found, whichever leaves first, and room in the bucket is used again.
+#[test]
+fn a_full_bucket() {
+    let state = (SERVER, State::Udp);
+    for step in [1, 3, 7, 39] {
+        let mut table = FlowTable::new(64);
+        let find = |table: &FlowTable, n| table.find(9, &key(n).1);
+        for n in 0..40 {
+            assert!(table.insert(9, &key(n).1, state, 0, &ticks()).0.is_some());
+        }
+        assert!((0..40).all(|n| find(&table, n).is_some()));
+        for turn in 0..40 {
+            let n = turn * step % 40;
+            let at = find(&table, n).unwrap();
+            assert_eq!(table.remove(at).map(|gone| gone.server), Some(SERVER));
+            let left: Vec<u32> = (0..40).filter(|n| find(&table, *n).is_some()).collect();
+            assert_eq!(left.len(), usize::try_from(39 - turn).unwrap(), "{step} {turn}");
+            let named = table.bucket(9)[..WAYS].iter().filter(|word| **word != 0).count();
+            assert_eq!(named, left.len().min(WAYS), "no place stays empty while one waits");
+        }
+    }
+}
+
+/// What a lookup reads is a bucket and an entry: hardly ever more.
+#[test]
+fn few_buckets_are_full() {
+    let mut table = FlowTable::new(1 << 14);
+    assert_eq!(table.bucket(0).as_ptr().align_offset(64), 0, "one cache line");
+    for n in 0..1 << 14 {
+        add(&mut table, n, State::Established, 0);
+    }
+    let named: usize = (0..1 << 14).map(|n| table.named(low(key(n).0)).count()).sum();
+    let found = (0..1 << 14).filter(|n| table.named(low(key(*n).0)).any(|at| at == *n)).count();
+    assert!(found > (1 << 14) * 98 / 100, "{found}");
+    assert!(named - found < (1 << 14) / 100, "{named} {found}");
+    assert!((0..1 << 14).all(|n| holds(&table, n)));
+}
+
 #[test]
 fn timeouts_by_state() {
     let states = [

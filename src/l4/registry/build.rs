@@ -28,6 +28,8 @@ impl Registry {
         let mut tables = Tables {
             macs: self.interfaces.iter().map(|(index, macs)| (*index, macs.clone())).collect(),
             peers: self.peers.iter().copied().collect(),
+            peers_known: self.peers_known(),
+            trunks: self.trunks.iter().copied().collect(),
             overall: Arc::clone(&self.overall),
             timeouts: self.config.director.timeouts,
             seed: self.config.director.seed,
@@ -40,6 +42,13 @@ impl Registry {
         tables.servers.resize(self.servers.len(), None);
         tables.services.resize(self.services.len(), None);
         tables
+    }
+
+    /// Every other director that is configured has told its MAC address.
+    fn peers_known(&self) -> bool {
+        let peers = self.config.director.peers.iter();
+        let others = peers.filter(|address| !self.local.contains(address)).count();
+        others > 0 && self.peers.len() >= others
     }
 
     /// Frees slots: of virtual servers that are gone with all their servers, and of real servers

@@ -43,8 +43,9 @@ pub struct Registry {
     local: HashSet<IpAddr>,
     inactive: HashSet<IpAddr>,
     interfaces: HashMap<u32, Vec<Mac>>,
-    peers: HashSet<Mac>,
+    peers: Vec<Mac>,
     mtus: HashMap<u32, u16>,
+    trunks: HashSet<u32>,
     overall: Arc<[Arc<Overall>]>,
 }
 
@@ -62,8 +63,9 @@ impl Registry {
             local: HashSet::new(),
             inactive: HashSet::new(),
             interfaces: HashMap::new(),
-            peers: HashSet::new(),
+            peers: Vec::new(),
             mtus: HashMap::new(),
+            trunks: HashSet::new(),
             overall: (0..directors).map(|_| Arc::default()).collect(),
         };
         registry.configure(config);
@@ -127,7 +129,12 @@ impl Registry {
         self.mtus = mtus;
     }
 
-    /// MAC addresses of the other directors.
+    /// Interfaces of which a VLAN is one of [`set_interfaces`](Self::set_interfaces) too.
+    pub fn set_trunks(&mut self, trunks: impl IntoIterator<Item = u32>) {
+        self.trunks = trunks.into_iter().collect();
+    }
+
+    /// What is known of the other directors' MAC addresses: the configured peers that answer.
     pub fn set_peers(&mut self, peers: impl IntoIterator<Item = Mac>) {
         self.peers = peers.into_iter().collect();
     }

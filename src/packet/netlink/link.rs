@@ -28,6 +28,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// The interface below it, by number: a macvlan's or VLAN's parent.
     pub parent: Option<u32>,
+    /// It is one VLAN of its parent (IEEE 802.1Q), which shows the same frames, tagged.
+    pub vlan: bool,
     /// `IFF_UP` and so on (netdevice(7)).
     pub flags: u32,
     /// The largest packet it takes, in bytes.
@@ -51,12 +53,17 @@ pub fn parse(body: &[u8]) -> Option<Link> {
         return None;
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
-    let mut link = Link { index, name: String::new(), mac: None, parent: None, flags, mtu: 0 };
+    let (name, mac, parent) = (String::new(), None, None);
+    let mut link = Link { index, name, mac, parent, vlan: false, flags, mtu: 0 };
     for (kind, value) in attributes(body.get(BODY..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
             IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
+            IFLA_LINKINFO => {
+                let mut info = attributes(value);
+                link.vlan = info.any(|(kind, name)| kind == IFLA_INFO_KIND && text(name) == "vlan");
+            }
             IFLA_LINK => link.parent = u32_at(value, 0).filter(|parent| *parent != 0),
             _ => {}
         }
@@ -146,6 +153,27 @@ mod tests {
         let lo = links.iter().find(|link| link.name == "lo").expect("lo");
         assert_eq!(lo.index, 1);
         assert_eq!(lo.mac, Some([0; 6]));
+    }
+
+    /// As `ip link add link eth0 name eth0.5 type vlan id 5` shows in a dump.
+    #[test]
+    fn a_vlan_of_another_interface() {
+        let attribute = |kind: u16, value: &[u8]| {
+            let len = u16::try_from(4 + value.len()).expect("short");
+            let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+            bytes.extend_from_slice(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        let link = |kind: &[u8]| {
+            let info = attribute(IFLA_LINKINFO, &attribute(IFLA_INFO_KIND, kind));
+            let parent = attribute(IFLA_LINK, &2_u32.to_ne_bytes());
+            parse(&[&[0; BODY][..], &attribute(IFLA_IFNAME, b"eth0.5\0"), &parent, &info].concat())
+                .expect("a link")
+        };
+        let vlan = link(b"vlan\0");
+        assert_eq!((vlan.name.as_str(), vlan.parent, vlan.vlan), ("eth0.5", Some(2), true));
+        assert!(!link(b"macvlan\0").vlan);
     }
 
     #[test]

@@ -77,6 +77,17 @@ impl Map {
         })
     }
 
+    /// Bytes of a slot that is ours, to look at; `None` if they do not all lie in it, behind the header.
+    pub(super) fn shown(&self, slot: usize, begin: usize, len: usize) -> Option<&[u8]> {
+        let end = begin.checked_add(len)?;
+        if begin < size_of::<libc::tpacket2_hdr>() || end > self.slot {
+            return None;
+        }
+        // SAFETY: the bytes lie inside the slot and behind its status word; the slot is ours, so the kernel does not
+        // write it, and our own writes need `self` mutably.
+        Some(unsafe { std::slice::from_raw_parts(self.at(slot).add(begin).as_ptr(), len) })
+    }
+
     /// Bytes of a slot that is ours; `None` if they do not all lie in it, behind the header.
     pub(super) fn bytes(&mut self, slot: usize, begin: usize, len: usize) -> Option<&mut [u8]> {
         let end = begin.checked_add(len)?;

@@ -83,6 +83,16 @@ pub enum Fate {
     Send(u32, Option<Tag>),
 }
 
+/// Who decides about frames.
+pub trait Judge {
+    /// Frames that wait, in the order in which they will be judged; an empty one stands for what cannot be shown
+    /// yet. Not called for a single frame.
+    fn foresee<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>);
+
+    /// What becomes of the frame with this place among those that waited.
+    fn judge(&mut self, place: usize, received: Received<'_>) -> Fate;
+}
+
 /// What a turn did.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Turn {
@@ -242,16 +252,16 @@ impl Ring {
     }
 
     /// Takes at most `most` frames, asks `judge` about each, sends what is to be sent, and gives the slots back.
-    pub fn turn(
-        &mut self,
-        most: usize,
-        sender: &mut Sender,
-        mut judge: impl FnMut(Received<'_>) -> Fate,
-    ) -> Turn {
+    pub fn turn(&mut self, most: usize, sender: &mut Sender, judge: &mut impl Judge) -> Turn {
         let mut turn = Turn::default();
         let first = self.head;
         let mut large = 0;
         let most = most.min(self.map.slots());
+        let waiting = self.waiting(most);
+        if waiting > 1 {
+            let map = &self.map;
+            judge.foresee((0..waiting).map(|place| shown(map, (first + place) % map.slots())));
+        }
         while usize::try_from(turn.taken).is_ok_and(|taken| taken < most) && large < LARGE_MAX {
             // Acquire: what the kernel wrote before the status is seen after it.
             let status = self.map.status(self.head).load(Ordering::Acquire);
@@ -261,6 +271,7 @@ impl Ring {
             let slot = self.head;
             self.head = if slot + 1 == self.map.slots() { 0 } else { slot + 1 };
             turn.taken += 1;
+            let place = usize::try_from(turn.taken - 1).unwrap_or(usize::MAX);
             let tag = self.map.tag(slot);
             let Some(mut frame) = self.frame(slot, &mut large) else {
                 turn.cut += 1;
@@ -268,7 +279,7 @@ impl Ring {
             };
             let (merged, partial) = (frame.merged(), frame.partial());
             if let Fate::Send(to, tag) =
-                judge(Received { frame: frame.bytes(), tag, merged, partial })
+                judge.judge(place, Received { frame: frame.bytes(), tag, merged, partial })
             {
                 frame.put_tag(tag);
                 sender.queue(frame.whole(), to, merged);
@@ -282,6 +293,18 @@ impl Ring {
             slot = if slot + 1 == self.map.slots() { 0 } else { slot + 1 };
         }
         turn
+    }
+
+    /// How many frames wait, up to `most`.
+    fn waiting(&self, most: usize) -> usize {
+        let mut slot = self.head;
+        for count in 0..most {
+            if self.map.status(slot).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+                return count;
+            }
+            slot = if slot + 1 == self.map.slots() { 0 } else { slot + 1 };
+        }
+        most
     }
 
     /// The frame in a slot, or the whole one beside the ring if the slot is too small; `None` when the kernel had no
@@ -305,6 +328,13 @@ impl Ring {
         let len = VNET + TAG + usize::try_from(header.tp_snaplen).ok()?;
         Frame::new(self.map.bytes(slot, begin, len)?, TAG)
     }
+}
+
+/// The frame in a slot that is ours, or as much of it as is there.
+fn shown(map: &Map, slot: usize) -> &[u8] {
+    let header = map.header(slot);
+    let len = usize::try_from(header.tp_snaplen).unwrap_or_default();
+    map.shown(slot, header.tp_mac.into(), len).unwrap_or_default()
 }
 
 /// The size of slots that hold frames of this MTU: a power of two, so that blocks hold them without rest.

@@ -118,6 +118,10 @@ fuzz_target!(|input: &[u8]| {
         }
         let before = bytes.clone();
         let length = bytes.len();
+        if flags & 2 == 0 {
+            director.foresee([&before[..]].into_iter());
+        }
+        director.select(usize::from(flags & 1));
         let mut frame = Frame { bytes: &mut bytes, vlan: None, ifindex: IN, length };
         let verdict = director.judge(now, &mut frame);
         judged += 1;

@@ -16,6 +16,8 @@ const WRITE_CPUS: &str = r#"write CPUs like "2-3", or "auto" for one director th
 const WRITE_INTERFACES: &str = r#"write a list of interfaces like ["eth0"]"#;
 const WRITE_PEERS: &str = r#"write a list of the other directors' addresses like ["192.168.1.3"]"#;
 const WRITE_SEED: &str = "write 16 characters at least, the same on all directors: `openssl rand -base64 24` prints some";
+const PUBLIC_SEED: &str = "is not set: the default is public, and who knows it can choose source ports that all go to one \
+    server or into one chain of the flow table; `openssl rand -base64 24` prints one, the same on all directors";
 
 /// Directors at most.
 const CPUS_MAX: usize = 256;
@@ -31,6 +33,9 @@ pub(super) fn director(root: &Place<'_>, file: &raw::File) -> Result<Settings, R
     let (cpus, interfaces) = (cpus(&place, raw), interfaces(&place, raw));
     let (peers, seed) = (peers(&place, raw), seed(&place, raw));
     let default = Settings::default();
+    if raw.seed.is_none() && file.virtual_server.is_some() {
+        place.child("seed", place.span()).warning(PUBLIC_SEED);
+    }
     let rate = default.new_flows_per_second;
     let rate = place.integer("new_flows_per_second", &raw.new_flows_per_second, 0..=u32::MAX, rate);
     let syns = place.integer("syns_per_source", &raw.syns_per_source, 0..=u32::MAX, 0);
@@ -154,5 +159,18 @@ mod tests {
             .map(|seed| of(&format!("seed = \"{seed}\"")).seed);
         assert_ne!(seeds[0], seeds[1]);
         assert_eq!(seeds[0], of("seed = \"0123456789abcdef\"").seed);
+    }
+
+    #[test]
+    fn a_public_seed_is_told() {
+        let server = "[[virtual_server]]\naddress = \"192.0.2.1:80\"\nservers = []\n";
+        let told = |director: &str| {
+            let warnings = good(&format!("{director}{server}")).warnings;
+            warnings.into_iter().any(|one| one.contains("`director.seed` is not set"))
+        };
+        assert!(told("") && told("[director]\n"));
+        assert!(!told("[director]\nseed = \"0123456789abcdef\"\n"));
+        let alone = good("[director]").warnings;
+        assert!(!alone.iter().any(|one| one.contains("seed")), "nobody is aimed at: {alone:?}");
     }
 }

@@ -74,6 +74,30 @@ fn vlans_and_options() {
     assert_eq!(&bytes[6..12], [2, 0, 0, 0, 9, 9]);
 }
 
+/// Where a VLAN is an interface of its own, the kernel shows its frames twice: tagged on the trunk, and there. One of
+/// them is forwarded.
+#[test]
+fn frames_of_a_vlan_are_judged_once() {
+    const VLAN: u32 = 9;
+    let mut world = World::tcp(Scheduler::Rr);
+    world.registry.set_interfaces(HashMap::from([(IN, vec![OWN]), (VLAN, vec![OWN])]));
+    let judge = |world: &mut World, ifindex, vlan| {
+        let mut bytes = tcp("198.51.100.1:1000", SYN);
+        let length = bytes.len();
+        world.director.judge(world.now, &mut Frame { bytes: &mut bytes, vlan, ifindex, length })
+    };
+    for (trunks, tagged) in [(vec![], false), (vec![IN], true)] {
+        world.registry.set_trunks(trunks);
+        world.swap();
+        let on_trunk = judge(&mut world, IN, Some(0x6005));
+        assert_eq!(on_trunk == Verdict::Pass, tagged, "{on_trunk:?}");
+        for (ifindex, vlan) in [(VLAN, None), (IN, None), (IN, Some(0x6000))] {
+            let verdict = judge(&mut world, ifindex, vlan);
+            assert!(matches!(verdict, Verdict::Forward { .. }), "{ifindex} {vlan:?}");
+        }
+    }
+}
+
 #[test]
 fn super_frames_and_cut_copies() {
     let mut world = World::tcp(Scheduler::Rr);
@@ -158,6 +182,29 @@ fn a_backup_never_forwards() {
     world.registry.set_active(vip(), true);
     world.swap();
     assert_eq!(world.goes_to(&tcp(client[0], ACK)), Some(1));
+}
+
+/// Once it is known which MAC addresses the other directors have, a backup takes frames from them only: what a router
+/// with a stale neighbour table sends it may be of a flow that another server has, and its own would reset that.
+#[test]
+fn a_backup_that_knows_its_peers_takes_frames_from_them_only() {
+    let mut world = with_local(2);
+    world.registry.set_active(vip(), false);
+    let mut config = world.registry.config().clone();
+    config.director.peers = vec![ip("10.0.0.50"), server(2)];
+    world.registry.configure(config);
+    let mut from_peer = tcp("198.51.100.1:1000", SYN);
+    from_peer[6..12].copy_from_slice(&PEER.0);
+    for (known, stray) in [(vec![], None), (vec![PEER], Some(Reason::Backup))] {
+        world.registry.set_peers(known.clone());
+        world.swap();
+        let verdict = world.judge(&mut tcp("198.51.100.1:1000", SYN));
+        match stray {
+            Some(reason) => assert_eq!(verdict, Verdict::Drop(reason)),
+            None => assert!(matches!(verdict, Verdict::Local(_)), "{verdict:?}"),
+        }
+        assert!(matches!(world.judge(&mut from_peer.clone()), Verdict::Local(_)), "{known:?}");
+    }
 }
 
 /// An ICMP error about a packet from the virtual address' port 80 to a client.

@@ -59,6 +59,31 @@ fn outcomes(world: &mut World) -> u64 {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// What was foreseen changes no verdict, whether it is about this frame or about another.
+    #[test]
+    fn foresight_changes_nothing(
+        frames in prop::collection::vec(frames(), 1..60),
+        places in prop::collection::vec(0_usize..9, 60),
+    ) {
+        let (mut looks, mut blind) = (everything(), everything());
+        let mut places = places.into_iter();
+        for batch in frames.chunks(7) {
+            looks.director.foresee(batch.iter().map(Vec::as_slice));
+            for (place, frame) in batch.iter().enumerate() {
+                let place = places.next().filter(|wrong| *wrong > 6).unwrap_or(place);
+                looks.director.select(place);
+                let (mut one, mut other) = (frame.clone(), frame.clone());
+                prop_assert_eq!(looks.judge(&mut one), blind.judge(&mut other));
+                prop_assert_eq!(one, other);
+            }
+        }
+        prop_assert_eq!(looks.director.flows(), blind.director.flows());
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     /// Nothing but frames for a virtual server is forwarded, with nothing but MAC addresses

@@ -130,7 +130,7 @@ fn warnings() {
         (with("servers = []"), "is empty"),
     ];
     for (text, says) in table {
-        let warnings = good(&text).warnings;
+        let warnings = good(&(text.clone() + "[director]\nseed = \"0123456789abcdef\"\n")).warnings;
         match says {
             "" => assert!(warnings.is_empty(), "{text}\n{warnings:?}"),
             says => assert!(warnings.iter().any(|one| one.contains(says)), "{text}\n{warnings:?}"),
