@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Reloads under load, Ringgate beside nginx and HAProxy: what clients notice, and what is left behind.
+"""Reloads and upgrades under load, Ringgate beside nginx and HAProxy: what clients notice, and what is left behind.
 
     bench/reload.py [--reloads 200] [--every 0.1] [--only ringgate,nginx,haproxy]
+    bench/reload.py --upgrades 20 [--every 1]
     bench/reload.py --big [--seconds 12]
 
 The contender has CPU 0, load and origins CPU 1. Load is open loop over kept connections, and on new ones;
 half of the WebSockets and a download are open before the first reload, the others are opened during them. Each
 reload changes the file. A failed request is one without a 2xx answer; a cut WebSocket is one that does not echo
 at the end. `--big` measures the latency of the same requests with 5,000 routes and 1,000 servers in the file, with
-and without reloads beside them.
+and without reloads beside them. `--upgrades` starts the binary anew instead: Ringgate and nginx by SIGUSR2 (nginx' old
+master gets SIGQUIT then; as long as that has connections nginx ignores another one), HAProxy's master by SIGUSR2, which starts it anew with each reload anyway.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -48,7 +51,7 @@ def servers(group):
 
 def ringgate(directory, n, big):
     lines = [
-        "[node]\nshards = 1\npin = false",
+        f'[node]\nshards = 1\npin = false\npid_file = "{directory}/pid"',
         f'[admin]\nbind = "off"\nsocket = "{directory}/admin.sock"',
         "[http]\nkeepalive_requests = 1000000\ntunnel_timeout = \"1h\"",
         f'[[listener]]\nbind = "127.0.0.1:{PORT}"\nbacklog = 4096',
@@ -147,13 +150,18 @@ class Contender:
             "haproxy": [path_of("haproxy") if kind == "haproxy" else "", "-W", "-db", "-f", self.file],
         }[kind]
         argv = ["taskset", "-c", "0", *map(str, argv)]
+        if kind == "nginx":  # it heeds SIGUSR2 only once the parent it was started by has gone
+            argv = ["sh", "-c", '"$@" & sleep 0.3', "sh", *argv]
         self.log = open(self.directory / "log", "wb")
         self.process = subprocess.Popen(argv, stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + 20
         while answer() != b"0":
-            if time.monotonic() > deadline or self.process.poll() is not None:
+            if time.monotonic() > deadline or (kind != "nginx" and self.process.poll() is not None):
                 sys.exit(f"{kind} does not start:\n{(self.directory / 'log').read_text()}")
             time.sleep(0.05)
+        if kind == "nginx":
+            self.process.wait(5)
+        self.first = self.main()
 
     def write(self):
         self.file.write_text(KINDS[self.kind](self.directory, self.n, self.big))
@@ -163,20 +171,52 @@ class Contender:
         self.n += 1
         self.write()
         number = signal.SIGUSR2 if self.kind == "haproxy" else signal.SIGHUP
-        self.process.send_signal(number)
+        os.kill(self.main(), number)
         deadline, again = time.monotonic() + 20, time.monotonic() + 1
         while time.monotonic() < deadline:
             if time.monotonic() > again:  # a signal that comes during a reload may be lost
-                self.process.send_signal(number)
+                os.kill(self.main(), number)
                 again += 1
             if answer() == str(self.n).encode():
                 return True
             time.sleep(0.005)
         return False
 
+    def main(self):
+        """The process that serves now."""
+        if self.kind == "haproxy":
+            return self.process.pid
+        return int((self.directory / "pid").read_text())
+
+    def upgrade(self):
+        """Another process in the place of this one, with a changed file; True once it serves."""
+        if self.kind == "haproxy":
+            return self.reload()
+        self.n += 1
+        self.write()
+        old, deadline = self.main(), time.monotonic() + 5
+        os.kill(old, signal.SIGUSR2)
+        while self.main_or(old) == old:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        if self.kind == "nginx":
+            os.kill(old, signal.SIGQUIT)
+        while answer() != str(self.n).encode():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
+
+    def main_or(self, otherwise):
+        try:
+            return self.main()
+        except (OSError, ValueError):  # nginx renames the file, and writes another
+            return otherwise
+
     def processes(self):
         """Every process of it, old ones too."""
-        found, queue = [], [self.process.pid]
+        found, queue = [], [self.first]
         while queue:
             pid = queue.pop()
             found.append(pid)
@@ -199,15 +239,18 @@ class Contender:
 
     def stop(self):
         pids = self.processes()
-        self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            for pid in pids:  # those that wait for WebSockets
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except OSError:
-                    pass
+        with contextlib.suppress(OSError):
+            os.kill(self.main(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in pids):
+            self.process.poll()
+            time.sleep(0.05)
+        for pid in pids:  # successors, and those that wait for WebSockets
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                pass
+        self.process.wait(5)
         self.log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -301,14 +344,16 @@ def under_load(kind, args):
         download = socket.create_connection(("127.0.0.1", PORT), 10)
         download.settimeout(5)
         download.sendall(b"GET /long HTTP/1.1\r\nHost: bench\r\n\r\n")
-        seconds = f"{args.reloads * args.every * 1.6 + 8:.0f}s"
+        steps, step = (args.upgrades, contender.upgrade) if args.upgrades else (args.reloads, contender.reload)
+        what = "upgrades" if args.upgrades else "reloads"
+        seconds = f"{steps * args.every * 1.6 + (30 if args.upgrades else 8):.0f}s"
         kept = load("--rate", "1000", "-c", "32", "-d", seconds)
         fresh = load("--rate", "100", "-c", "32", "--new-connections", "-d", seconds)
         late, began = 0, time.monotonic()
-        for n in range(args.reloads):
+        for n in range(steps):
             started = time.monotonic()
-            late += not contender.reload()
-            if n % max(1, args.reloads // (args.websockets // 2)) == 0 and len(sockets) < args.websockets:
+            late += not step()
+            if n % max(1, steps // (args.websockets // 2)) == 0 and len(sockets) < args.websockets:
                 sockets.append(websocket())
             time.sleep(max(0, args.every - (time.monotonic() - started)))
         took = time.monotonic() - began
@@ -327,7 +372,7 @@ def under_load(kind, args):
         except OSError:
             alive = False
         print(
-            f"{kind:9} {args.reloads} reloads in {took:.0f} s ({late} not in force in time): "
+            f"{kind:9} {steps} {what} in {took:.0f} s ({late} not in force in time): "
             f"{failed(results[0])} of {results[0]['requests']['responses']} requests failed on kept connections, "
             f"{failed(results[1])} of {results[1]['requests']['responses']} on new ones; {cut} of {len(sockets)} WebSockets cut, "
             f"download {'goes on' if alive else 'cut'}; {len(contender.processes())} processes, "
@@ -365,6 +410,7 @@ def big(kind, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reloads", type=int, default=200)
+    parser.add_argument("--upgrades", type=int, default=0, help="instead of reloads")
     parser.add_argument("--every", type=float, default=0.1, help="seconds from reload to reload, at least")
     parser.add_argument("--websockets", type=int, default=100)
     parser.add_argument("--big", action="store_true")

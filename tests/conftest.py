@@ -9,9 +9,30 @@ from harness.proxy import one
 from harness.standin import proxy_kind
 
 
+@pytest.fixture(scope="session")
+def told_to_end():
+    """(test, proxy) of those that were told to end: a drain takes a quarter of a second, in which the next test runs."""
+    told = []
+    yield told
+    finish(told)
+
+
+def finish(told):
+    """Awaits their ends; exit codes and logs are checked, and what is wrong names the test that it is about."""
+    wrong = []
+    for test, proxy in told:
+        try:
+            proxy.stop()
+        except AssertionError as error:
+            wrong.append(f"{test}: {error}")
+        finally:
+            proxy.kill()
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.fixture
-def start(tmp_path):
-    """Starts proxies from configurations; each is stopped and its exit and log checked at the end."""
+def start(tmp_path, request, told_to_end):
+    """Starts proxies from configurations; each is stopped and its exit and log checked, by the end of the next test."""
     kind = proxy_kind()
     started = []
 
@@ -22,12 +43,10 @@ def start(tmp_path):
         return proxy
 
     yield begin
-    try:
-        for proxy in started:
-            proxy.stop()
-    finally:
-        for proxy in started:
-            proxy.kill()
+    for proxy in started:
+        proxy.tell_to_end()
+    earlier, told_to_end[:] = [*told_to_end], [(request.node.nodeid, proxy) for proxy in started]
+    finish(earlier)
 
 
 @pytest.fixture

@@ -73,6 +73,18 @@ impl Gate {
         self.reopen(EJECTED, now_ms, slow_start);
     }
 
+    /// How it stands, for another process with the same clock; see [`restore`](Self::restore).
+    #[must_use]
+    pub fn standing(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Stands as another gate did.
+    pub fn restore(&self, standing: u64) {
+        let known = OUT | TIME_MAX << TIME_SHIFT;
+        self.0.store(standing & known, Relaxed);
+    }
+
     fn close(&self, bit: u64) {
         let _ = self.0.fetch_update(Relaxed, Relaxed, |word| Some(word & OUT | bit));
     }
@@ -128,6 +140,22 @@ mod tests {
         gate.down();
         gate.up(600, false);
         assert!(gate.is_open());
+    }
+
+    #[test]
+    fn another_goes_on_where_one_stood() {
+        let (gate, other) = (Gate::new(), Gate::new());
+        gate.down();
+        gate.up(20, true);
+        gate.eject();
+        other.restore(gate.standing() | 0xfff0);
+        assert!(other.is_ejected() && !other.is_down());
+        for gate in [&gate, &other] {
+            gate.readmit(30, true);
+            assert_eq!(gate.share(80, 100), 50);
+        }
+        other.restore(gate.standing());
+        assert_eq!(other.share(90, 100), 60, "the slow start goes on");
     }
 
     #[test]

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A mean below this is never an outlier, in milliseconds.
 const LATENCY_MIN_MS: u64 = 10;
 /// A member that is ejected again and again stays out at most this many times the ejection time.
@@ -71,6 +73,24 @@ impl Record {
         Self { before, ..Self::default() }
     }
 
+    /// One whose past is known: out until then, and so many ejections.
+    #[must_use]
+    pub fn standing(until_ms: Option<u64>, times: u32) -> Self {
+        Self { before: Totals::default(), until_ms, times: times.min(TIMES_MAX) }
+    }
+
+    /// Until when it is out.
+    #[must_use]
+    pub fn until_ms(&self) -> Option<u64> {
+        self.until_ms
+    }
+
+    /// Ejections, less one for each interval in good standing.
+    #[must_use]
+    pub fn times(&self) -> u32 {
+        self.times
+    }
+
     /// True while it is out.
     #[must_use]
     pub fn is_ejected(&self) -> bool {
@@ -79,7 +99,7 @@ impl Record {
 }
 
 /// Why a member is an outlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// So many percent of its requests failed.
     Errors(u64),

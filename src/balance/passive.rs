@@ -139,6 +139,17 @@ impl Passive {
         }
     }
 
+    /// How it stands, for another process with the same clock; see [`restore`](Self::restore).
+    #[must_use]
+    pub fn standing(&self) -> u64 {
+        self.state.load(Relaxed)
+    }
+
+    /// Stands as another member did.
+    pub fn restore(&self, standing: u64) {
+        self.state.store(standing, Relaxed);
+    }
+
     /// Forgets all failures: something that knows better says that the member is back.
     pub fn clear(&self) {
         self.state.store(State::CLEAN.word(), Relaxed);
@@ -201,6 +212,16 @@ mod tests {
         assert!(member.failure(1000, 1, 100) && member.is_out());
         member.clear();
         assert!(!member.is_out() && member.admit(1000, 100));
+    }
+
+    #[test]
+    fn another_goes_on_where_one_stood() {
+        let (member, other) = (Passive::new(), Passive::new());
+        assert!(!member.failure(1000, 2, 100));
+        other.restore(member.standing());
+        assert!(other.failure(1050, 2, 100), "the second failure in the window");
+        member.restore(other.standing());
+        assert!(member.is_out() && !member.available(1149) && member.available(1150));
     }
 
     #[test]

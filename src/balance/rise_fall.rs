@@ -9,6 +9,12 @@ pub struct RiseFall {
 }
 
 impl RiseFall {
+    /// One that has a verdict already, and so many results in a row against it.
+    #[must_use]
+    pub fn standing(good: bool, row: u32) -> Self {
+        Self { good: Some(good), row }
+    }
+
     /// Takes in a result; the new verdict when that changed it.
     pub fn note(&mut self, good: bool, rise: u32, fall: u32) -> Option<bool> {
         match self.good {

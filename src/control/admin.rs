@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::Poll;
 
 use aws_lc_rs::{constant_time, digest};
 
@@ -103,8 +102,10 @@ pub async fn serve(ring: Rc<Ring>, acceptor: Rc<Acceptor>, state: Rc<State>, acc
     loop {
         let stream = if open.get() < CONNECTIONS_MAX {
             let next = poll_fn(|cx| match state.upgrade.has_left() {
-                // What was accepted is answered; the successor takes the rest.
-                true => Poll::Ready(acceptor.take_accepted().ok_or(())),
+                // What waits is answered; the successor is woken for what comes then.
+                true => acceptor
+                    .poll_stopped(cx)
+                    .map(|()| acceptor.accept_waiting().ok().flatten().ok_or(())),
                 false => acceptor.poll_accept(cx).map_err(drop),
             });
             let next = next.await.ok();

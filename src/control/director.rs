@@ -66,6 +66,9 @@ pub fn configure(state: &State, old: &Config, new: &Config) {
         state.roles.borrow_mut().clear();
         engine.configure(new.l4.clone());
     }
+    if let Some(checks) = &state.l4_checks {
+        checks.watch(new);
+    }
 }
 
 /// Virtual servers' addresses that a VRRP instance holds, and its place in the configuration.

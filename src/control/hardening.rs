@@ -64,11 +64,7 @@ pub fn status() -> Value {
 pub fn apply(config: &Config, logger: Logger, inherited: bool) -> Result<(), String> {
     let node = &config.node;
     let mut report = Report { dumpable: true, ..Report::default() };
-    let confined = match node.sandbox {
-        Sandbox::On => true,
-        Sandbox::Off => false,
-        Sandbox::Auto => node.user.is_some(),
-    };
+    let confined = is_confined(config);
     if let Some(user) = &node.user {
         become_user(config, user)?;
         report.user = Some(user.name.clone());
@@ -100,6 +96,16 @@ pub fn apply(config: &Config, logger: Logger, inherited: bool) -> Result<(), Str
     }
     let _ = REPORT.set(report);
     Ok(())
+}
+
+/// Whether files and system calls are restricted.
+#[must_use]
+pub fn is_confined(config: &Config) -> bool {
+    match config.node.sandbox {
+        Sandbox::On => true,
+        Sandbox::Off => false,
+        Sandbox::Auto => config.node.user.is_some(),
+    }
 }
 
 fn become_user(config: &Config, user: &process::User) -> Result<(), String> {
@@ -209,6 +215,7 @@ fn restrict_files(config: &Config) -> std::io::Result<u32> {
         || config
             .checks
             .iter()
+            .chain(&config.l4_checks)
             .flatten()
             .flat_map(|check| &check.servers)
             .any(|check| matches!(check.kind, Kind::Exec(_)));

@@ -17,7 +17,8 @@ use crate::control::config::Config;
 use crate::control::config::checks::UpstreamCheck;
 use crate::control::logger::Logger;
 use crate::control::state::{State, UpstreamState};
-use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell};
+use crate::control::upgrade::standing::{CheckHealth, MemberHealth, OutlierHealth};
+use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell, Verdict};
 use crate::l7::config::ServerAddress;
 use crate::l7::pool::millis;
 use crate::l7::upstream::Member;
@@ -43,6 +44,8 @@ pub struct Checks {
     wanted: RefCell<Vec<Option<UpstreamCheck>>>,
     /// By upstream and server.
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
+    /// What an earlier process knew, until the prober has been told.
+    before: RefCell<HashMap<(String, SocketAddr), CheckHealth>>,
     /// When outliers of an upstream were last judged, by its name.
     judged_ms: RefCell<HashMap<String, u64>>,
     watching: Cell<bool>,
@@ -64,6 +67,15 @@ struct Judged {
     ejections: u64,
     spared: u64,
     reason: Option<Reason>,
+}
+
+/// What checks go by besides the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// The beginning of the clock that all rings share.
+    pub epoch: Instant,
+    /// The limit on open files.
+    pub descriptors: u64,
 }
 
 /// The figures of a server as an outlier.
@@ -99,6 +111,18 @@ impl Sink for MemberSink {
     }
 }
 
+/// The verdict, if there is one.
+fn check_health(row: &Row) -> Option<CheckHealth> {
+    Some(CheckHealth {
+        kind: row.kind.to_owned(),
+        probed: row.probed.clone(),
+        up: row.up?,
+        why: row.why.clone(),
+        since_ms: millis(row.since),
+        row: row.pending,
+    })
+}
+
 fn since(epoch: Instant) -> u64 {
     millis(epoch.elapsed())
 }
@@ -112,8 +136,8 @@ impl Checks {
     pub fn start(
         config: &Config,
         upstreams: &[Rc<UpstreamState>],
-        epoch: Instant,
-        descriptors: u64,
+        before: &[MemberHealth],
+        Clock { epoch, descriptors }: Clock,
         tell: Tell,
     ) -> io::Result<Self> {
         let checks = config.checks.clone();
@@ -125,12 +149,74 @@ impl Checks {
             unused: RefCell::new(Some(Unused(concurrent, tell))),
             wanted: RefCell::new(checks),
             records: RefCell::default(),
+            before: RefCell::default(),
             judged_ms: RefCell::default(),
             watching: Cell::new(false),
         };
+        started.restore(upstreams, before);
         started.probe()?;
         started.refresh(upstreams);
+        started.before.take();
         Ok(started)
+    }
+
+    /// Goes on where an earlier process stood.
+    fn restore(&self, upstreams: &[Rc<UpstreamState>], before: &[MemberHealth]) {
+        let known: HashMap<_, _> =
+            before.iter().map(|one| ((one.upstream.as_str(), one.server), one)).collect();
+        let mut records = self.records.borrow_mut();
+        for upstream in upstreams {
+            let config = &upstream.shared.config;
+            let set = upstream.set.borrow();
+            for member in &set.members {
+                let Some(before) = known.get(&(config.name.as_str(), member.address)) else {
+                    continue;
+                };
+                member.gate.restore(before.gate);
+                member.passive.restore(before.passive);
+                let key = (config.name.clone(), member.address);
+                if let Some(check) = &before.check {
+                    self.before.borrow_mut().insert(key.clone(), check.clone());
+                }
+                match &before.outlier {
+                    Some(outlier) if config.outlier.is_some() => {
+                        let record = Record::standing(outlier.until_ms, outlier.times);
+                        let reason = outlier.reason;
+                        records.insert(key, Judged { record, reason, ..Judged::default() });
+                    }
+                    _ => member.gate.readmit(since(self.epoch), false),
+                }
+            }
+            upstream.shared.judge_panic(&set);
+        }
+    }
+
+    /// How servers stand, for a successor.
+    #[must_use]
+    pub fn standing(&self, upstreams: &[Rc<UpstreamState>]) -> Vec<MemberHealth> {
+        let rows = self.rows();
+        let records = self.records.borrow();
+        let mut all = Vec::new();
+        for upstream in upstreams {
+            let name = &upstream.shared.config.name;
+            for member in &upstream.set.borrow().members {
+                let row = rows.get(&(name.clone(), member.label.clone()));
+                let outlier = records.get(&(name.clone(), member.address));
+                all.push(MemberHealth {
+                    upstream: name.clone(),
+                    server: member.address,
+                    gate: member.gate.standing(),
+                    passive: member.passive.standing(),
+                    check: row.and_then(check_health),
+                    outlier: outlier.map(|judged| OutlierHealth {
+                        until_ms: judged.record.until_ms(),
+                        times: judged.record.times(),
+                        reason: judged.reason,
+                    }),
+                });
+            }
+        }
+        all
     }
 
     /// Starts the prober if there is something to probe and it does not run yet.
@@ -207,7 +293,9 @@ impl Checks {
             ServerAddress::Socket(_) => None,
         };
         let slow_start = !upstream.shared.config.slow_start.is_zero();
-        Some(Target {
+        let key = (upstream.shared.config.name.clone(), member.address);
+        let before = self.before.borrow().get(&key).cloned();
+        let mut target = Target {
             group: upstream.shared.config.name.clone(),
             server: member.label.clone(),
             address: member.address,
@@ -219,7 +307,18 @@ impl Checks {
                 epoch: self.epoch,
                 slow_start,
             }),
-        })
+            before: None,
+        };
+        let same = |before: &CheckHealth| {
+            before.kind == target.check.kind.name() && before.probed == target.probed().to_string()
+        };
+        target.before = before.filter(same).map(|before| Verdict {
+            up: before.up,
+            why: before.why,
+            since: Duration::from_millis(before.since_ms),
+            row: before.row,
+        });
+        Some(target)
     }
 
     /// How every probed server stands, by upstream and server.
@@ -257,8 +356,13 @@ impl Checks {
     /// Judges an upstream's members when its interval is over.
     fn judge(&self, upstream: &UpstreamState, logger: Logger) {
         let config = &upstream.shared.config;
-        let Some(settings) = &config.outlier else { return };
         let now = since(self.epoch);
+        let Some(settings) = &config.outlier else {
+            // A reload may have ended it while some were out.
+            let set = upstream.set.borrow();
+            set.members.iter().for_each(|member| member.gate.readmit(now, false));
+            return;
+        };
         let mut judged_ms = self.judged_ms.borrow_mut();
         let last = judged_ms.entry(config.name.clone()).or_insert(now);
         let due = now.saturating_sub(*last) >= millis(settings.interval);

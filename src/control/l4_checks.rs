@@ -1,5 +1,7 @@
 //! Health checks of real servers: what is probed for the layer-4 director, and how it is told.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -57,6 +59,8 @@ impl Sink for ServerSink {
 pub struct Checks {
     prober: Prober,
     teller: Teller,
+    /// Of every real server that is probed; each remembers what it has told.
+    sinks: RefCell<HashMap<(ServiceKey, IpAddr), Arc<ServerSink>>>,
 }
 
 impl Checks {
@@ -65,21 +69,27 @@ impl Checks {
     /// # Errors
     /// When its thread cannot be made.
     fn start(config: &Config, teller: Teller, tell: Tell) -> io::Result<Self> {
-        let checks = Self { prober: Prober::start(CONCURRENT, tell)?, teller };
+        let sinks = RefCell::default();
+        let checks = Self { prober: Prober::start(CONCURRENT, tell)?, teller, sinks };
         checks.watch(config);
         Ok(checks)
     }
 
-    /// Probes what a configuration has from now on; what was probed before keeps its state.
+    /// Probes what a configuration has from now on; what was probed before keeps its state, and what is not probed
+    /// any more is up.
     pub fn watch(&self, config: &Config) {
         let mut targets = Vec::new();
+        let mut before = self.sinks.take();
         for (service, check) in config.l4.services.iter().zip(&config.l4_checks) {
             let Some(check) = check else { continue };
             for place in 0..service.servers.len() {
-                targets.extend(self.target(service, check, place));
+                targets.extend(self.target(service, check, place, &mut before));
             }
         }
         self.prober.set_targets(targets);
+        for sink in before.into_values() {
+            sink.set(true, true);
+        }
     }
 
     fn target(
@@ -87,18 +97,24 @@ impl Checks {
         service: &VirtualServer,
         check: &UpstreamCheck,
         place: usize,
+        before: &mut HashMap<(ServiceKey, IpAddr), Arc<ServerSink>>,
     ) -> Option<Target> {
         let server = service.servers.get(place)?.address;
-        let sink = ServerSink {
-            teller: self.teller.clone(),
-            service: service.key,
-            server,
-            told: AtomicU8::new(UNKNOWN),
-        };
-        // keepalived's alpha: down until a probe says otherwise.
-        if check.base.check.start_down {
-            sink.set(false, false);
-        }
+        let key = (service.key, server);
+        let sink = before.remove(&key).unwrap_or_else(|| {
+            let sink = ServerSink {
+                teller: self.teller.clone(),
+                service: service.key,
+                server,
+                told: AtomicU8::new(UNKNOWN),
+            };
+            // keepalived's alpha: down until a probe says otherwise.
+            if check.base.check.start_down {
+                sink.set(false, false);
+            }
+            Arc::new(sink)
+        });
+        self.sinks.borrow_mut().insert(key, Arc::clone(&sink));
         let own = check.servers.get(place).cloned();
         Some(Target {
             group: service.key.to_string(),
@@ -107,7 +123,8 @@ impl Checks {
             name: None,
             check: own.unwrap_or_else(|| Arc::new(check.base.check.clone())),
             tls: check.base.client.clone(),
-            sink: Arc::new(sink),
+            sink,
+            before: None,
         })
     }
 
@@ -118,7 +135,7 @@ impl Checks {
     }
 }
 
-/// Starts the prober, if there is a director and a virtual server with a check.
+/// Starts the prober, if there is a director: a reload may bring checks.
 ///
 /// # Errors
 /// Text for the operator.
@@ -127,9 +144,7 @@ pub fn start(
     engine: Option<&Engine>,
     logger: Logger,
 ) -> Result<Option<Checks>, String> {
-    let Some(engine) = engine.filter(|_| config.l4_checks.iter().any(Option::is_some)) else {
-        return Ok(None);
-    };
+    let Some(engine) = engine else { return Ok(None) };
     let tell = Box::new(move |event: Event| {
         log(logger, &event);
         true

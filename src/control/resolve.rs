@@ -7,7 +7,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::balance::MAX_MEMBERS;
 use crate::l7::config::{Server, ServerAddress, Upstream};
+use crate::l7::upstream::Standing;
 
 /// Most addresses of one name that become members.
 const ADDRESSES_MAX: usize = 64;
@@ -53,6 +55,25 @@ pub fn addresses(
         ServerAddress::Socket(_) => Vec::new(),
     };
     upstream.servers.iter().map(of).collect()
+}
+
+/// The same for servers as they stand, by [`Standing::id`].
+#[must_use]
+pub fn addresses_of(
+    servers: &[Standing],
+    found: &HashMap<Name, Vec<SocketAddr>>,
+) -> Vec<Vec<SocketAddr>> {
+    let most = servers.iter().map(|standing| standing.id + 1).max().unwrap_or_default();
+    let mut addresses = vec![Vec::new(); most.min(2 * MAX_MEMBERS)];
+    for Standing { id, server, .. } in servers {
+        if let ServerAddress::Name(host, port) = &server.address
+            && let Some(place) = addresses.get_mut(*id)
+        {
+            let known = found.get(&Name { host: host.clone(), port: *port });
+            *place = known.cloned().unwrap_or_default();
+        }
+    }
+    addresses
 }
 
 /// What the resolver's thread works on.

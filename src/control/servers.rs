@@ -80,6 +80,12 @@ impl Servers {
         &self.now
     }
 
+    /// As the file has them, what was persisted included.
+    #[must_use]
+    pub fn file(&self) -> &[Server] {
+        &self.file
+    }
+
     /// A copy to try changes on.
     #[must_use]
     pub fn preview(&self) -> Self {

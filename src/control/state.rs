@@ -14,6 +14,7 @@ use crate::control::health::Checks;
 use crate::control::history::History;
 use crate::control::l4_checks;
 use crate::control::logger::Logger;
+use crate::control::pulse::Pulses;
 use crate::control::reload;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
@@ -49,6 +50,8 @@ pub struct State {
     pub started: Instant,
     /// The clock that all rings share began then.
     pub epoch: Instant,
+    /// Whether the shards answer.
+    pub pulses: Pulses,
     /// Where it is in its life.
     pub phase: Cell<Phase>,
     /// The shards, by number.
@@ -186,6 +189,24 @@ impl UpstreamState {
         let set = Arc::new(shared.members(&resolved, previous));
         Self {
             servers: RefCell::new(Servers::new(&shared.config.servers)),
+            shared,
+            set: RefCell::new(set),
+            resolved: RefCell::new(resolved),
+        }
+    }
+
+    /// With these servers, which may differ from the file's, and their addresses by [`Standing::id`].
+    ///
+    /// [`Standing::id`]: crate::l7::upstream::Standing::id
+    #[must_use]
+    pub fn with_servers(
+        shared: Arc<SharedUpstream>,
+        servers: Servers,
+        resolved: Vec<Vec<SocketAddr>>,
+    ) -> Self {
+        let set = Arc::new(shared.members_of(servers.now(), &resolved, None));
+        Self {
+            servers: RefCell::new(servers),
             shared,
             set: RefCell::new(set),
             resolved: RefCell::new(resolved),

@@ -36,6 +36,7 @@ pub fn render(state: &State) -> Value {
         "vrrp": state.ha.get().map(|ha| vrrp::status(&ha.board.read())),
         "director": state.l4.as_ref().map(|l4| director::status(&l4.board)),
         "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
+        "real_server_checks": state.l4_checks.as_ref().map(|checks| checks.status()),
         "tuning": state.tuning.as_ref().map(tuning),
         "upgrade": state.upgrade.status(),
         "hardening": crate::control::hardening::status(),
@@ -82,6 +83,8 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
             "cpu": shard.cpu,
             "connections": connections_of(&shard.metrics),
             "generation": shard.generation.load(Ordering::Acquire),
+            "confined": shard.is_confined,
+            "stuck_seconds": state.pulses.stuck_for(index).map(|since| since.as_secs_f64()),
             "requests": state
                 .listeners()
                 .iter()

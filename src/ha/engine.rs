@@ -340,6 +340,8 @@ impl Engine {
                 What::Order(order, instance) => self.carry_order(order, instance.as_deref()),
                 What::Reload(config) => self.reload(*config),
             };
+            // Who asked may look at once: what came of it is shown by then.
+            self.publish(self.clock.now());
             self.state.dirty = true;
             // Whoever asked may have given up.
             let _ = reply.try_send(result);

@@ -25,6 +25,20 @@ impl Course {
         Self { counting: RiseFall::default(), began_ms: now_ms, next_ms, finished_one: false }
     }
 
+    /// Goes on with a verdict that is known, and so many results in a row against it: the next probe comes within an
+    /// interval.
+    #[must_use]
+    pub fn resumed(check: &Check, (good, row): (bool, u32), now_ms: u64, random: u64) -> Self {
+        let pending = check.retry_interval.filter(|_| row > 0);
+        let wait = part(millis(pending.unwrap_or(check.interval)), random);
+        Self {
+            counting: RiseFall::standing(good, row),
+            began_ms: now_ms,
+            next_ms: now_ms.saturating_add(wait),
+            finished_one: true,
+        }
+    }
+
     /// When the next probe is due.
     #[must_use]
     pub fn next_ms(&self) -> u64 {
@@ -119,6 +133,17 @@ mod tests {
         assert_eq!(Course::new(&warm, 50, 0).next_ms(), 50);
         assert_eq!(Course::new(&warm, 50, u64::MAX / 2).next_ms(), 3049);
         assert_eq!(Course::new(&warm, 50, u64::MAX).next_ms(), 6049);
+    }
+
+    #[test]
+    fn one_that_is_resumed_has_its_verdict_and_its_row() {
+        let mut course = Course::resumed(&check(), (true, 2), 50, u64::MAX / 2);
+        assert_eq!((course.good(), course.row(), course.next_ms()), (Some(true), 2, 549));
+        course.begin(549);
+        assert_eq!(course.finish(&check(), false, 550, 0), Some(false), "the third in a row");
+        let soon = Check { retry_interval: Some(Duration::from_millis(100)), ..check() };
+        assert_eq!(Course::resumed(&soon, (false, 1), 50, u64::MAX / 2).next_ms(), 99);
+        assert_eq!(Course::resumed(&soon, (false, 0), 50, u64::MAX / 2).next_ms(), 549);
     }
 
     #[test]

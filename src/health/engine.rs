@@ -20,7 +20,7 @@ use super::attempt::{Aim, Attempt, Finding, Refused};
 use super::check::Check;
 use super::course::{Course, millis};
 use super::table::{Line, Record, Table};
-use super::{Event, Sink, Target, Tell};
+use super::{Event, Sink, Target, Tell, Verdict};
 use crate::balance::hash::mix;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::EventFd;
@@ -220,7 +220,7 @@ impl Engine {
                 self.known.insert(key.clone(), slot);
                 slot
             }
-            None => self.add(key.clone()),
+            None => self.add(key.clone(), target.before.as_ref()),
         };
         let line = |record: &Arc<Record>| Line {
             group: target.group.clone(),
@@ -242,10 +242,13 @@ impl Engine {
         line
     }
 
-    fn add(&mut self, key: Key) -> usize {
+    fn add(&mut self, key: Key, before: Option<&Verdict>) -> usize {
         let (now, random) = (self.now_ms(), self.random());
-        let course = Course::new(&key.check, now, random);
-        if key.check.warm_up.is_zero() {
+        let course = match before {
+            Some(verdict) => Course::resumed(&key.check, (verdict.up, verdict.row), now, random),
+            None => Course::new(&key.check, now, random),
+        };
+        if before.is_none() && key.check.warm_up.is_zero() {
             self.table.totals.unknown.fetch_add(1, Relaxed);
         }
         let (at, version) = (course.next_ms(), self.next_version());
@@ -253,7 +256,7 @@ impl Engine {
             key: key.clone(),
             tls: None,
             listeners: Vec::new(),
-            record: Arc::default(),
+            record: before.map_or_else(Arc::default, |verdict| Arc::new(Record::of(verdict))),
             course,
             running: None,
             version,

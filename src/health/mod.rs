@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 
@@ -53,6 +54,21 @@ pub struct Target {
     pub tls: Option<Arc<ClientConfig>>,
     /// Where verdicts go.
     pub sink: Arc<dyn Sink>,
+    /// How it stood with another prober; counts only for what this one does not probe yet.
+    pub before: Option<Verdict>,
+}
+
+/// How an endpoint stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What it is.
+    pub up: bool,
+    /// Why.
+    pub why: String,
+    /// For how long.
+    pub since: Duration,
+    /// Results in a row that speak against it.
+    pub row: u32,
 }
 
 impl fmt::Debug for Target {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::Verdict;
+
 /// How an endpoint stands.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -79,6 +81,17 @@ pub(super) struct Standing {
 }
 
 impl Record {
+    /// How it stands with another prober.
+    pub(super) fn of(verdict: &Verdict) -> Self {
+        Self(Mutex::new(Standing {
+            up: Some(verdict.up),
+            why: verdict.why.clone(),
+            since: Instant::now().checked_sub(verdict.since),
+            pending: verdict.row,
+            ..Standing::default()
+        }))
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, Standing> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

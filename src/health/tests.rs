@@ -43,6 +43,7 @@ impl Bench {
             check: Arc::new(check.clone()),
             tls: None,
             sink: Arc::new(Note(name, Mutex::new(self.sender.clone()))),
+            before: None,
         }
     }
 
@@ -129,6 +130,33 @@ fn alpha_is_down_before_the_first_result_and_warm_up_delays_no_start() {
 }
 
 #[test]
+fn what_another_prober_knew_holds_until_rise_and_fall_say_otherwise() {
+    let bench = Bench::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let slow = Check { interval: Duration::from_secs(3600), ..check() };
+    let before = |up, row| {
+        let (why, since) = ("as it was".to_owned(), Duration::from_secs(90));
+        Some(Verdict { up, why, since, row })
+    };
+    let down = Target { before: before(false, 1), ..bench.target("down", address, &slow) };
+    bench.prober.set_targets(vec![down]);
+    assert_eq!(bench.next(), told("down", false, false));
+    await_that("there is no first round", || bench.prober.is_first_round_over());
+    let row = &bench.prober.rows()[0];
+    assert_eq!((row.up, row.why.as_str(), row.pending), (Some(false), "as it was", 1));
+    assert!(row.since >= Duration::from_secs(90) && row.successes == 0);
+    // One success was there already: the next one brings it back, as a change.
+    let down = Target { before: before(false, 1), ..bench.target("back", address, &check()) };
+    bench.prober.set_targets(vec![down]);
+    assert_eq!(
+        [bench.next(), bench.next()],
+        [told("back", false, false), told("back", true, true)]
+    );
+    assert_eq!(bench.prober.rows()[0].successes, 1);
+}
+
+#[test]
 fn more_than_fit_take_turns() {
     let (tell, _events) = channel();
     let tell = Box::new(move |event| tell.send(event).is_ok());
@@ -144,6 +172,7 @@ fn more_than_fit_take_turns() {
         check: Arc::new(check()),
         tls: None,
         sink: Arc::new(Note("x", Mutex::new(sender.clone()))),
+        before: None,
     };
     prober.set_targets((1..=50).map(target).collect());
     for _ in 0..50 {

@@ -94,10 +94,11 @@ impl Load {
         self.inactive.load(Relaxed).saturating_add(self.offloaded[1].load(Relaxed))
     }
 
-    /// Flows that only the XDP program knows, as it was last asked.
+    /// Flows that the XDP program knows, as it was last asked; those of directors may be among them.
     pub(super) fn set_offloaded(&self, established: u32, others: u32) {
-        self.offloaded[0].store(established, Relaxed);
-        self.offloaded[1].store(others, Relaxed);
+        let own = [&self.active, &self.inactive].map(|side| side.load(Relaxed));
+        self.offloaded[0].store(established.saturating_sub(own[0]), Relaxed);
+        self.offloaded[1].store(others.saturating_sub(own[1]), Relaxed);
     }
 
     /// Takes a flow in.

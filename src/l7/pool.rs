@@ -141,6 +141,18 @@ impl Drop for Place<'_> {
     }
 }
 
+/// The place of a request that became a tunnel: taken for as long as that lasts.
+#[derive(Debug)]
+pub struct Kept(Option<Arc<InFlight>>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(count) = &self.0 {
+            count.release();
+        }
+    }
+}
+
 struct Health<'a> {
     upstream: &'a SharedUpstream,
     set: &'a MemberSet,
@@ -327,6 +339,13 @@ impl Pool {
     #[must_use]
     pub fn admit(&self) -> Option<Place<'_>> {
         Place::take(&self.upstream.in_flight, self.upstream.config.breaker.max_in_flight)
+    }
+
+    /// Keeps a place of [`Pool::admit`] beyond the request.
+    #[must_use]
+    pub fn keep(&self, mut place: Place<'_>) -> Kept {
+        // What was taken is given back by the other one.
+        Kept(place.0.take().map(|_| Arc::clone(&self.upstream.in_flight)))
     }
 
     /// A place among the connections being opened; `None` at `breaker.max_pending`.

@@ -74,6 +74,9 @@ impl Drop for Seat {
     }
 }
 
+/// Connections of a queue that are taken before a successor has it alone; what comes meanwhile wakes that.
+const LAST_MAX: usize = 4096;
+
 /// Time for handshakes under way at a drain to complete: a round trip.
 const HANDSHAKE_MS: u64 = 250;
 
@@ -156,11 +159,14 @@ impl Doors {
         }
         let doors = self.open.take();
         if worker.is_handed_over() {
-            // The successor takes what waits in the queues of the same sockets.
+            // The successor takes what comes to the same sockets from now on. Of the two that wait on a socket the kernel
+            // wakes one for each connection; if that was this one, and it stopped instead, the other would not look
+            // before the next connection. So what waits now is taken here.
             doors.iter().for_each(|door| door.acceptor.stop());
             for door in &doors {
                 poll_fn(|cx| door.acceptor.poll_stopped(cx)).await;
-                while let Some(stream) = door.acceptor.take_accepted() {
+                for _ in 0..LAST_MAX {
+                    let Ok(Some(stream)) = door.acceptor.accept_waiting() else { break };
                     start(worker, stream, door, &self.limit);
                 }
             }

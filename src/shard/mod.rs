@@ -48,6 +48,8 @@ pub struct Plan {
     pub change: Change,
     /// Client connections, the same count for all shards.
     pub connections: ConnectionLimit,
+    /// Give up system calls that a shard does not need.
+    pub confine: bool,
     /// Differs from shard to shard and from start to start.
     pub seed: u64,
     /// Takes reports for the operator.
@@ -90,6 +92,8 @@ pub enum Message {
 pub struct Shard {
     /// The CPU it is pinned to.
     pub cpu: Option<usize>,
+    /// Its thread may make fewer system calls than the process.
+    pub is_confined: bool,
     /// Its layer-7 figures.
     pub metrics: Arc<Metrics>,
     /// Its ring's figures.
@@ -108,7 +112,8 @@ pub struct Shard {
 #[derive(Debug)]
 pub struct Starting {
     shard: Shard,
-    made: Receiver<()>,
+    /// Whether it is confined.
+    made: Receiver<bool>,
 }
 
 impl Starting {
@@ -119,8 +124,8 @@ impl Starting {
     /// # Errors
     /// When the ring cannot be made. What goes wrong later is told to [`Plan::ended`].
     pub fn made(self) -> io::Result<Shard> {
-        if self.made.recv().is_ok() {
-            return Ok(self.shard);
+        if let Ok(is_confined) = self.made.recv() {
+            return Ok(Shard { is_confined, ..self.shard });
         }
         match self.shard.thread.join() {
             Ok(Err(error)) => Err(error),
@@ -153,7 +158,9 @@ impl Shard {
         let thread = Builder::new()
             .name(format!("shard-{}", plan.index))
             .spawn(move || run(plan, messages, shared, making))?;
-        let shard = Self { cpu, metrics, ring, heartbeat, generation, inbox, wake, thread };
+        let is_confined = false; // yet
+        let shard =
+            Self { cpu, is_confined, metrics, ring, heartbeat, generation, inbox, wake, thread };
         Ok(Starting { shard, made })
     }
 
@@ -202,7 +209,7 @@ fn run(
     mut plan: Plan,
     messages: Receiver<Message>,
     shared: Shared,
-    making: SyncSender<()>,
+    making: SyncSender<bool>,
 ) -> io::Result<()> {
     if let Some(cpu) = plan.cpu {
         // Refused only when the mask changed after the start; the shard works all the same.
@@ -214,7 +221,8 @@ fn run(
     let main = {
         let made = Rc::clone(&made);
         move |ring| {
-            made.set(making.send(()).is_ok());
+            let is_confined = plan.confine && sys::seccomp::confine_shard().is_ok();
+            made.set(making.send(is_confined).is_ok());
             serve(ring, plan, messages, shared)
         }
     };

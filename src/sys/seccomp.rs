@@ -271,6 +271,84 @@ pub fn confine_process(bpf: bool) -> io::Result<()> {
     apply(PROCESS.iter().chain(extra))
 }
 
+/// What [`PROCESS`] has for programs that are started, for files, and for the start of the process; a shard that
+/// serves needs none of it. `clone` and `clone3` stay: glommio starts its helper thread when it is first needed.
+#[cfg(target_arch = "x86_64")]
+const NOT_FOR_SHARDS: &[i64] = &[
+    libc::SYS_access,
+    libc::SYS_capset,
+    libc::SYS_chdir,
+    libc::SYS_chmod,
+    libc::SYS_chown,
+    libc::SYS_creat,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fallocate,
+    libc::SYS_fchdir,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fork,
+    libc::SYS_ftruncate,
+    libc::SYS_kill,
+    libc::SYS_lchown,
+    libc::SYS_link,
+    libc::SYS_linkat,
+    libc::SYS_mkdir,
+    libc::SYS_mkdirat,
+    libc::SYS_mknod,
+    libc::SYS_mknodat,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_rename,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_rmdir,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_setgid,
+    libc::SYS_setgroups,
+    libc::SYS_setpgid,
+    libc::SYS_setregid,
+    libc::SYS_setresgid,
+    libc::SYS_setresuid,
+    libc::SYS_setreuid,
+    libc::SYS_setrlimit,
+    libc::SYS_setsid,
+    libc::SYS_setuid,
+    libc::SYS_symlink,
+    libc::SYS_symlinkat,
+    libc::SYS_tkill,
+    libc::SYS_truncate,
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+    libc::SYS_utimes,
+    libc::SYS_vfork,
+];
+
+#[cfg(not(target_arch = "x86_64"))]
+const NOT_FOR_SHARDS: &[i64] = &[];
+
+/// Allows the calling thread, a shard that has all it needs, less than the process: no programs, no files opened or
+/// changed, no other user. The kernel remembers for each call that the filter's verdict is always the same (since
+/// 5.11), so a call costs what it did.
+///
+/// # Errors
+/// As [`confine_process`].
+pub fn confine_shard() -> io::Result<()> {
+    if PROCESS.is_empty() {
+        return Err(io::Error::other("there is no list for this architecture"));
+    }
+    apply(PROCESS.iter().filter(|call| !NOT_FOR_SHARDS.contains(call)))
+}
+
 fn apply<'a>(allowed: impl Iterator<Item = &'a i64>) -> io::Result<()> {
     let rules: BTreeMap<i64, Vec<_>> = allowed.map(|call| (*call, Vec::new())).collect();
     let denied = SeccompAction::Errno(u32::try_from(libc::EPERM).unwrap_or(1));
@@ -279,4 +357,37 @@ fn apply<'a>(allowed: impl Iterator<Item = &'a i64>) -> io::Result<()> {
     let program: BpfProgram =
         filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)?;
     apply_filter(&program).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+    use std::thread;
+
+    use super::*;
+    use crate::sys::privileges;
+
+    #[test]
+    fn a_shard_starts_no_program_and_opens_no_file() {
+        let denied = |error: io::Error| error.raw_os_error() == Some(libc::EPERM);
+        let confined = thread::spawn(move || {
+            privileges::no_new_privileges().expect("allowed to everybody");
+            confine_shard().expect("a filter");
+            assert!(File::open("/proc/self/status").is_err_and(denied));
+            assert!(Command::new("/bin/true").spawn().is_err_and(denied));
+            assert!(std::fs::remove_file("/nonexistent").is_err_and(denied));
+            // What it serves with goes on.
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+            drop(socket);
+            thread::spawn(|| 1).join().expect("a thread")
+        });
+        assert_eq!(confined.join().expect("as asserted"), 1);
+        assert!(File::open("/proc/self/status").is_ok(), "other threads are not concerned");
+    }
+
+    #[test]
+    fn what_shards_lack_the_process_has() {
+        assert!(NOT_FOR_SHARDS.iter().all(|call| PROCESS.contains(call)));
+    }
 }

@@ -130,8 +130,7 @@ def test_ringgate_counts_the_same(start, origin, tmp_path, authority, pair, opti
     assert len(lines) == expected and {line["status"] for line in lines} == {200}
     if "--resume" in options:
         assert result["handshakes"]["resumed"] >= expected - 4
-    shaken = proxy.metric("ringgate_tls_handshakes_total")
-    assert shaken == sum(result["handshakes"].values())
+    proxy.await_equal("ringgate_tls_handshakes_total", sum(result["handshakes"].values()))
 
 
 def test_bodies_are_read_whole(tmp_path, pair, start):
@@ -197,7 +196,9 @@ def good(stream):
 )
 def test_errors_are_counted_by_kind(serve, kind, misbehave):
     origin = serve(http2_server(misbehave))
-    result = load(url(origin, "http"), *SHORT, "--connections", 1, "--http2", "--timeout", "300ms")
+    # What is answered late by a busy machine is not what is counted here.
+    patience = "500ms" if kind == "timeout" else "10s"
+    result = load(url(origin, "http"), *SHORT, "--connections", 1, "--http2", "--timeout", patience)
     assert failures(result) == ({kind: 1} if kind else {})
     requests = result["requests"]
     assert requests["responses"] > 0

@@ -15,7 +15,7 @@ from harness.proxy import one
 MIB = 1 << 20
 GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a.example\r\nTransfer-Encoding: chunked\r\n\r\n"
-QUICK = 2.0  # seconds for anybody else's request, on a machine with two busy CPUs
+QUICK = 5.0  # seconds for anybody else's request, on a machine with two busy CPUs
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_pipelining_client_that_never_reads(start):
 
 def test_slowloris(web):
     """500 clients that each send a byte now and then are cut off after the whole head's time."""
-    proxy, _ = web(http={"client_header_timeout": "3s"})
+    proxy, _ = web(http={"client_header_timeout": "4s"})
     with contextlib.ExitStack() as stack, bounded(proxy):
         slow = [stack.enter_context(Client(proxy.address, 15)) for _ in range(500)]
         begin = time.monotonic()
@@ -158,7 +158,7 @@ def test_slowloris(web):
         assert proxy.cpu() - cpu < 2.5
         for client in slow:
             refused(client, 408)
-        assert 2.9 < time.monotonic() - begin < 10
+        assert 2.9 < time.monotonic() - begin < 20
 
 
 def test_slow_bodies(web):

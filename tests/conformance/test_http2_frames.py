@@ -206,7 +206,7 @@ def test_stream_errors(proxy, what, build, code):
         h2.get(3)
         assert h2.reply(3).status == 200, "the connection goes on"
         assert h2.goaway is None
-    assert proxy.metric("ringgate_http2_stream_errors_total") == before + 1
+    proxy.await_equal("ringgate_http2_stream_errors_total", before + 1)
 
 
 @pytest.mark.parametrize("what,build", GOES_ON, ids=ids(GOES_ON))

@@ -50,9 +50,9 @@ def test_release_and_resume_lose_nothing(pair):
             load.__enter__()
         loads[0].await_from("a")
         assert a.ctl("release").stdout.strip() == "0 active here"
-        assert (b.instance()["role"], a.instance()["role"]) == ("active", "backup")
+        eventually(lambda: (b.instance()["role"], a.instance()["role"]) == ("active", "backup"), 3)
         assert a.instance()["why"] == ["released by the operator"]
-        assert holds(b) and not holds(a)
+        eventually(lambda: holds(b) and not holds(a), 3)
         for load in loads:
             load.await_from("b")
         time.sleep(1.5)  # those whose handshake was ignored try again after a second

@@ -40,7 +40,7 @@ def test_a_failing_script_resigns_whatever_preempt_says(pair, tmp_path):
     flag.touch()
     a.await_role("backup")
     assert b.instance()["role"] == "active", "preempt = false"
-    assert a.vrrp()["scripts"][0]["state"] == "up"
+    eventually(lambda: a.vrrp()["scripts"][0]["state"] == "up", 5)
 
 
 def test_weights_of_a_file_and_an_interface(lan, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -31,8 +32,11 @@ vrrp_instance VI_1 {{
 """
 
 
+SO_TIMESTAMPNS = 35
+
+
 class Adverts:
-    """Time, source and priority of every VRRP packet on the switch."""
+    """Time (of the kernel's, as `time.time`), source and priority of every VRRP packet on the switch."""
 
     def __init__(self, lan, bridge):
         self.lan, self.bridge, self.seen, self.over = lan, bridge, [], threading.Event()
@@ -49,17 +53,20 @@ class Adverts:
 
     def _work(self):
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as sniffer:
+            sniffer.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             sniffer.bind((self.bridge, 0))
             sniffer.settimeout(0.05)
             self.ready.set()
             while not self.over.is_set():
                 try:
-                    frame = sniffer.recv(2000)
+                    frame, control, _, _ = sniffer.recvmsg(2000, 256)
                 except TimeoutError:
                     continue
                 if frame[23] == 112:
                     source = socket.inet_ntoa(frame[26:30])
-                    self.seen.append((time.monotonic(), source, frame[14 + 20 + 2]))
+                    stamp = next(data for _, kind, data in control if kind == SO_TIMESTAMPNS)
+                    seconds, nanoseconds = struct.unpack("=qq", stamp)
+                    self.seen.append((seconds + nanoseconds / 1e9, source, frame[14 + 20 + 2]))
 
     def of(self, host, since=0.0):
         return [(at, priority) for at, source, priority in self.seen if source == host.address and at >= since]
@@ -98,6 +105,13 @@ class Line:
         self.node.stop()
 
 
+def settled(peer):
+    """Waits until a peer that claimed once has given way, and stays; how often it has claimed."""
+    claims = lambda: peer.log().count("Entering MASTER")
+    eventually(lambda: claims() and peer.state() == "BACKUP", 15, "the peer has settled")
+    return claims()
+
+
 @pytest.fixture
 def node(lan, tmp_path):
     nodes = []
@@ -121,12 +135,12 @@ def test_upgrades_of_the_active_router_do_not_flap(lan, node, tmp_path):
         active.await_role("active")
         # keepalived 2.2 takes our first checksums for wrong and claims once: from that its form is known,
         # which a successor has to know too.
-        eventually(lambda: peer.log().count("Entering BACKUP") == 2, 15, "the peer has settled")
+        claims = settled(peer)
         watch = Process(active.host.argv(tool("ip"), "monitor", "address"), tmp_path / "monitor")
         line = Line(active)
         with Load(client, VIP) as load:
             load.await_from("a")
-            began = time.monotonic()
+            began = time.time()
             for _ in range(3):
                 line.upgrade()
                 before = len(adverts.of(active.host))
@@ -138,7 +152,7 @@ def test_upgrades_of_the_active_router_do_not_flap(lan, node, tmp_path):
         failures = load.failures
         story = [(round((at - began) * 1000), source, priority) for at, source, priority in adverts.seen if at > began - 0.5]
         assert not adverts.of(peer.host, began), f"the peer claimed: {story[:60]}\n{active.log()}\n{peer.log()}"
-        assert peer.log().count("Entering MASTER") == 1, peer.log()
+        assert peer.log().count("Entering MASTER") == claims, peer.log()
         assert {priority for _, priority in ours} == {200}, "nobody resigned"
         gap = max(b - a for (a, _), (b, _) in zip(ours, ours[1:]))
         # keepalived's Active_Down_Interval: three intervals and its skew of 156/256 of one.
@@ -160,7 +174,7 @@ def test_upgrades_of_a_backup_and_of_a_released_router_keep_their_place(lan, nod
         peer.await_state("MASTER")
         ours.await_role("backup")
         line = Line(ours)
-        began = time.monotonic()
+        began = time.time()
         for _ in range(2):
             line.upgrade()
             before = len(adverts.of(peer.host))
@@ -169,9 +183,9 @@ def test_upgrades_of_a_backup_and_of_a_released_router_keep_their_place(lan, nod
         assert ours.instance()["role"] == "backup" and not holds(ours)
         ours.ctl("release")
         line.upgrade()
-        assert ours.instance()["priority"] == 1, "the operator's will goes along"
+        eventually(lambda: ours.instance()["priority"] == 1, 5, "the operator's will goes along")
         ours.ctl("resume")
-        assert ours.instance()["priority"] == 50
+        eventually(lambda: ours.instance()["priority"] == 50, 5)
         line.stop()
 
 
@@ -180,8 +194,8 @@ def test_a_successor_without_the_router_resigns_it(lan, node, tmp_path):
     peer = Keepalived(lan.host(), tmp_path, PEER.format(priority=100))
     with peer, Adverts(lan, lan.bridge_of("eth0")) as adverts:
         active.await_role("active")
-        eventually(lambda: peer.log().count("Entering BACKUP") == 2, 15, "the peer has settled")
-        began = time.monotonic()
+        settled(peer)
+        began = time.time()
         line = Line(active)
         text = active.file.read_text()
         # A successor that fails after everything was passed leaves the router as it was.

@@ -298,5 +298,6 @@ class Origin:
         except BaseException:
             self.errors.append(traceback.format_exc())
         finally:
-            connection.done.set()
+            # In this order: who finds it done may rely on the peer being told.
             connection.sock.close()
+            connection.done.set()

@@ -68,9 +68,9 @@ class Process:
         self.child.wait(10)
         self._log.close()
 
-    def terminate(self, timeout=15.0, number=signal.SIGTERM):
-        """Asks it to end and returns its exit code; SIGKILL and None when it does not."""
-        if self.alive():
+    def terminate(self, timeout=15.0, number=signal.SIGTERM, told=False):
+        """Asks it to end, unless it was told to, and returns its exit code; SIGKILL and None when it does not."""
+        if not told and self.alive():
             self.send_signal(number)
         try:
             return self.wait(timeout)

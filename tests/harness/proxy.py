@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 from .client import get
@@ -70,7 +71,7 @@ class Proxy:
     def __init__(self, config, directory, ready=True, drain=15.0, prefix=(), **process):
         self.config = complete(config)
         self.directory, self.ready, self.drain = Path(directory), ready, drain
-        self.process_options, self.process = process, None
+        self.process_options, self.process, self.told = process, None, False
         self.prefix = [*prefix]  # a command that ends in exec, so that the PID stays the proxy's
         self.addresses = {e["name"]: address_of(e["bind"]) for e in self.config["listener"]}
         self.address = next(iter(self.addresses.values()))
@@ -105,12 +106,18 @@ class Proxy:
         except OSError:
             return False
 
+    def tell_to_end(self):
+        """SIGTERM; `stop` is to follow, and finds the process ended or ending."""
+        if self.process and self.process.alive():
+            self.process.send_signal(signal.SIGTERM)
+            self.told = True
+
     def stop(self, expect=0):
         """SIGTERM, then the exit code and the log are checked; harmless when it ended already."""
         if not self.process:
             return
         process, self.process = self.process, None
-        code = process.terminate(self.drain)
+        code = process.terminate(self.drain, told=self.told)
         log = process.log()
         assert code is not None, f"did not end within {self.drain} s of SIGTERM:\n{log[-4000:]}"
         assert code == expect, f"exit code {code}, expected {expect}:\n{log[-4000:]}"
@@ -148,7 +155,7 @@ class Proxy:
 
     def metrics(self):
         """All samples as (name, labels, value)."""
-        response = get(self.admin, "/metrics", timeout=5)
+        response = get(self.admin, "/metrics", timeout=20)
         assert response.status == 200, response
         return parse_metrics(response.body.decode())
 
@@ -169,8 +176,22 @@ class Proxy:
             every=0.05,
         )
 
+    def await_equal(self, name, value, timeout=5.0, **labels):
+        """Waits until a figure is `value`: what a client has seen may be counted a moment later."""
+        eventually(
+            lambda: self.metric(name, **labels) == value,
+            timeout,
+            lambda: f"{name}{labels} is {self.metric(name, **labels)}, not {value}",
+            every=0.02,
+        )
+
+    def await_log(self, *texts, timeout=5.0):
+        """Waits until the log has all of these: lines are written by a thread of their own."""
+        for text in texts:
+            eventually(lambda: text in self.log(), timeout, f"{text!r} in the log")
+
     def status(self):
-        response = get(self.admin, "/status", timeout=5)
+        response = get(self.admin, "/status", timeout=20)
         assert response.status == 200, response
         return json.loads(response.body)
 

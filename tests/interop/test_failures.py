@@ -78,8 +78,8 @@ def test_refused_reset_and_stalled_servers_beside_a_good_one(start, serve):
     servers = [{"address": o, "max_fails": 1, "fail_timeout": "60s"} for o in (refusing, resetting, good)]
     proxy = start(one(*servers, retry={"tries": 3, "budget_percent": 100}))
     assert [get(proxy.address).status for _ in range(30)] == [200] * 30
-    assert proxy.metric(names.SERVER_CONNECT_FAILURES, server=refusing.text) >= 1
-    assert proxy.metric(names.SERVER_FAILURES, server=resetting.text) >= 1
+    proxy.await_metric(names.SERVER_CONNECT_FAILURES, 1, server=refusing.text)
+    proxy.await_metric(names.SERVER_FAILURES, 1, server=resetting.text)
     for name in (names.SERVER_FAILURES, names.SERVER_CONNECT_FAILURES):
         assert proxy.metric(name, server=good.text) == 0
 
@@ -182,14 +182,12 @@ def refuses(address):
 
 
 def test_drain_closes_idle_connections_at_once(start, origin):
-    proxy = start(one(origin))
+    proxy = start({**one(origin), "node": {"drain_timeout": "10m"}})
     with Client(proxy.address) as client:
         assert client.ask(message()).status == 200
-        begin = time.monotonic()
         proxy.signal(signal.SIGTERM)
         assert client.closed()
-        assert proxy.wait() == 0
-        assert time.monotonic() - begin < 3, "idle connections hold up the drain"
+        assert proxy.wait() == 0, "idle connections hold up the drain"
 
 
 def test_drain_timeout_ends_the_rest(start, serve):
@@ -200,13 +198,13 @@ def test_drain_timeout_ends_the_rest(start, serve):
         client.send(message())
         eventually(lambda: back.requests)
         proxy.signal(signal.SIGTERM)
-        assert proxy.wait(5) == 0
-        assert client.read_until_eof(2) == b""
+        assert proxy.wait() == 0
+        assert client.read_until_eof(10) == b""
 
 
 def test_second_sigterm_ends_at_once(start, serve):
-    back = serve(lambda c: c.read_request() and c.stall(20))
-    config = {**one(back), "node": {"shards": 2, "pin": False, "drain_timeout": "30s"}}
+    back = serve(lambda c: c.read_request() and c.stall(60))
+    config = {**one(back), "node": {"shards": 2, "pin": False, "drain_timeout": "10m"}}
     proxy = start(config)
     with Client(proxy.address) as client:
         client.send(message())
@@ -214,10 +212,8 @@ def test_second_sigterm_ends_at_once(start, serve):
         proxy.signal(signal.SIGTERM)
         eventually(lambda: refuses(proxy.address), 5, "draining")
         assert proxy.process.alive()
-        begin = time.monotonic()
         proxy.signal(signal.SIGTERM)
-        assert proxy.wait(5) == 0
-        assert time.monotonic() - begin < 2
+        assert proxy.wait() == 0
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from harness import binary, eventually, free_port, get
 from harness.proxy import one, run_once
 from harness.tls import Authority
 
+from .test_health import await_state, server
 from .test_upgrade import Line, script
 
 NOBODY = 65534
@@ -147,6 +148,52 @@ def test_files_outside_are_out_of_reach(line, origin, place):
         assert "exit code 3" in done.stderr, done.stderr
         proxy.stop()
         free.stop()
+    finally:
+        shutil.rmtree(outside)
+
+
+def test_shards_may_do_less_than_the_process(line, origin):
+    """What a filter of theirs forbids is in a unit test of `sys::seccomp`; here: that they have it, a successor's too."""
+    proxy = line({**one(origin), "node": {"shards": 2}})
+    for pid in (proxy.pid, None):
+        if not pid:
+            pid = proxy.upgrade() and proxy.newest
+        filters = {}
+        for thread in threads(pid):
+            filters.setdefault(thread["Name"], set()).add(int(thread["Seccomp_filters"]))
+        # A shard's helper, which has its name, comes before the filter.
+        assert 2 in filters["shard-0"] and 2 in filters["shard-1"], filters
+        assert filters["ringgate"] == filters["resolver"] == {1}, filters
+        assert all(shard["confined"] for shard in proxy.status()["shards"])
+        assert get(proxy.address).status == 200
+    proxy.stop()
+
+
+def test_exec_checks_in_the_sandbox(line, origin, place):
+    """They run as the user, without its capabilities; what cannot be run says so."""
+    outside = Path(tempfile.mkdtemp(prefix="ringgate-outside-"))
+    try:
+        outside.chmod(0o755)
+        seen = place / "seen"
+        seen.mkdir(mode=0o777)
+        seen.chmod(0o777)
+        program = script(outside / "check", f"cd {seen}; (id -u; grep -E 'CapEff|NoNewPrivs' /proc/self/status) > new && mv new seen")
+        program.chmod(0o755)
+        fast = {"interval": "100ms", "timeout": "5s", "rise": 1, "fall": 1}
+        config = one(origin, check={"exec": [str(program)], **fast})
+        config["node"] = {"writable": [str(seen)]}
+        proxy = line(config)
+        await_state(proxy, origin.text, "up")
+        words = (seen / "seen").read_text().split()
+        assert words == [str(NOBODY), "CapEff:", "0" * 16, "NoNewPrivs:", "1"], words
+        # With no program at the start, files are restricted more: a reload cannot widen that, and it shows.
+        plain = line({**one(origin), "node": {"user": "nobody"}})
+        plain.write(lambda text: text.replace('[upstream.up]', f'[upstream.up]\ncheck = {{ exec = ["{program}"], interval = "100ms", timeout = "5s", fall = 1 }}'))
+        plain.ctl("reload")
+        eventually(lambda: "Permission denied" in str(server(plain, origin.text)["check"]), 10)
+        # The successor of a process with it is as restricted; a new start may run it.
+        plain.stop()
+        proxy.stop()
     finally:
         shutil.rmtree(outside)
 

@@ -51,8 +51,8 @@ def test_curl(web2):
     assert len(r.header("x-request-id")) == 32
     for name in ("connection", "transfer-encoding", "te", "upgrade", "http2-settings"):
         assert r.header(name) is None
-    assert proxy.metric("ringgate_http2_connections_total") == 1
-    assert proxy.metric("ringgate_http2_streams_total") == 1
+    proxy.await_equal("ringgate_http2_connections_total", 1)
+    proxy.await_equal("ringgate_http2_streams_total", 1)
 
 
 def test_both_versions_on_one_port(web2):
@@ -374,7 +374,7 @@ def test_a_reset_cancels_the_request_upstream(web2):
         assert gone.wait(5), "the server's connection is closed"
         h2.ping()
     proxy.await_metric("ringgate_http2_resets_received_total", 1)
-    assert proxy.metric("ringgate_client_aborts_total") == 1
+    proxy.await_equal("ringgate_client_aborts_total", 1)
     eventually(lambda: '"status":499' in proxy.log(), 5, "a line with 499")
 
 
@@ -407,7 +407,7 @@ def test_an_answer_cut_short_is_a_reset(web2):
         reply = h2.reply(1)
         assert reply.body == b"half" and not reply.ended and reply.reset == INTERNAL
         assert h2.goaway is None
-    assert proxy.metric("ringgate_responses_cut_total") == 1
+    proxy.await_equal("ringgate_responses_cut_total", 1)
 
 
 def test_drain_finishes_what_is_in_flight(web2):
@@ -503,7 +503,7 @@ def test_a_field_block_has_a_deadline(web2):
         h2.send(frame(1, 0, 1, b"\x82"))
         h2.until_closed(5)
         assert h2.goaway == (0, NO_ERROR)
-    assert proxy.metric("ringgate_client_timeouts_total") == 1
+    proxy.await_equal("ringgate_client_timeouts_total", 1)
 
 
 def test_an_idle_connection_is_closed(web2):

@@ -159,26 +159,29 @@ def test_route_body_limit(start, origin):
 
 
 def test_thousands_of_routes_cost_what_ten_cost(start):
-    """Proxy CPU per request with 10 and with 5000 routes; half as much again is allowed."""
+    """Proxy CPU per request with 10 and with 5000 routes, in turns; half as much again is allowed."""
 
-    def cost(count):
-        routes = [(f"r{n}", {"host": f"h{n}.example", "path": f"/p{n}/"}) for n in range(count)]
-        proxy = start(table(*routes, http={"keepalive_requests": 1_000_000}))
-        raw = message("GET", f"/p{count - 1}/x", host=f"h{count - 1}.example") * 50
-        with Client(proxy.address) as client:
-            def burst():
-                client.send(raw)
+    class Site:
+        def __init__(self, count):
+            routes = [(f"r{n}", {"host": f"h{n}.example", "path": f"/p{n}/"}) for n in range(count)]
+            self.proxy = start(table(*routes, http={"keepalive_requests": 10_000_000}))
+            self.raw = message("GET", f"/p{count - 1}/x", host=f"h{count - 1}.example") * 50
+            self.body, self.client = b"r%d" % (count - 1), Client(self.proxy.address)
+            self.cost(0.1)
+
+        def cost(self, seconds):
+            before, done, end = self.proxy.cpu(), 0, time.monotonic() + seconds
+            while time.monotonic() < end:
+                self.client.send(self.raw)
                 for _ in range(50):
-                    assert client.read_response().body == b"r%d" % (count - 1)
-            for _ in range(20):
-                burst()
-            before = proxy.cpu()
-            begin = time.monotonic()
-            done = 0
-            while time.monotonic() - begin < 3:
-                burst()
+                    assert self.client.read_response().body == self.body
                 done += 50
-            return (proxy.cpu() - before) / done
+            return (self.proxy.cpu() - before) / done
 
-    few, many = cost(10), cost(5000)
-    assert many < 1.5 * few + 2e-6, f"{few * 1e6:.1f} and {many * 1e6:.1f} µs per request"
+    few, many = Site(10), Site(5000)
+    # Paired, since the machine's speed changes with what else it does.
+    pairs = [(few.cost(0.4), many.cost(0.4)) for _ in range(7)]
+    a, b = (sum(costs) / len(pairs) for costs in zip(*sorted(pairs, key=lambda pair: pair[1] - pair[0])[1:-1]))
+    assert b < 1.5 * a + 2e-6, f"{a * 1e6:.1f} and {b * 1e6:.1f} µs per request: {pairs}"
+    for site in (few, many):
+        site.client.close()

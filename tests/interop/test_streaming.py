@@ -80,7 +80,9 @@ def test_ten_gigabytes_keep_memory_flat(start, tmp_path):
     """10 GiB out of a sparse file of nginx's, with a mark at every GiB: a reader that is slow at first."""
     gib, size = 1 << 30, 10 << 30
     marks = {i * gib + 12345: b"gigabyte %d" % i for i in range(10)}
-    with Nginx.origin(tmp_path / "nginx") as nginx:
+    nginx = Nginx.origin(tmp_path / "nginx")
+    nginx.http = "sendfile on;"
+    with nginx:
         with open(tmp_path / "nginx/www/large", "wb") as file:
             file.truncate(size)
             for at, mark in marks.items():
@@ -90,24 +92,52 @@ def test_ten_gigabytes_keep_memory_flat(start, tmp_path):
         with Client(proxy.address, 60, rcvbuf=65536) as client:
             client.send(GET.replace(b"/ ", b"/files/large ", 1))
             assert client.read_head().header("content-length") == str(size)
-            offset = len(client.stream.take(len(client.stream.buffer)))
-            base, peak, view = steady_rss(proxy), 0, memoryview(bytearray(8 * MIB))
-            for step in range(10_000_000):
-                if step == 100:
-                    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * MIB)
-                got = client.sock.recv_into(view[: 65536 if step < 100 else 8 * MIB])
-                assert got, f"closed with {size - offset} bytes to come"
-                for at in [at for at in marks if offset <= at and at + 10 <= offset + got]:
-                    assert view[at - offset : at - offset + 10] == marks.pop(at)
-                offset += got
-                if step % 256 == 0 or offset == size:
-                    peak = max(peak, proxy.rss())
-                if offset == size:
-                    break
-        assert offset == size and len(marks) <= 1, "a mark may lie across two reads, not more"
-        assert peak - base < 32 * MIB, "grew while it streamed"
+            reader = Skipping(client, proxy)
+            base = steady_rss(proxy)
+            for at, mark in marks.items():
+                reader.skip_to(at)
+                assert reader.take(10) == mark
+            reader.skip_to(size)
+        assert reader.peak - base < 32 * MIB, "grew while it streamed"
         # The last bytes are counted when the connection has gone.
         proxy.await_metric(names.BYTES_SENT, size)
+
+
+class Skipping:
+    """Reads some bytes, and has the kernel throw the others away; slow at first."""
+
+    def __init__(self, client, proxy):
+        self.sock, self.proxy, self.peak, self.steps = client.sock, proxy, 0, 0
+        self.begun = client.stream.take(len(client.stream.buffer))
+        self.offset, self.view = 0, memoryview(bytearray(8 * MIB))
+
+    def read(self, count, flags=0):
+        if self.begun:
+            data, self.begun = self.begun[:count], self.begun[count:]
+            self.view[: len(data)] = data
+            got = len(data)
+        else:
+            self.steps += 1
+            if self.steps == 100:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * MIB)
+            got = self.sock.recv_into(self.view, min(count, 65536 if self.steps < 100 else 8 * MIB), flags)
+            if self.steps % 256 == 0:
+                self.peak = max(self.peak, self.proxy.rss())
+        assert got, f"closed after {self.offset} bytes"
+        self.offset += got
+        return got
+
+    def skip_to(self, offset):
+        while self.offset < offset:
+            self.read(offset - self.offset, socket.MSG_TRUNC)
+        self.peak = max(self.peak, self.proxy.rss())
+
+    def take(self, count):
+        data = b""
+        while len(data) < count:
+            got = self.read(count - len(data))
+            data += bytes(self.view[:got])
+        return data
 
 
 def test_stalled_reader_stops_the_origin(web):
@@ -159,7 +189,8 @@ def test_send_timeout(web):
         while time.monotonic() - begin < 4:
             assert slow.sock.recv(MIB), "progress within send_timeout keeps it"
             time.sleep(0.05)
-        assert gone.is_set() and proxy.metric("ringgate_client_timeouts_total") == 1
+        assert gone.wait(20)
+        proxy.await_equal("ringgate_client_timeouts_total", 1)
         with pytest.raises(ConnectionResetError):
             while stalled.sock.recv(MIB):
                 pass

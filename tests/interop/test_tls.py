@@ -1,9 +1,12 @@
 """HTTPS towards clients: versions, certificates, client certificates, policies, bodies, abuse."""
 
+import fcntl
 import re
 import signal
 import ssl
 import struct
+import sys
+import termios
 import threading
 import time
 
@@ -59,8 +62,7 @@ def test_curl_over_both_versions(start, origin, authority, pair):
         assert asked.header("x-forwarded-proto") == "https"
         assert asked.header("x-tls") == f"https TLSv{version} {cipher} a.test ."
         assert asked.header("x-subject") is None and len(asked.body) == 40000
-        metric = proxy.metric("ringgate_tls_handshakes_total", version=version, resumed="false")
-        assert metric == 1
+        proxy.await_equal("ringgate_tls_handshakes_total", 1, version=version, resumed="false")
 
 
 @pytest.mark.parametrize("version", [V12, V13])
@@ -89,7 +91,7 @@ def test_keep_alive_and_large_bodies(start, serve, authority, pair, version, cip
             assert client.ask(message("POST", body=big)).body == big
         for size in (0, 1, 16383, 16384, 16385, 40000):
             assert client.ask(message("POST", body=big[:size] or b"-")).body == (big[:size] or b"-")
-    assert proxy.metric("ringgate_tls_handshakes_total") == 1
+    proxy.await_equal("ringgate_tls_handshakes_total", 1)
 
 
 def test_the_name_chooses_the_certificate(start, origin, authority):
@@ -239,7 +241,7 @@ def test_plain_http_garbage_and_torn_handshakes(start, origin, authority, pair):
         answer = client.ask(message())
         assert answer.status == 400 and b"HTTPS port" in answer.body and client.closed()
     name = "ringgate_tls_handshake_failures_total"
-    assert proxy.metric(name, reason="plain_http") == 1
+    proxy.await_equal(name, 1, reason="plain_http")
     with raw(proxy.address) as sock:
         sock.sendall(b"\x80\x2e\x01\x00\x02")
         assert sock.recv(10) == b""
@@ -330,11 +332,18 @@ def test_key_update(start, origin, authority, pair):
         [tool("openssl"), "s_client", "-connect", f"{host}:{port}", "-servername", "a.test",
          "-tls1_3", "-crlf", "-msg"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
+
+    def taken():
+        """It takes a command only at the start of what it reads, which is what there is."""
+        left = lambda: int.from_bytes(fcntl.ioctl(client.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+        eventually(lambda: left() == 0, 5, "openssl has read")
+        time.sleep(0.05)
+
     try:
         for step, before in enumerate(("", "K\n", "k\n", "K\n", "KKK"), 1):
             for command in before.strip():
                 client.stdin.write(f"{command}\n".encode())
-                time.sleep(0.2)  # s_client takes a command only at the start of what it reads
+                taken()
             client.stdin.write(text.replace("\r", "").encode())
             eventually(lambda: len(origin.requests) == step, 5, f"request {step}")
     finally:

@@ -1,11 +1,14 @@
 """Session resumption, over shards and nodes; certificates replaced while they are used."""
 
+import contextlib
 import os
 import re
+import signal
 import ssl
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -60,8 +63,8 @@ def test_sessions_resume_on_every_shard(start, origin, authority, version):
     assert len(used) > 1, "connections met one shard only"
     label = "1.2" if version == V12 else "1.3"
     name = "ringgate_tls_handshakes_total"
-    assert proxy.metric(name, version=label, resumed="true") == 40
-    assert proxy.metric(name, version=label, resumed="false") == 10
+    proxy.await_equal(name, 40, version=label, resumed="true")
+    proxy.await_equal(name, 10, version=label, resumed="false")
 
 
 def test_a_shared_secret_joins_two_nodes(start, origin, authority, tmp_path):
@@ -105,22 +108,31 @@ def test_a_session_does_not_outlive_the_certificate(start, origin, authority, tm
     clients = Authority(tmp_path / "clients", "clients")
     asked = {"client_ca": str(clients.cert), "client_auth": "required"}
     proxy = start(https(origin, {**authority.issue("must.test", "must.test"), **asked}))
-    end = int(time.time()) + 5
-    brief = clients.brief("brief", end)
-    kept = []
-    for version in (V12, V13):
-        made = context(authority, brief, version)
-        kept.append((made, session(proxy.address, made, "must.test")))
-        assert resumes(proxy.address, *kept[-1], "must.test")
-    assert time.time() < end, "too slow a machine to see it valid"
+
+    def seen_valid(seconds):
+        """What was kept while it was valid, and until when; nothing when the machine was too slow for that."""
+        end = int(time.time()) + seconds
+        brief, kept = clients.brief(f"brief{seconds}", end), []
+        with contextlib.suppress(OSError):
+            for version in (V12, V13):
+                made = context(authority, brief, version)
+                kept.append((made, session(proxy.address, made, "must.test")))
+                assert resumes(proxy.address, *kept[-1], "must.test") or time.time() > end
+        return (kept, end) if time.time() < end else None
+
+    kept, end = seen_valid(4) or seen_valid(30)
+    proxy.await_metric("ringgate_tls_handshakes_total", 2, resumed="true")
+    before = {outcome: proxy.metric(name, **labels) for outcome, name, labels in (
+        ("resumed", "ringgate_tls_handshakes_total", {"resumed": "true"}),
+        ("refused", "ringgate_tls_handshake_failures_total", {"reason": "certificate"}))}
     eventually(lambda: time.time() > end + 1, 10, "expired")
     for turn, (made, session_kept) in enumerate(kept, 1):
         with pytest.raises((OSError, EOFError, AssertionError)):
             resumes(proxy.address, made, session_kept, "must.test")
-        proxy.await_metric("ringgate_tls_handshake_failures_total", turn, reason="certificate")
-    # Nothing but the two sessions before was resumed.
-    assert sum(v for n, labels, v in proxy.metrics()
-               if n == "ringgate_tls_handshakes_total" and labels.get("resumed") == "true") == 2
+        proxy.await_metric("ringgate_tls_handshake_failures_total", before["refused"] + turn, reason="certificate")
+    # Nothing but the sessions before was resumed.
+    assert before["resumed"] >= 2
+    assert proxy.metric("ringgate_tls_handshakes_total", resumed="true") == before["resumed"]
 
 
 def test_ticket_keys_change(start, origin, authority):
@@ -132,7 +144,18 @@ def test_ticket_keys_change(start, origin, authority):
     assert name(kept) == 2
     # After the next period but one the ticket is of no use, and new ones are.
     eventually(lambda: not resumes(proxy.address, made, kept), 10, "old keys are gone", every=0.2)
-    assert resumes(proxy.address, made, session(proxy.address, made))
+    eventually(lambda: resumes(proxy.address, made, session(proxy.address, made)), 5, "new ones are of use")
+
+
+@contextlib.contextmanager
+def at_once(proxy):
+    """What is written inside is seen together: the process does not run meanwhile."""
+    proxy.signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        yield
+    finally:
+        proxy.signal(signal.SIGCONT)
 
 
 def put(pair, source):
@@ -206,17 +229,20 @@ def test_a_bad_pair_is_refused_and_the_old_one_stays(start, origin, authority, t
         ("/dev/null", good["key"]),
         (good["key"], good["key"]),
     ), 1):
-        put(live, {"cert": cert, "key": key})
+        with at_once(proxy):
+            put(live, {"cert": cert, "key": key})
         proxy.await_metric(refused, turn)
         assert shown() == first
     os.remove(live["cert"])
     proxy.await_metric(refused, 4)
     assert shown() == first
-    assert len(re.findall("error.*refused, the old one stays in force", proxy.log())) == 4
-    put(live, newer)
+    told = lambda: len(re.findall("error.*refused, the old one stays in force", proxy.log()))
+    eventually(lambda: told() == 4, 5, lambda: f"each refusal is told, once: {told()}")
+    with at_once(proxy):
+        put(live, newer)
     proxy.await_metric("ringgate_tls_files_replaced_total", 1)
     assert shown() != first
-    assert "certificates replaced" in proxy.log()
+    proxy.await_log("certificates replaced")
 
 
 def test_a_change_that_was_refused_is_tried_again(start, origin, authority, tmp_path):
@@ -236,10 +262,11 @@ def test_a_change_that_was_refused_is_tried_again(start, origin, authority, tmp_
             return client.sock.getpeercert()["subjectAltName"] == (("DNS", name),)
 
     # Two for a.test that differ in what they ask: refused as a whole, and said once.
-    put(live[1], pairs["a.test"])
+    with at_once(proxy):
+        put(live[1], pairs["a.test"])
     proxy.await_metric("ringgate_tls_files_refused_total", 1)
     time.sleep(0.3)
-    assert proxy.metric("ringgate_tls_files_refused_total") == 1
+    proxy.await_equal("ringgate_tls_files_refused_total", 1)
     assert serves("a.test") and serves("b.test")
     # With the other changed they go together; this one is not touched again.
     put(live[0], pairs["newer.test"])

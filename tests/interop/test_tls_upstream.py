@@ -46,9 +46,8 @@ def test_a_verified_server_serves(start, authority, pair, tmp_path):
             assert get(proxy.address).body.decode() == f"TLSv1.3 {name} . \n"
             assert get(proxy.address, "/big").body == body
             # One connection, kept, although tickets came on it after the first answer.
-            assert proxy.metric("ringgate_server_connects_total") == 1
-            done = proxy.metric("ringgate_upstream_tls_handshakes_total", version="1.3")
-            assert done == 1
+            proxy.await_equal("ringgate_server_connects_total", 1)
+            proxy.await_equal("ringgate_upstream_tls_handshakes_total", 1, version="1.3")
             proxy.stop()
 
 
@@ -62,7 +61,7 @@ def test_sessions_with_servers_resume(start, authority, pair, tmp_path):
             said = [get(proxy.address).body.decode() for _ in range(4)]
             assert said == [f"{protocol} app.test . \n"] + [f"{protocol} app.test r \n"] * 3
             resumed = "ringgate_upstream_tls_handshakes_total"
-            assert proxy.metric(resumed, version=protocol[4:], resumed="true") == 3
+            proxy.await_equal(resumed, 3, version=protocol[4:], resumed="true")
 
 
 @pytest.mark.parametrize("case", ["authority", "name", "expired", "system"])
@@ -76,8 +75,9 @@ def test_an_unverified_server_is_a_502(start, authority, tmp_path, case):
     with nginx(tmp_path / "nginx", pair) as server:
         proxy = start({**to(server, tls), "node": {"shards": 1}})
         assert [get(proxy.address).status for _ in range(3)] == [502] * 3
-        assert proxy.metric("ringgate_upstream_tls_handshake_failures_total", reason="certificate") == 3
-        assert proxy.metric("ringgate_server_connect_failures_total") == 3
+        proxy.await_equal("ringgate_upstream_tls_handshake_failures_total", 3, reason="certificate")
+        proxy.await_equal("ringgate_server_connect_failures_total", 3)
+        proxy.await_log("no TLS with a server")
         assert len(re.findall("no TLS with a server", proxy.log())) == 1, "one line in ten seconds"
         assert "certificate" in proxy.log()
         trusting = start(to(server, {"verify": False, "server_name": "app.test"}))
@@ -174,4 +174,4 @@ def test_a_silent_server_is_a_504(start, serve, authority):
     silent = serve(lambda connection: connection.stall())
     proxy = start(to(silent, {"ca": str(authority.cert)}, connect_timeout="300ms"))
     assert get(proxy.address).status == 504
-    assert proxy.metric("ringgate_upstream_tls_handshake_failures_total", reason="timeout") == 1
+    proxy.await_equal("ringgate_upstream_tls_handshake_failures_total", 1, reason="timeout")

@@ -1,12 +1,14 @@
 """`ringgate ctl upgrade` and SIGUSR2: the binary is replaced, and nobody who uses it notices."""
 
-import json
+import contextlib
 import os
+import queue
 import signal
 import socket
 import stat
 import subprocess
-import time
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -130,10 +132,10 @@ def test_nobody_notices_upgrades(line):
                 eventually(lambda: proxy.note() != before, 20, "SIGUSR2 upgrades")
             else:
                 proxy.upgrade()
-            answered = dict(traffic.counts)
+            answered = Counter(traffic.counts)
             for kind in ("keep-alive", "new connections", "HTTP/2 requests", "echoes"):
                 eventually(
-                    lambda k=kind: traffic.counts[k] > answered[k] + 20, 20, f"{kind} go on"
+                    lambda k=kind: traffic.counts.get(k, 0) > answered[k] + 20, 20, f"{kind} go on"
                 )
         eventually(lambda: traffic.counts.get("whole downloads", 0) > 0, 20, "a whole download")
         assert proxy.status()["upgrade"]["draining_processes"], "WebSockets live in older processes"
@@ -149,13 +151,13 @@ def test_nobody_notices_upgrades(line):
 
 
 def test_a_successor_that_fails_changes_nothing(line, origin, tmp_path):
-    proxy = line({**one(origin), "node": {"upgrade_timeout": "500ms"}})
+    proxy = line({**one(origin), "node": {"upgrade_timeout": "2s"}})
     good = proxy.file.read_text()
     cases = [
         (["--binary", "/nonexistent/ringgate"], good, "No such file"),
         (["--binary", script(tmp_path / "crash", "exit 3")], good, "exit code 3"),
         (["--binary", script(tmp_path / "killed", "kill -9 $$")], good, "signal 9"),
-        (["--binary", script(tmp_path / "hangs", "exec sleep 60")], good, "not ready within 500ms"),
+        (["--binary", script(tmp_path / "hangs", "exec sleep 60")], good, "not ready within 2s"),
         ([], good.replace("[[listener]]", "[[listner]]", 1), "listner"),
         ([], good.replace(f'"{proxy.config["listener"][0]["bind"]}"', '"192.0.2.1:80"'), "192.0.2.1:80"),
     ]
@@ -165,14 +167,14 @@ def test_a_successor_that_fails_changes_nothing(line, origin, tmp_path):
             done = proxy.ctl("upgrade", *args, check=False)
             assert done.returncode == 1 and says in done.stderr, (says, done.stderr)
             assert proxy.status()["pid"] == proxy.pid
-            failed = proxy.status()["upgrade"]
-            assert failed["failures"] == count and says in failed["last_failure"]["reason"]
-            assert proxy.metric("ringgate_upgrade_failures_total") == count
-            assert says in proxy.log()
+            failed = lambda: proxy.status()["upgrade"]
+            eventually(lambda n=count: failed()["failures"] == n and says in failed()["last_failure"]["reason"], 5)
+            proxy.await_equal("ringgate_upgrade_failures_total", count)
+            proxy.await_log(says)
             assert get(proxy.address).status == 200
             assert client.ask(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").header("connection") is None
-    children = subprocess.run(["pgrep", "-P", str(proxy.pid)], capture_output=True, text=True)
-    assert not children.stdout.split(), "what failed is gone"
+    children = lambda: subprocess.run(["pgrep", "-P", str(proxy.pid)], capture_output=True, text=True).stdout.split()
+    eventually(lambda: not children(), 5, "what failed is gone")
     proxy.file.write_text(good)
     proxy.upgrade()
     proxy.stop()
@@ -202,7 +204,7 @@ def test_other_shards_and_listeners(line, origin):
 
 
 def test_only_one_at_a_time_and_not_while_draining(line, origin, tmp_path):
-    proxy = line({**one(origin), "node": {"upgrade_timeout": "2s", "drain_timeout": "3s"}})
+    proxy = line({**one(origin), "node": {"upgrade_timeout": "2s", "drain_timeout": "30s"}})
     slow = script(tmp_path / "slow", "exec sleep 60")
     first = subprocess.Popen(
         [str(binary()), "ctl", "--socket", str(proxy.socket), "upgrade", "--binary", str(slow)],
@@ -277,14 +279,24 @@ def test_the_service_manager_is_told(line, origin, tmp_path):
     for name in (str(tmp_path / "notify"), f"@ringgate-test-{os.getpid()}"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(name.replace("@", "\0", 1))
-            manager.settimeout(15)
+            manager.settimeout(0.2)
             env = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "600000"}
             proxy = line(one(origin), env=env)
 
+            # Read all the time, as systemd does: a queue of ten is soon full.
+            lines, over = queue.Queue(), threading.Event()
+
+            def read():
+                while not over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        lines.put(manager.recv(4096).decode().splitlines())
+
+            reader = threading.Thread(target=read, daemon=True)
+            reader.start()
+
             def await_line(wanted):
-                seen = []
-                while wanted not in seen:
-                    seen = manager.recv(4096).decode().splitlines()
+                while wanted not in lines.get(timeout=30):
+                    pass
 
             await_line("READY=1")
             await_line("WATCHDOG=1")
@@ -299,3 +311,5 @@ def test_the_service_manager_is_told(line, origin, tmp_path):
             await_line("WATCHDOG=1")
             proxy.stop()
             await_line("STOPPING=1")
+            over.set()
+            reader.join(5)

@@ -1,7 +1,9 @@
 """The real keepalived (Debian) at the other end: versions 2 and 3, as active and as backup, by multicast and by
 unicast, with PASS; and tshark's opinion of our frames.
 
-Debian's keepalived has no HMAC. With one from 2.4 on first in PATH, the same tests run with it too:
+Each story has a network of its own and mostly waits for advertisements, so all are played at once.
+
+Debian's keepalived has no HMAC. With one from 2.4 on first in PATH, the same stories are played with it too:
     PATH=/where/it/was/built/bin:$PATH pytest interop/test_vrrp.py
 """
 
@@ -9,12 +11,14 @@ import json
 import re
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from harness.client import tool
-from harness.lan import Keepalived, Lan, Load, Ringgate
-from harness.process import Process
+from harness.lan import Capture, Keepalived, Lan, Load, Ringgate
 from harness.tools import eventually
 
 VIP = "10.77.0.100"
@@ -40,12 +44,6 @@ if keepalived_version() >= (2, 4):
         "v3-hmac-unicast": {"key": KEY, "unicast": True},
         "v3-hmac-ipv6": {"key": KEY, "vip": "fe80::100"},
     }
-
-
-@pytest.fixture
-def lan():
-    with Lan() as one:
-        yield one
 
 
 def ours(priority, case, peer):
@@ -82,8 +80,7 @@ def theirs(priority, case, host, peer):
     )
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_keepalived_as_backup_and_as_active(lan, tmp_path, name):
+def keepalived_as_backup_and_as_active(name, lan, tmp_path):
     case = CASES[name]
     one, other = lan.host(), lan.host()
     vip = case.get("vip", VIP)
@@ -117,8 +114,7 @@ def test_keepalived_as_backup_and_as_active(lan, tmp_path, name):
         assert status["adverts_received"] > 0
 
 
-@pytest.mark.parametrize("name", ["v3-multicast", "v2-pass"])
-def test_ringgate_as_backup_of_keepalived(lan, tmp_path, name):
+def ringgate_as_backup_of_keepalived(name, lan, tmp_path):
     case = CASES[name]
     one, other, client = lan.host(), lan.host(), lan.host()
     with Keepalived(other, tmp_path, theirs(200, case, other, one)) as keepalived:
@@ -152,14 +148,15 @@ def settle(ringgate, keepalived, role, state):
             time.sleep(0.05)
         return True
 
-    eventually(stays, 15, f"Ringgate {role} and keepalived {state}:\n{keepalived.log()[-2000:]}\n{ringgate.log()}")
+    logs = lambda: f"{keepalived.log()[-2000:]}\n{ringgate.log()}"
+    eventually(stays, 15, lambda: f"Ringgate {role} and keepalived {state}:\n{logs()}")
 
 
 def link_local(host):
     return next(a for a in host.addresses("eth0") if a.startswith("fe80") and a != "fe80::100")
 
 
-def test_a_wrong_password_and_a_stranger_are_named(lan, tmp_path):
+def a_wrong_password_and_a_stranger_are_named(lan, tmp_path):
     one, other = lan.host(), lan.host()
     case = CASES["v2-pass"]
     with Ringgate(one, tmp_path, "a", ours(100, case, other)) as ringgate:
@@ -172,7 +169,7 @@ def test_a_wrong_password_and_a_stranger_are_named(lan, tmp_path):
             assert ringgate.instance()["role"] == "active"
 
 
-def test_tshark_finds_nothing_wrong_with_our_frames(lan, tmp_path):
+def tshark_finds_nothing_wrong_with_our_frames(lan, tmp_path):
     one, other = lan.host(("eth0",)), lan.host()
     six = (
         '[vrrp.VI_6]\ninterface = "eth0"\nvirtual_router_id = 52\n'
@@ -182,20 +179,14 @@ def test_tshark_finds_nothing_wrong_with_our_frames(lan, tmp_path):
         '[vrrp.VI_2]\ninterface = "eth0"\nvirtual_router_id = 53\nversion = 2\nauth_pass = "sesame"\n'
         'addresses = ["10.77.0.102/24"]\n'
     )
-    file = tmp_path / "frames.pcap"
-    argv = other.argv(tool("tshark"), "-i", "eth0", "-w", file, "-a", "duration:20")
-    sniffer = Process(argv, tmp_path / "tshark.log")
-    try:
-        sniffer.await_ready(lambda: "Capturing" in sniffer.log())
+    with Capture(other, "eth0", tmp_path / "frames.pcap"):
         # This tshark knows the IPv4 checksum of RFC 5798 only; that of RFC 9568 has unit tests.
         four = ours(100, {}, other) + 'checksum = "pseudo"\n'
         with Ringgate(one, tmp_path, "a", four + six + two) as ringgate:
             for name in ("VI_1", "VI_6", "VI_2"):
                 ringgate.await_role("active", name)
             time.sleep(0.3)  # some more frames of each kind
-    finally:
-        sniffer.terminate(10)
-    frames = dissect(file)
+    frames = dissect(tmp_path / "frames.pcap")
     vrrp = [f for f in frames if "vrrp" in f]
     assert {f["vrrp"]["vrrp.virt_rtr_id"] for f in vrrp} == {"51", "52", "53"}
     assert {f["vrrp"]["vrrp.typever_tree"]["vrrp.version"] for f in vrrp} == {"2", "3"}
@@ -220,3 +211,28 @@ def dissect(file):
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     return [packet["_source"]["layers"] for packet in json.loads(done.stdout)]
+
+
+STORIES = {
+    **{f"keepalived as backup and as active: {n}": partial(keepalived_as_backup_and_as_active, n) for n in CASES},
+    **{f"Ringgate as backup of keepalived: {n}": partial(ringgate_as_backup_of_keepalived, n)
+       for n in ("v3-multicast", "v2-pass")},
+    "a wrong password and a stranger are named": a_wrong_password_and_a_stranger_are_named,
+    "tshark finds nothing wrong with our frames": tshark_finds_nothing_wrong_with_our_frames,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def played(request, tmp_path_factory):
+    """The stories that are asked for, under way: name -> future."""
+    wanted = [item.callspec.params["name"] for item in request.session.items if item.path == request.path]
+    with ExitStack() as stack:
+        # One after the other: the first namespace of a machine is not made twice at once.
+        places = [(name, stack.enter_context(Lan()), tmp_path_factory.mktemp("vrrp")) for name in wanted]
+        pool = stack.enter_context(ThreadPoolExecutor(len(places)))
+        yield {name: pool.submit(STORIES[name], lan, directory) for name, lan, directory in places}
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_with_keepalived(played, name):
+    played[name].result()

@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -13,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from harness.client import tool
-from harness.lan import Host, Ringgate, in_namespace
+from harness.lan import Capture, Ringgate, in_namespace
 from harness.process import Process
 from harness.proxy import binary
 from harness.tools import eventually
@@ -134,51 +133,6 @@ class Node(Ringgate):
 
 def curl(host, *args, timeout=10):
     return host.run(tool("curl"), "-s", "--max-time", timeout, *args, timeout=timeout + 5, check=False)
-
-
-class Switch:
-    """The namespace of the switch, to look at its ports."""
-
-    def __init__(self, lan):
-        self.lan = lan
-
-    def argv(self, *args):
-        return Host.argv(self.lan, *args)
-
-
-class Capture:
-    """`with Capture(host, "eth0") as frames:`; afterwards `frames.fields("ip.src", ...)` has a row for each frame."""
-
-    def __init__(self, host, device, path, only="ip or ip6"):
-        self.host, self.path = host, path
-        self.argv = host.argv(tool("tshark"), "-n", "-q", "-B", 64, "-i", device, "-f", only, "-w", path)
-
-    def __enter__(self):
-        self.process = Process(self.argv, f"{self.path}.log")
-        self.process.await_ready(lambda: "Capturing on" in self.process.log())
-        # What it says is before it looks.
-        time.sleep(0.5)
-        return self
-
-    def _size(self):
-        try:
-            return self.path.stat().st_size
-        except OSError:
-            return 0
-
-    def __exit__(self, *_):
-        last = -1
-        # Written is what has come when no more comes.
-        while last != self._size():
-            last = self._size()
-            time.sleep(0.3)
-        self.process.terminate(10, signal.SIGINT)
-
-    def fields(self, *names, only=""):
-        argv = [tool("tshark"), "-n", "-r", str(self.path), "-T", "fields", "-o", "tcp.relative_sequence_numbers:FALSE"]
-        argv += ["-E", "occurrence=f", *(["-Y", only] if only else []), *(arg for name in names for arg in ("-e", name))]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-        return [line.split("\t") for line in done.stdout.splitlines()]
 
 
 def mac(host, device="eth0"):

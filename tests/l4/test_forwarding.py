@@ -10,7 +10,7 @@ from harness.client import tool
 from harness.process import Process
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Capture, Switch, curl, mac, send_frames, spread
+from .common import VIP, VIP6, Capture, curl, mac, send_frames, spread
 
 URLS = pytest.mark.parametrize("host", [VIP, f"[{VIP6}]"], ids=["ipv4", "ipv6"])
 
@@ -58,7 +58,7 @@ def test_udp_datagrams_come_whole_and_are_answered(site, host):
     script = (
         "import socket, sys, hashlib\n"
         "address, size = sys.argv[1], int(sys.argv[2])\n"
-        "for n in range(20):\n"
+        "for n in range(60):\n"
         "    family = socket.AF_INET6 if ':' in address else socket.AF_INET\n"
         "    s = socket.socket(family, socket.SOCK_DGRAM); s.settimeout(5)\n"
         "    s.connect((address, 8080)); data = bytes([n]) * size; s.send(data)\n"
@@ -67,11 +67,12 @@ def test_udp_datagrams_come_whole_and_are_answered(site, host):
         "    print(name)\n"
     )
     address = host.strip("[]")
+    # So many that none of three servers is missed by chance: ports are drawn anew each time.
     names = site.client.run("/usr/bin/python3", "-c", script, address, 100).stdout.split()
-    assert set(names) == {"s1", "s2", "s3"} and len(names) == 20
+    assert set(names) == {"s1", "s2", "s3"} and len(names) == 60
     # In fragments: they follow the flow, which only the first one names.
     names = site.client.run("/usr/bin/python3", "-c", script, address, 4000).stdout.split()
-    assert set(names) == {"s1", "s2", "s3"} and len(names) == 20
+    assert set(names) == {"s1", "s2", "s3"} and len(names) == 60
 
 
 @URLS
@@ -102,7 +103,7 @@ def test_dns(site, host, tmp_path):
 
 def test_only_mac_addresses_differ_and_replies_bypass(site, tmp_path):
     # At the switch: what goes past the queueing discipline is not seen on the director itself.
-    with Capture(Switch(site.lan), site.host.port(), tmp_path / "frames") as frames:
+    with Capture(site.lan, site.host.port(), tmp_path / "frames") as frames:
         for host in (VIP, f"[{VIP6}]"):
             assert spread(site.client, f"http://{host}/", 6) == {"s1": 2, "s2": 2, "s3": 2}
     ip = ("ip.id", "ip.ttl", "ip.checksum", "ipv6.hlim", "ipv6.flow")
@@ -152,11 +153,9 @@ def test_tags_and_icmp_errors(site, tmp_path):
     tagged = header + bytes.fromhex("81006005") + b"\x08\0" + ip
     ports = list(range(40100, 40109))
     flows = [checksummed(syn_to_vip(port)) for port in ports]
-    with Capture(Switch(site.lan), site.host.port(), tmp_path / "frames", "ip or vlan") as frames:
+    with Capture(site.lan, site.host.port(), tmp_path / "frames") as frames:
         send_frames(site.client, [tagged] * 5 + [header + b"\x08\0" + flow for flow in flows])
         send_frames(site.client, [header + b"\x08\0" + fragmentation_needed(port) for port in ports])
-        judged = lambda: site.node.metric("ringgate_director_sent_total") > 0
-        eventually(judged, 5, "frames sent")
     out = f"eth.src == {own} and ip.dst == {VIP}"
     rows = frames.fields("vlan.id", "vlan.priority", "eth.dst", only=f"{out} and vlan")
     assert len(rows) == 5 and {tuple(row[:2]) for row in rows} == {("5", "3")}, rows
@@ -192,7 +191,8 @@ def with_sum(data, at):
 def test_real_server_role_is_silent_and_marked(site):
     """The third server has its addresses from Ringgate: leased, on lo, and ARP asks it in vain."""
     text = site.third.host.ip("addr", "show", "dev", "lo")
-    assert f"{VIP}/32" in text and f"{VIP6}/128" in text and "valid_lft 6sec" in text or "valid_lft 5sec" in text, text
+    left = [int(seconds) for seconds in re.findall(r"valid_lft (\d+)sec", text)]
+    assert f"{VIP}/32" in text and f"{VIP6}/128" in text and len(left) == 2 and all(0 < s <= 6 for s in left), text
     site.client.ip("neigh", "flush", "dev", "eth0")
     assert spread(site.client, f"http://{VIP}/", 3).total() == 3
     neighbours = site.client.ip("neigh", "show", VIP)

@@ -58,16 +58,23 @@ def test_counters_add_up_and_service_goes_on(site):
     settled = lambda: counters(site.node)["frames"] == (last.append(counters(site.node)["frames"]) or last[-2])
     last = [-1]
     eventually(settled, 10, "all frames judged", every=0.3)
-    after = counters(site.node)
-    grown = {key: after[key] - before[key] for key in after}
-    assert grown["frames"] > COUNT // 10, grown
+    grown = {}
+
+    def balanced():
+        after = counters(site.node)
+        grown.update({key: after[key] - before[key] for key in after})
+        return grown["frames"] == grown["verdicts"] + grown["cut"]
+
     # Each frame had one verdict; each that was to be sent was sent or refused.
-    assert grown["frames"] == grown["verdicts"] + grown["cut"], grown
+    eventually(balanced, 5, lambda: f"frames have a verdict each: {grown}", every=0.1)
+    assert grown["frames"] > COUNT // 10, grown
     assert grown["sent"] + grown["refused"] >= grown["forwarded"] + grown["local"], grown
     assert grown["sent"] <= grown["forwarded"] + grown["local"] + grown["replied"] + grown["released"], grown
     assert grown["dropped"] + grown["passed"] > 0, grown
+    # A connection may have the ports of a flow that a frame above began: then it stays there, and out of turn.
     for host in (VIP, f"[{VIP6}]"):
-        assert spread(site.client, f"http://{host}/", 6) == {"s1": 2, "s2": 2, "s3": 2}
+        in_turn = lambda host=host: spread(site.client, f"http://{host}/", 6) == {"s1": 2, "s2": 2, "s3": 2}
+        eventually(in_turn, 10, "all servers in turn")
 
 
 def counters(node):

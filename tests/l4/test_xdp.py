@@ -108,8 +108,7 @@ def test_the_program_forwards(network, tmp_path):
     host, config = director(lan, "auto", services)
     with Node(host, tmp_path, "a", config) as node:
         node.await_neighbours(6)
-        assert "datapath=xdp-generic" in node.log()
-        assert program(host) == "xdpgeneric"
+        eventually(lambda: "datapath=xdp-generic" in node.log() and program(host) == "xdpgeneric", 5)
         status = json.loads(host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout)
         assert [(one["interface"], one["datapath"]) for one in status["director"]["datapaths"]] == [("eth0", "xdp-generic")]
         counted = Counted(node)
@@ -144,6 +143,10 @@ def test_taps_see_only_what_goes_up(network, tmp_path):
     host, config = director(lan, "generic", services)
     with Node(host, tmp_path, "a", config) as node:
         node.await_neighbours(3)
+        counted = Counted(node)
+        # Neighbours are told of before the program knows them.
+        forwards = lambda: spread(client, f"http://{VIP}:8080/", 6) and counted().get("forwarded", 0) > 0
+        eventually(forwards, 10, "the program forwards", every=0.3)
         with Tap(host, "eth0") as tap:
             spread(client, f"http://{VIP}:8080/", 10)
             # No service: up, and the tap hears it.
@@ -186,7 +189,7 @@ def test_native(network, tmp_path):
     other_end = pass_everything(lan.name, host.port())
     with Node(host, tmp_path, "a", config) as node:
         node.await_neighbours(3)
-        assert "datapath=xdp-native" in node.log() and program(host) == "xdp"
+        eventually(lambda: "datapath=xdp-native" in node.log() and program(host) == "xdp", 5)
         counted = Counted(node)
         names = spread(client, f"http://{VIP}:8080/", 30)
         assert sum(names.values()) == 30 and set(names) == {"s1", "s2", "s3"}, names

@@ -190,7 +190,7 @@ def test_a_trial_killed_in_mid_apply_reverts(root):
 
 def test_a_trial_whose_watcher_died_is_reverted_by_the_next_command(root):
     before = root.snapshot()
-    root.tune("apply", *EDGE, "--try", "1s", expect=0)
+    root.tune("apply", *EDGE, "--try", "3s", expect=0)
     for pid in eventually(lambda: watchers(root), 5, "a watcher"):
         os.kill(pid, signal.SIGKILL)
     eventually(lambda: "never confirmed" in root.tune("show").stdout, 10, "the trial to be overdue")

@@ -44,7 +44,7 @@ def test_run_applies_watches_and_shows_drift(tmp_path):
             proxy.await_metric("ringgate_tuning_drift", 1, key="net.core.somaxconn")
             drift = proxy.status()["tuning"]["drift"]
             assert ("net.core.somaxconn", "128") in [(d["key"], d["now"]) for d in drift]
-            assert "has drifted key=net.core.somaxconn" in proxy.log()
+            proxy.await_log("has drifted key=net.core.somaxconn")
             ns.run("sh", "-c", "echo 65535 > /proc/sys/net/core/somaxconn")
             eventually(lambda: proxy.metric("ringgate_tuning_drift") == limits, 5, "no drift")
         with Proxy(site, tmp_path / "two", prefix=ns.argv()) as proxy:
@@ -114,7 +114,7 @@ def test_connections_land_on_the_shard_whose_cpu_took_them(tmp_path):
             with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
                 assert client.stdout.readline() == "ready\n"
                 proxy.await_metric("ringgate_connections", 40, shard=str(shard))
-                assert proxy.metric("ringgate_connections") == 40
+                proxy.await_equal("ringgate_connections", 40)
             eventually(lambda: proxy.metric("ringgate_connections") == 0, 5, "no connections")
 
 

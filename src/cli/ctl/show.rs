@@ -45,6 +45,11 @@ pub(super) fn status(status: &Value) -> String {
         clients,
         list(&status["shards"]).len(),
     );
+    for shard in list(&status["shards"]) {
+        if let Some(since) = shard["stuck_seconds"].as_f64() {
+            let _ = writeln!(text, "shard {} has not answered for {since:.1} s", shard["shard"]);
+        }
+    }
     let hardening = &status["hardening"];
     if !hardening["capabilities"].is_null() {
         let kept: Vec<_> = list(&hardening["capabilities"]).iter().map(word).collect();

@@ -219,7 +219,11 @@ const fn order(path: &'static str, what: &'static str, handler: fn(Call) -> Late
 pub const VERBS: &[Verb] = &[
     read("/", "the status page", pages::page),
     read("/healthz", "200 as long as the process answers", pages::health),
-    read("/readyz", "200 while it accepts, 503 while it drains", pages::ready),
+    read(
+        "/readyz",
+        "200 while it accepts, 503 while it drains or a shard does not answer",
+        pages::ready,
+    ),
     read("/metrics", "figures for Prometheus", pages::metrics),
     read("/status", "everything", pages::status),
     read("/api", "this list", pages::verbs),

@@ -18,9 +18,14 @@ pub(super) fn health(_: &Call) -> Reply {
 }
 
 pub(super) fn ready(call: &Call) -> Reply {
-    match call.state.phase.get() {
-        Phase::Serving => Reply::text(200, "ready"),
-        Phase::Draining => Reply::text(503, "draining"),
+    let stuck = call.state.pulses.stuck();
+    match (call.state.phase.get(), stuck.first()) {
+        (Phase::Draining, _) => Reply::text(503, "draining"),
+        (Phase::Serving, None) => Reply::text(200, "ready"),
+        (Phase::Serving, Some((shard, since))) => {
+            let text = format!("shard {shard} has not answered for {:.1} s", since.as_secs_f64());
+            Reply::text(503, &text)
+        }
     }
 }
 

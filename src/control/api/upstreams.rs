@@ -84,6 +84,11 @@ async fn change(call: Call, make: &Make) -> Reply {
     if let Err(why) = after(&upstream, &order, flag("force")) {
         return Reply::error(409, why);
     }
+    // A successor would not know of it.
+    let _changing = match state.upgrade.change() {
+        Ok(changing) => changing,
+        Err(why) => return Reply::error(409, why),
+    };
     if flag("persist") {
         let Some(file) = state.file.clone() else {
             return Reply::error(409, "the configuration is in no file that could be changed");

@@ -320,6 +320,24 @@ fn shards(page: &mut Page, state: &State) {
         let value = connections(&shard.metrics);
         page.sample("ringgate_connections", &[("shard", &index.to_string())], value);
     }
+    page.family(
+        "ringgate_shard_stuck",
+        "gauge",
+        "1 while a shard does not answer (3 s), by shard.",
+    );
+    for index in 0..state.shards.len() {
+        let value = u8::from(state.pulses.stuck_for(index).is_some());
+        page.sample("ringgate_shard_stuck", &[("shard", &index.to_string())], value);
+    }
+    page.family(
+        "ringgate_shard_stalls_total",
+        "counter",
+        "Times a shard did not answer, by shard.",
+    );
+    for index in 0..state.shards.len() {
+        let value = state.pulses.stalls(index);
+        page.sample("ringgate_shard_stalls_total", &[("shard", &index.to_string())], value);
+    }
     let families: [Picked<Stats>; 5] = [
         ("ringgate_ring_enters_total", "counter", "Calls of io_uring_enter(2).", |s| &s.enters),
         ("ringgate_ring_completions_total", "counter", "Completions handed out.", |s| {

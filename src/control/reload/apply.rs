@@ -130,13 +130,11 @@ impl Reloader {
         if self.state.phase.get() != Phase::Serving {
             return Answer::refused("the process is draining".to_owned());
         }
-        if self.state.upgrade.is_under_way() {
-            return Answer::refused("an upgrade is under way: try again".to_owned());
-        }
-        self.state.upgrade.set_changing(true);
-        let answer = self.change(asked, old, path).await;
-        self.state.upgrade.set_changing(false);
-        answer
+        let _changing = match self.state.upgrade.change() {
+            Ok(changing) => changing,
+            Err(why) => return Answer::refused(why.to_owned()),
+        };
+        self.change(asked, old, path).await
     }
 
     async fn change(&self, asked: &Asked, old: Arc<Config>, path: PathBuf) -> Answer {

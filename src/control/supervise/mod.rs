@@ -20,6 +20,7 @@ use crate::control::config::Config;
 use crate::control::hardening;
 use crate::control::history;
 use crate::control::logger::Logger;
+use crate::control::pulse::{self, Pulses};
 use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
 use crate::control::state::{ListenerState, Phase, State};
@@ -106,7 +107,8 @@ pub fn run(
     probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
     let signals = SignalFd::block(&SIGNALS)
         .map_err(|error| Failed(format!("cannot block signals: {error}")))?;
-    let logger = Logger::new(config.log.level, config.log.format);
+    let level = inherited.as_ref().and_then(|inherited| inherited.log_level());
+    let logger = Logger::new(level.unwrap_or(config.log.level), config.log.format);
     let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
     let _ = limits::raise_locked_memory();
@@ -114,7 +116,9 @@ pub fn run(
     if config.node.user.is_some() {
         probe::check().map_err(|unusable| Failed(unusable.to_string()))?;
     }
-    let epoch = Instant::now();
+    // Times that are inherited go on.
+    let epoch = inherited.as_ref().and_then(|inherited| inherited.epoch());
+    let epoch = epoch.unwrap_or_else(Instant::now);
     let wake = Arc::new(EventFd::new().map_err(|error| Failed(format!("eventfd: {error}")))?);
     let (news, inbox) = sync_channel(NEWS_MAX);
     let desk = Desk { news, wake };
@@ -165,12 +169,14 @@ impl Control {
         self.steer(&cpus, &sockets)?;
         let admin = self.admin(&office)?;
         let token = self.token()?;
-        let (upstreams, resolver) = self.upstreams(cpus.len())?;
+        let standing = self.inherited.as_ref().map(|inherited| inherited.take_standing());
+        let standing = standing.unwrap_or_default();
+        let (upstreams, resolver) = self.upstreams(cpus.len(), &standing)?;
         let listeners = listeners(&self.config, cpus.len());
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.local_socket(&office)?;
-        let checks = self.start_checks(&ring, &upstreams).await?;
+        let checks = self.start_checks(&ring, &upstreams, &standing.health).await?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -202,6 +208,7 @@ impl Control {
             history: RefCell::default(),
             started: Instant::now(),
             epoch: self.epoch,
+            pulses: Pulses::default(),
             phase: Cell::new(Phase::Serving),
             shards,
             listeners: RefCell::new(listeners.into()),
@@ -233,6 +240,7 @@ impl Control {
             open(listener, Access::Local);
             guard
         });
+        pulse::watch(&ring, &state, logger);
         spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
             spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));

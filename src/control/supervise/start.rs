@@ -1,7 +1,6 @@
 //! Before anything serves: sockets, upstreams, shards and the threads beside them.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
@@ -17,12 +16,15 @@ use crate::control::admin::Token;
 use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
-use crate::control::health::Checks;
+use crate::control::hardening;
+use crate::control::health::{Checks, Clock};
 use crate::control::logger::Logger;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
+use crate::control::servers::Servers;
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tuning::{self, Tuned};
+use crate::control::upgrade::standing::{Handed, MemberHealth, Since};
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
@@ -146,23 +148,42 @@ impl Control {
     pub(super) fn upstreams(
         &self,
         shards: usize,
+        handed: &Handed,
     ) -> Result<(Vec<Rc<UpstreamState>>, Resolver), Failed> {
         let configs = &self.config.service.upstreams;
-        let names = resolve::names(configs);
+        let servers: Vec<_> = configs.iter().map(|config| self.servers(config, handed)).collect();
+        let names = resolve::names_of(
+            servers.iter().flat_map(Servers::now).map(|standing| &standing.server),
+        );
         let desk = self.desk.clone();
         let tell = move |name: &resolve::Name, result| {
             desk.tell(News::Resolved { name: name.clone(), result });
         };
         let resolver = Resolver::start(tell)
             .map_err(|error| Failed(format!("cannot start the resolver: {error}")))?;
-        let found: HashMap<_, _> =
-            resolve::look_up_all(names.clone(), RESOLVE_FIRST).into_iter().collect();
+        let mut found = handed.addresses();
+        found.extend(resolve::look_up_all(names.clone(), RESOLVE_FIRST));
         resolver.set(names, self.config.node.resolve_interval);
-        let state = |config: &l7::config::Upstream| {
+        let state = |(config, servers): (&l7::config::Upstream, Servers)| {
             let shared = Arc::new(SharedUpstream::new(config.clone(), shards));
-            Rc::new(UpstreamState::new(shared, resolve::addresses(config, &found), None))
+            let addresses = resolve::addresses_of(servers.now(), &found);
+            Rc::new(UpstreamState::with_servers(shared, servers, addresses))
         };
-        Ok((configs.iter().map(state).collect(), resolver))
+        Ok((configs.iter().zip(servers).map(state).collect(), resolver))
+    }
+
+    /// As the file has them, or as the operator of an earlier process had them since.
+    fn servers(&self, config: &l7::config::Upstream, handed: &Handed) -> Servers {
+        let mut servers = Servers::new(&config.servers);
+        match handed.since(&config.name, &config.servers) {
+            Since::Nothing => {}
+            Since::Servers(now) => servers.set(now),
+            Since::Void => self.logger.warn(
+                "the file has other servers than before the upgrade: what was changed at run time is gone",
+                &[("upstream", &config.name)],
+            ),
+        }
+        servers
     }
 
     /// Starts health checks and waits for their first round, a bounded time: what does not answer in it takes
@@ -171,10 +192,12 @@ impl Control {
         &self,
         ring: &Rc<Ring>,
         upstreams: &[Rc<UpstreamState>],
+        before: &[MemberHealth],
     ) -> Result<Checks, Failed> {
         let desk = self.desk.clone();
         let tell = Box::new(move |event| desk.tell(News::Health(event)));
-        let checks = Checks::start(&self.config, upstreams, self.epoch, self.descriptors, tell)
+        let clock = Clock { epoch: self.epoch, descriptors: self.descriptors };
+        let checks = Checks::start(&self.config, upstreams, before, clock, tell)
             .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
         if !checks.first_round(ring).await {
             self.logger
@@ -267,6 +290,7 @@ impl Control {
                 ring,
                 change,
                 connections: connections.clone(),
+                confine: hardening::is_confined(&self.config),
                 seed: random_seed(),
                 reporter: Box::new(move |report| reports.tell(News::Report(report))),
                 ended: Box::new(move |result| {

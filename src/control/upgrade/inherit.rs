@@ -5,11 +5,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::message::{Hello, Message, Socket, VERSION};
+use super::standing::Handed;
 use super::{ENVIRONMENT, Elder};
-use crate::ha::handoff::Handed;
+use crate::control::config::Level;
+use crate::ha::handoff;
 use crate::l7::tls::tickets::Secret;
 use crate::sys::{cpu, passing, socket};
 
@@ -24,6 +26,18 @@ pub struct Inherited {
     channel: OwnedFd,
     hello: Hello,
     sockets: RefCell<Vec<(Socket, OwnedFd)>>,
+    standing: RefCell<Handed>,
+    /// The beginning of the clock that both processes share.
+    epoch: Option<Instant>,
+}
+
+/// What was read.
+struct Passed {
+    hello: Hello,
+    sockets: Vec<(Socket, OwnedFd)>,
+    standing: Handed,
+    /// When the hello came.
+    at: Instant,
 }
 
 impl Inherited {
@@ -42,11 +56,13 @@ impl Inherited {
         };
         passing::wait_at_most(channel.as_fd(), PATIENCE).map_err(failed)?;
         match Self::read(&channel) {
-            Ok((hello, sockets)) => {
+            Ok(Passed { hello, sockets, standing, at }) => {
                 if !hello.cpus.is_empty() {
                     let _ = cpu::confine(&hello.cpus);
                 }
-                Ok(Some(Self { channel, hello, sockets: RefCell::new(sockets) }))
+                let epoch = hello.age_ms.and_then(|age| at.checked_sub(Duration::from_millis(age)));
+                let (sockets, standing) = (RefCell::new(sockets), RefCell::new(standing));
+                Ok(Some(Self { channel, hello, sockets, standing, epoch }))
             }
             Err(reason) => {
                 let _ = Message::failed(&reason).send(&channel, &[]);
@@ -55,16 +71,19 @@ impl Inherited {
         }
     }
 
-    fn read(channel: &OwnedFd) -> Result<(Hello, Vec<(Socket, OwnedFd)>), String> {
-        let mut hello = None;
+    fn read(channel: &OwnedFd) -> Result<Passed, String> {
+        let (mut hello, mut at) = (None, Instant::now());
         let mut passed = Vec::new();
+        let mut standing = Handed::default();
         loop {
             let said = Message::receive(channel, true);
             let (message, descriptors) = said
                 .map_err(|error| format!("cannot read what the running process passes: {error}"))?
                 .ok_or("the running process has closed the connection")?;
             match message {
-                Message::Hello(said) if said.version == VERSION => hello = Some(said),
+                Message::Hello(said) if said.version == VERSION => {
+                    (hello, at) = (Some(said), Instant::now());
+                }
                 Message::Hello(said) => {
                     return Err(format!(
                         "the running process speaks version {} of the upgrade, this one {VERSION}: \
@@ -76,9 +95,12 @@ impl Inherited {
                     passed.extend(sockets.into_iter().zip(descriptors));
                 }
                 Message::Whole => {
-                    return Ok((hello.ok_or("the running process did not say hello")?, passed));
+                    let hello = hello.ok_or("the running process did not say hello")?;
+                    return Ok(Passed { hello, sockets: passed, standing, at });
                 }
-                _ => return Err("the running process said something out of turn".into()),
+                other => standing
+                    .take_in(other)
+                    .map_err(|_| "the running process said something out of turn")?,
             }
         }
     }
@@ -87,6 +109,29 @@ impl Inherited {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.hello.pid
+    }
+
+    /// The beginning of the clock that times in [`Inherited::take_standing`] are on.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Instant> {
+        self.epoch
+    }
+
+    /// The level of the log, if it was set at run time.
+    #[must_use]
+    pub fn log_level(&self) -> Option<Level> {
+        let name = self.hello.log_level.as_deref()?;
+        Level::ALL.into_iter().find(|level| level.name() == name)
+    }
+
+    /// Health, and what was changed at run time. Without a common clock health says nothing.
+    #[must_use]
+    pub fn take_standing(&self) -> Handed {
+        let mut standing = self.standing.take();
+        if self.epoch.is_none() {
+            standing.health.clear();
+        }
+        standing
     }
 
     /// Secrets of session tickets.
@@ -156,7 +201,7 @@ impl Inherited {
     ///
     /// # Errors
     /// Text: the old process serves on.
-    pub fn ready(&self, vrrp: Vec<String>) -> Result<Vec<Handed>, String> {
+    pub fn ready(&self, vrrp: Vec<String>) -> Result<Vec<handoff::Handed>, String> {
         let gone = |error| format!("the running process does not answer: {error}");
         Message::Ready { vrrp }.send(&self.channel, &[]).map_err(gone)?;
         match Message::receive(&self.channel, true).map_err(gone)? {

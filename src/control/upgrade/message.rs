@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::standing::{MemberHealth, PassedName, PassedServer};
 use crate::ha::handoff::Handed;
 use crate::sys::passing;
 
@@ -17,7 +18,7 @@ pub(super) const VERSION: u32 = 1;
 /// A reason is cut to so many characters.
 const REASON_MAX: usize = 4096;
 
-/// In the order they are said; the first three and [`Message::Go`] and [`Message::Yours`] by the old one.
+/// In the order they are said; the first six and [`Message::Go`] and [`Message::Yours`] by the old one.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(super) enum Message {
@@ -25,7 +26,13 @@ pub(super) enum Message {
     Hello(Hello),
     /// Sockets; a descriptor for each comes with it.
     Sockets { sockets: Vec<Socket> },
-    /// There are no more sockets.
+    /// How servers stand.
+    Health { members: Vec<MemberHealth> },
+    /// Servers of an upstream that were changed at run time; what the file's list was, to tell another one.
+    Servers { upstream: String, file: String, servers: Vec<PassedServer> },
+    /// Addresses of servers' names.
+    Names { names: Vec<PassedName> },
+    /// That is all.
     Whole,
     /// Everything is open and could serve; these virtual routers would be taken over.
     Ready { vrrp: Vec<String> },
@@ -51,6 +58,12 @@ pub(super) struct Hello {
     /// Random secrets of session tickets, each with its period.
     #[serde(default)]
     pub(super) tickets: Vec<(u64, Vec<u8>)>,
+    /// How long the clock of times in other messages has run.
+    #[serde(default)]
+    pub(super) age_ms: Option<u64>,
+    /// The level of the log, if it was set at run time.
+    #[serde(default)]
+    pub(super) log_level: Option<String>,
 }
 
 /// What a passed socket is for.
@@ -94,8 +107,12 @@ mod tests {
     #[test]
     fn messages_survive_the_way_and_unknown_keys_are_ignored() {
         let (one, other) = passing::pair().expect("a pair");
-        let hello =
-            Hello { version: VERSION, pid: 7, tickets: vec![(3, vec![1, 255])], cpus: vec![] };
+        let hello = Hello {
+            version: VERSION,
+            pid: 7,
+            tickets: vec![(3, vec![1, 255])],
+            ..Hello::default()
+        };
         let bind: SocketAddr = "[::1]:443".parse().expect("a literal");
         let handed = Handed {
             key: "a".into(),

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! old                                  new
-//! spawn, Hello, Sockets.., Whole  -->  validate, open what is new, make rings, VRRP armed
+//! spawn, Hello, Sockets.., Health.., Servers.., Names.., Whole
+//!                                 -->  validate, open what is new, make rings, VRRP armed
 //!                                 <--  Ready
 //! VRRP frozen; Go                 -->  VRRP goes on, shards accept
 //!                                 <--  Serving
@@ -15,6 +16,7 @@ mod inherit;
 mod message;
 mod offer;
 pub mod pid_file;
+pub mod standing;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
@@ -49,7 +51,8 @@ pub struct Office {
     sockets: RefCell<Vec<(Socket, OwnedFd)>>,
     elders: RefCell<Vec<Elder>>,
     under_way: Cell<bool>,
-    changing: Cell<bool>,
+    /// Changes under way: a reload, servers.
+    changing: Rc<Cell<u32>>,
     /// Upgrades that failed since this process serves.
     failed: Cell<u64>,
     /// When and why the last one failed.
@@ -60,6 +63,16 @@ pub struct Office {
     pub handed: Event,
     /// The other end of what the successor holds for as long as it lives.
     heir: RefCell<Option<(u32, OwnedFd)>>,
+}
+
+/// A change under way; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Changing(Rc<Cell<u32>>);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// An older process of this line that still drains.
@@ -95,7 +108,7 @@ impl Office {
             sockets: RefCell::default(),
             elders: RefCell::default(),
             under_way: Cell::new(false),
-            changing: Cell::new(false),
+            changing: Rc::default(),
             failed: Cell::new(0),
             last_failure: RefCell::default(),
             inherited,
@@ -150,9 +163,16 @@ impl Office {
         self.under_way.get()
     }
 
-    /// A reload is under way: what would be passed is about to change.
-    pub fn set_changing(&self, changing: bool) {
-        self.changing.set(changing);
+    /// Begins a change of what a successor is passed: there is no upgrade before it ends.
+    ///
+    /// # Errors
+    /// An upgrade is under way.
+    pub fn change(&self) -> Result<Changing, &'static str> {
+        if self.is_under_way() {
+            return Err("an upgrade is under way: try again");
+        }
+        self.changing.set(self.changing.get() + 1);
+        Ok(Changing(Rc::clone(&self.changing)))
     }
 
     /// The process that serves in this one's place, once there is one; and false when it is gone.

@@ -10,7 +10,7 @@ use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
 use super::message::{Hello, Message, Socket, VERSION};
-use super::{ENVIRONMENT, Office};
+use super::{ENVIRONMENT, Office, standing};
 use crate::control::state::{Phase, State};
 use crate::control::systemd;
 use crate::ha::handoff::Handed;
@@ -39,8 +39,8 @@ pub async fn carry_out(
     binary: Option<PathBuf>,
 ) -> Result<String, String> {
     let office = &state.upgrade;
-    if office.changing.get() {
-        return Err("a reload is under way: try again".into());
+    if office.changing.get() > 0 {
+        return Err("a reload or a change of servers is under way: try again".into());
     }
     if office.under_way.replace(true) {
         return Err("an upgrade is under way already".into());
@@ -147,6 +147,10 @@ impl Attempt {
             pid: std::process::id(),
             cpus: office.cpus.clone(),
             tickets: state.tls.ticket_secrets().iter().filter_map(|s| s.export()).collect(),
+            age_ms: Some(state.now()),
+            log_level: Some(state.logger.level())
+                .filter(|level| *level != state.log.borrow().level)
+                .map(|level| level.name().to_owned()),
         };
         let mut passed = vec![(Message::Hello(hello), Vec::new())];
         {
@@ -167,6 +171,7 @@ impl Attempt {
                 passed.push((Message::Sockets { sockets }, descriptors));
             }
         }
+        passed.extend(standing::messages(state).into_iter().map(|message| (message, Vec::new())));
         passed.push((Message::Whole, Vec::new()));
         let began = Instant::now();
         for (message, descriptors) in passed {

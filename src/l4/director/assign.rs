@@ -89,7 +89,7 @@ pub(super) fn leave(tables: &Tables, gone: Gone) {
     }
 }
 
-fn key(slot: u16, tuple: &Tuple) -> Key {
+pub(super) fn key(slot: u16, tuple: &Tuple) -> Key {
     let client = match tuple.client {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),

@@ -3,6 +3,7 @@
 mod assign;
 mod deliver;
 mod fragments;
+mod memory;
 mod reply;
 mod tunnel;
 

@@ -328,11 +328,15 @@ fn judge(
 ) -> Fate {
     let Received { frame: bytes, tag, merged, partial } = received;
     let length = bytes.len();
+    let learning = learner.and_then(|learner| {
+        let note = learner.prepare(director, bytes, now)?;
+        Some((learner, note))
+    });
     let mut frame = Frame { bytes, vlan: tag.map(|tag| tag.control), ifindex: interface, length };
     let verdict = director.judge(now, &mut frame);
     let bytes = frame.bytes;
-    if let Some(learner) = learner {
-        learner.judged(bytes, forwarded_to(verdict));
+    if let Some((learner, note)) = learning {
+        learner.judged(director, note, forwarded_to(verdict), now);
     }
     match verdict {
         Verdict::Pass => counts.outcome(PASSED),

@@ -50,9 +50,7 @@ fn server(tables: &Tables, service: &Service, one: &Server) -> layout::Server {
         Condition::Down | Condition::Removed => service.on_server_down == OnServerDown::Drain,
     };
     let via = match one.path {
-        Path::Via(neighbour) if keeps && service.active && service.forward == Forward::Dr => {
-            Some(neighbour)
-        }
+        Path::Via(neighbour) if keeps && serves(service) => Some(neighbour),
         _ => None,
     };
     layout::Server {
@@ -62,9 +60,14 @@ fn server(tables: &Tables, service: &Service, one: &Server) -> layout::Server {
         generation: one.id.generation,
         vlan: via.and_then(|to| to.vlan).unwrap_or_default(),
         shown: !schedules(tables, service),
-        down: matches!(one.condition, Condition::Down | Condition::Removed),
+        down: service.active && matches!(one.condition, Condition::Down | Condition::Removed),
         timeouts: timeouts(&tables.timeouts, service.key.protocol).map(units),
     }
+}
+
+/// Whether the program may forward frames of a service's flows.
+fn serves(service: &Service) -> bool {
+    service.active && !service.one_packet && service.forward == Forward::Dr
 }
 
 /// By state: opening, established, closing, closed.

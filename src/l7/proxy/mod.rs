@@ -27,7 +27,7 @@ use crate::l7::headers;
 use crate::l7::http2::client::retire;
 use crate::l7::input::BodyReader;
 use crate::l7::output::{Coding, buffer_of};
-use crate::l7::pool::{Connection, Lease, Pool, millis};
+use crate::l7::pool::{Connection, Kept, Lease, Pool, millis};
 use crate::l7::reply;
 use crate::l7::tls;
 use crate::l7::tls::Application;
@@ -119,8 +119,8 @@ pub enum Served {
 #[derive(Debug)]
 pub struct Upgraded {
     connection: Connection,
-    /// Counts as in flight.
-    _lease: Lease,
+    /// Counts as in flight: to the server, and to the upstream's circuit breaker.
+    _in_flight: (Lease, Kept),
 }
 
 impl Upgraded {
@@ -140,7 +140,7 @@ impl Proxied<'_> {
         self.exchange.outcome.upstream_started = Some(began);
         self.pool.count_request(began);
         let pool = self.pool;
-        let Some(_place) = pool.admit() else {
+        let Some(place) = pool.admit() else {
             metrics.refused_in_flight.increment();
             self.exchange.outcome.error = Some("breaker.max_in_flight");
             return Served::Over(self.give_up(503).await);
@@ -162,7 +162,11 @@ impl Proxied<'_> {
             let failure = match self.attempt(worker, &lease, fresh).await {
                 Ok(Attempted::Over(after)) => return Served::Over(after),
                 Ok(Attempted::Upgraded(connection)) => {
-                    return Served::Upgraded(Box::new(Upgraded { connection, _lease: lease }));
+                    let in_flight = (lease, pool.keep(place));
+                    return Served::Upgraded(Box::new(Upgraded {
+                        connection,
+                        _in_flight: in_flight,
+                    }));
                 }
                 // Streams share connections whatever was asked for: no second time without a budget.
                 Err(Failure::Stale) if fresh => Failure::Broken,

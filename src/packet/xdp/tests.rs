@@ -2,7 +2,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::layout::{Action, Flow, FlowKey, Reason, Server, ServiceKey, State};
-use super::program::{PASS, Setup, TRANSMIT};
+use super::program::{DROP, PASS, Setup, TRANSMIT};
 use super::*;
 use crate::balance::siphash::Key;
 use crate::protocol::ethernet::Mac;
@@ -151,4 +151,130 @@ fn flows_of_the_packet_socket_are_shown_to_it() {
     let mut seen = Vec::new();
     path.flows().for_each_flow(|key, flow| seen.push((key, flow.slot))).expect("all");
     assert_eq!(seen, [(key(1000), 4)]);
+}
+
+/// Does something within one second of the program's clock, on one CPU: that is what limits count by.
+fn within_a_second(mut act: impl FnMut(), mut check: impl FnMut()) {
+    let cpu = crate::sys::cpu::allowed().into_iter().next();
+    assert!(cpu.is_some_and(crate::sys::cpu::pin), "pinned");
+    for _ in 0..20 {
+        let begin = clock();
+        act();
+        if clock().wrapping_sub(begin) < 900 {
+            return check();
+        }
+    }
+    panic!("never on the CPU for a second");
+}
+
+fn limited(new_flows: u32, syn_limit: u32) -> Option<(FastPath, Program)> {
+    let mut path = fast_path()?;
+    let setup = || Setup { new_flows, syn_limit, ..setup() };
+    path.set_tables(tables(false), |_| setup()).expect("tables");
+    let program = path.program(&setup()).expect("a program");
+    Some((path, program))
+}
+
+#[test]
+fn beyond_the_rate_of_new_flows_they_go_by_hash_alone() {
+    if limited(1, 0).is_none() {
+        return;
+    }
+    let seen = std::cell::RefCell::new(None);
+    let act = || {
+        let (path, program) = limited(2, 0).expect("a program");
+        let frames = (1000..1005).map(|port| segment(port, SYN)).chain([segment(1004, ACK)]);
+        let all: Vec<_> = frames.map(|frame| run(&program, &frame)).collect();
+        *seen.borrow_mut() = Some((path, all));
+    };
+    within_a_second(act, || {
+        let (path, all) = seen.borrow_mut().take().expect("it ran");
+        assert!(all.iter().all(|(result, _)| *result == TRANSMIT), "none is lost, none goes up");
+        let known = |port| path.flows().flow(&key(port)).unwrap().is_some();
+        assert_eq!([1000, 1001, 1002, 1003, 1004].map(known), [true, true, false, false, false]);
+        assert_eq!(passed(&path, Reason::Stateless), 4);
+        assert_eq!(all[4].1[..6], all[5].1[..6], "the same server without an entry");
+    });
+}
+
+#[test]
+fn what_began_anew_beyond_the_rate_is_forgotten() {
+    if limited(1, 0).is_none() {
+        return;
+    }
+    let seen = std::cell::RefCell::new(None);
+    let act = || {
+        let (path, program) = limited(1, 0).expect("a program");
+        let results = [SYN, FIN, SYN].map(|flags| run(&program, &segment(1000, flags)).0);
+        *seen.borrow_mut() = Some((path, results));
+    };
+    within_a_second(act, || {
+        let (path, results) = seen.borrow_mut().take().expect("it ran");
+        assert_eq!(results, [TRANSMIT; 3]);
+        assert_eq!(passed(&path, Reason::Stateless), 1);
+        // The new connection may be with another server than the one before.
+        assert_eq!(path.flows().flow(&key(1000)).unwrap(), None);
+    });
+}
+
+#[test]
+fn too_many_connections_of_one_source_are_dropped() {
+    if limited(0, 1).is_none() {
+        return;
+    }
+    let seen = std::cell::RefCell::new(None);
+    let act = || {
+        let (path, program) = limited(0, 3).expect("a program");
+        let mut other = segment(1000, SYN);
+        other[29] = 10;
+        let mut frames: Vec<_> = (1000..1005).map(|port| segment(port, SYN)).collect();
+        frames.extend([segment(1000, ACK), other]);
+        let results: Vec<u32> = frames.iter().map(|frame| run(&program, frame).0).collect();
+        *seen.borrow_mut() = Some((path, results));
+    };
+    within_a_second(act, || {
+        let (path, results) = seen.borrow_mut().take().expect("it ran");
+        let (sent, dropped) = (TRANSMIT, DROP);
+        assert_eq!(results, [sent, sent, sent, dropped, dropped, sent, sent]);
+        assert_eq!(passed(&path, Reason::SynLimit), 2);
+        assert_eq!(path.flows().flow(&key(1003)).unwrap(), None);
+    });
+}
+
+#[test]
+fn a_full_table_loses_no_frame() {
+    const ROOM: u32 = 1024;
+    let limits = Limits { flows_v4: ROOM, flows_v6: 0, syn_limit: false };
+    if fast_path().is_none() {
+        return;
+    }
+    let mut path = FastPath::new(limits).expect("maps");
+    path.set_tables(tables(false), |_| setup()).expect("tables");
+    let program = path.program(&setup()).expect("a program");
+    let mut servers = Vec::new();
+    for port in 1000..9000 {
+        let (result, out) = run(&program, &segment(port, SYN));
+        assert_eq!(result, TRANSMIT, "port {port}");
+        servers.push(out[5]);
+    }
+    let mut known = std::collections::HashMap::new();
+    path.flows()
+        .for_each_flow(|key, flow| {
+            known.insert(key, flow);
+        })
+        .expect("all");
+    assert!(!known.is_empty() && known.len() <= ROOM as usize, "{} flows", known.len());
+    let mut forgotten = 0;
+    for (port, server) in (1000..9000).zip(servers) {
+        let (result, out) = run(&program, &segment(port, ACK));
+        if known.contains_key(&key(port)) {
+            assert_eq!((result, out[5]), (TRANSMIT, server), "port {port}");
+        } else {
+            // The packet socket finds it by the same hash.
+            assert_eq!(result, PASS, "port {port}");
+            forgotten += 1;
+        }
+    }
+    assert_eq!(passed(&path, Reason::UnknownFlow), forgotten);
+    assert!(forgotten >= 8000 - u64::from(ROOM), "{forgotten} forgotten");
 }

@@ -1,6 +1,6 @@
 //! Flows that are known, and the sending of frames.
 
-use super::{EVENT, Event, Family, KEY, LENGTH, NEW, REFRESH, SLOT, TRANSMIT, VLAN, Writer};
+use super::{EVENT, Event, Family, KEY, LENGTH, NEW, REFRESH, SLOT, STALE, TRANSMIT, VLAN, Writer};
 use crate::packet::xdp::assembler::Condition::{Equal, Greater, GreaterOrEqual, Less, NotEqual};
 use crate::packet::xdp::assembler::Operation::{Add, And, Move, ShiftLeft, ShiftRight, Subtract};
 use crate::packet::xdp::assembler::Register::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
@@ -19,6 +19,7 @@ impl Writer<'_> {
         let miss = self.a.label();
         let a = &mut self.a;
         a.store(Word, R10, NEW, 0);
+        a.store(Word, R10, STALE, 0);
         a.call(Helper::CoarseTime);
         a.alu(ShiftRight, R0, CLOCK_SHIFT);
         a.alu32(Move, R8, R0);
@@ -75,11 +76,13 @@ impl Writer<'_> {
         a.jump_if(GreaterOrEqual, R3, R5, miss);
         a.place(alive);
         // A server that is down and does not keep its flows: the packet socket gives this one to another, and it
-        // must not return when the server does.
+        // must not return when the server does. Of flows that are scheduled here it looks into the table.
         let kept = a.label();
         a.load(Word, R2, R7, SERVER_INTERFACE);
         a.jump_if(NotEqual, R2, 0, kept);
         a.load(Word, R2, R7, SERVER_DOWN);
+        a.jump_if(Equal, R2, 0, server);
+        a.load(Word, R2, R7, SERVER_SHOWN);
         a.jump_if(Equal, R2, 0, server);
         self.forget(family);
         let a = &mut self.a;
@@ -106,11 +109,10 @@ impl Writer<'_> {
         a.jump_if(Less, R3, REFRESH, rested);
         a.store(Word, R9, FLOW_SHOWN, R8);
         a.jump(refresh);
-        // It begins anew, and may do so with a server that the program does not serve: nothing of it may stay.
+        // It begins anew. What is known stays until there is something else, since the packet socket looks into it.
         let anew = a.label();
         a.place(anew);
-        self.forget(family);
-        let a = &mut self.a;
+        a.store(Word, R10, STALE, 1);
         a.jump(miss);
         a.place(owned);
         let stays = a.label();

@@ -97,6 +97,8 @@ const REASON: i16 = -144;
 const NEW: i16 = -148;
 const CROWDED: i16 = -152;
 const SOURCE: i16 = -168;
+/// Whether the table has a flow of this key that is over.
+const STALE: i16 = -172;
 
 /// What a packet says of its flow's life.
 #[derive(Debug, Clone, Copy)]

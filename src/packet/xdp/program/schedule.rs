@@ -2,7 +2,7 @@
 
 use super::{
     CROWDED, EVENT, Event, FLOW, Family, HASHED, KEY, Maps, NEW, REASON, SECOND, SERVICE_KEY, SLOT,
-    SOURCE, Writer, count_reason,
+    SOURCE, STALE, Writer, count_reason,
 };
 use crate::packet::xdp::assembler::Condition::{Equal, Greater, Less, LessOrEqual, NotEqual};
 use crate::packet::xdp::assembler::Operation::{
@@ -220,6 +220,12 @@ impl Writer<'_> {
         a.store(Word, R10, NEW, 1);
         a.jump(done);
         a.place(stateless);
+        let counted = a.label();
+        a.load(Word, R2, R10, STALE);
+        a.jump_if(Equal, R2, 0, counted);
+        self.forget(family);
+        let a = &mut self.a;
+        a.place(counted);
         a.store(Word, R10, REASON, Reason::Stateless as i32);
         count_reason(a, self.maps);
         a.place(done);
