@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Failover measured from a client: how long no request succeeds. Ringgate beside keepalived and nginx, in turns.
 
-    bench/ha.py [--repeat 50] [--only kill,stop,cable,partition,release] [--intervals 100,10] [--loops 0,8,16]
+    bench/ha.py [--repeat 50] [--only kill,stop,cable,partition,reload,release] [--intervals 100,10] [--loops 0,8,16]
 
 Each pair of nodes is on a switch of its own (network namespaces); a client starts a request every 4 ms, each on a new
 connection. The gap is the longest time between two successes around the fault. `--loops` counts take-overs that nothing caused while busy loops use the CPUs. Needs root, keepalived and nginx.
@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from harness.client import tool  # noqa: E402
 from harness.lan import Keepalived, Lan, Load, Ringgate  # noqa: E402
 from harness.process import Process  # noqa: E402
+from harness.proxy import run_once  # noqa: E402
 from harness.tools import eventually  # noqa: E402
 
 VIP = "10.77.0.100"
-FAULTS = ("kill", "stop", "cable", "partition", "release")
+FAULTS = ("kill", "stop", "cable", "partition", "reload", "release")
 
 
 class RinggateNode:
@@ -41,6 +42,7 @@ class RinggateNode:
         )
         self.host, self.name = host, name
         self.ringgate = Ringgate(host, directory, name, vrrp, node=node)
+        self.text, self.reloads = self.ringgate.file.read_text(), 0
 
     def start(self):
         self.ringgate.start()
@@ -57,6 +59,13 @@ class RinggateNode:
 
     def signal(self, number):
         os.kill(self.ringgate.pid, number)
+
+    def reload(self):
+        """With another file each time."""
+        self.reloads += 1
+        self.ringgate.file.write_text(f'{self.text}[http]\nkeepalive_timeout = "{60 + self.reloads}s"\n')
+        done = run_once("ctl", "--socket", self.ringgate.socket, "reload")
+        assert done.returncode == 0, done.stderr
 
     def release(self):
         self.ringgate.ctl("release")
@@ -128,6 +137,10 @@ class KeepalivedNode:
         for pid in self._pids():
             os.kill(pid, number)
 
+    def reload(self):
+        for pid in (self.keepalived.process.pid, self.nginx.pid):
+            os.kill(pid, signal.SIGHUP)
+
     def release(self):
         self.keepalived.stop()
 
@@ -172,7 +185,10 @@ class Pair:
             time.sleep(0.1 + random.uniform(0, self.interval_ms / 1000))
             at = time.monotonic()
             self._break(fault)
-            load.await_from("b", 10)
+            if fault == "reload":
+                time.sleep(0.3 + 5 * self.interval_ms / 1000)  # nobody is to take over meanwhile
+            else:
+                load.await_from("b", 10)
             time.sleep(0.05)
             end = time.monotonic()
         lost = len([f for f in load.failures if at <= f[0] <= end])
@@ -199,6 +215,8 @@ class Pair:
                 self.a.host.plug("eth0", False)
             case "partition":
                 self.a.host.isolate("eth0", True)
+            case "reload":
+                self.a.reload()
             case "release":
                 self.a.release()
 
