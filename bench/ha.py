@@ -26,9 +26,11 @@ from harness.client import tool  # noqa: E402
 from harness.lan import Keepalived, Lan, Load, Ringgate  # noqa: E402
 from harness.process import Process  # noqa: E402
 from harness.proxy import run_once  # noqa: E402
-from harness.tools import eventually  # noqa: E402
+from harness.tools import PATIENCE, eventually  # noqa: E402
 
 VIP = "10.77.0.100"
+# Seconds after a repair in which the client has to reach the first node again.
+HEALED_IN = 10
 FAULTS = ("kill", "stop", "cable", "partition", "reload", "release")
 
 
@@ -181,7 +183,7 @@ class Pair:
         eventually(self.settled, 20, "the first node holds the address", every=0.02)
         patience = 5.0 if fault == "release" else 1.0
         with Load(self.client, VIP, patience=patience) as load:
-            load.await_from("a", 10)
+            load.await_from("a", HEALED_IN / PATIENCE)
             time.sleep(0.1 + random.uniform(0, self.interval_ms / 1000))
             at = time.monotonic()
             self._break(fault)
