@@ -35,16 +35,6 @@ pub fn readable(
     Ok(())
 }
 
-/// Whether the other end of `fd` has gone; waits until there is something to read, or `timeout`, before it says no.
-///
-/// # Errors
-/// What ppoll(2) says.
-pub fn is_hung_up(fd: RawFd, timeout: Duration) -> io::Result<bool> {
-    let (mut ready, mut scratch) = (Vec::new(), Vec::new());
-    readable(&[fd], Some(timeout), &mut ready, &mut scratch)?;
-    Ok(scratch.iter().any(|entry| entry.revents & (libc::POLLHUP | libc::POLLERR) != 0))
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd as _;

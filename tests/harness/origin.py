@@ -134,7 +134,9 @@ class Connection:
             return False
         try:
             # Readable is also an end of stream that the handler has not seen yet.
-            return not select.select([self.sock], [], [], 0)[0]
+            waiting = select.poll()  # select(2) knows no descriptor above 1023
+            waiting.register(self.sock, select.POLLIN)
+            return not waiting.poll(0)
         except (OSError, ValueError):
             return self.done.is_set()
 

@@ -1,26 +1,11 @@
 """Certificates and names that a reload changes."""
 
-import pytest
-
 from harness import eventually, get, respond, tool
 from harness.origin import Origin
 from harness.proxy import one
 from harness.tls import Authority, s_client
 
-from .test_upgrade import Line
-
-
-@pytest.fixture
-def line(tmp_path):
-    lines = []
-
-    def make(config, **more):
-        lines.append(Line(config, tmp_path / f"line{len(lines)}", **more))
-        return lines[-1].start()
-
-    yield make
-    for one_line in lines:
-        one_line.kill()
+from .test_upgrade import line  # noqa: F401 (a fixture)
 
 
 def served(proxy, name):

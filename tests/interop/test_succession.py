@@ -6,26 +6,11 @@ import subprocess
 import threading
 from pathlib import Path
 
-import pytest
-
 from harness import binary, eventually, get, respond, say
 from harness.proxy import one, upstream
 
 from .test_health import await_state, server, spread
-from .test_upgrade import Line, script
-
-
-@pytest.fixture
-def line(tmp_path):
-    lines = []
-
-    def make(config, **more):
-        lines.append(Line(config, tmp_path / f"line{len(lines)}", **more))
-        return lines[-1].start()
-
-    yield make
-    for one_line in lines:
-        one_line.kill()
+from .test_upgrade import line, script  # noqa: F401 (a fixture)
 
 
 def named(name, fails=None):

@@ -1,6 +1,7 @@
 //! `ringgate top`: a running process in the terminal, asked through its admin socket.
 
 mod frame;
+mod keys;
 
 use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use serde_json::Value;
 
 use self::frame::View;
+use self::keys::{Key, Keyboard};
 use super::{ctl, print, print_result};
 use crate::sys::poll;
 use crate::sys::signal::SignalFd;
@@ -107,12 +108,13 @@ fn lines(buffer: &Buffer) -> String {
 fn watch(how: &How<'_>, mut view: View) -> io::Result<()> {
     // SIGHUP ends it as it ends any program: there is no terminal to give back then.
     let signals = SignalFd::block(&[libc::SIGINT, libc::SIGTERM])?;
+    let mut keyboard = Keyboard::open()?;
     let mut terminal = ratatui::try_init()?;
     let result = (|| {
         let mut looked = Instant::now();
         loop {
             terminal.draw(|frame| frame::draw(frame, &view))?;
-            if asked_to_end(&signals)? || ended(&mut view)? {
+            if asked_to_end(&signals)? || ended(&mut keyboard, &mut view)? {
                 return Ok(());
             }
             if looked.elapsed() >= Duration::from_secs(how.interval) {
@@ -131,28 +133,14 @@ fn asked_to_end(signals: &SignalFd) -> io::Result<bool> {
     Ok(!ready.is_empty())
 }
 
-/// Waits a moment for a key; true for one that ends it.
-fn ended(view: &mut View) -> io::Result<bool> {
-    if poll::is_hung_up(io::stdin().as_raw_fd(), KEY_WAIT)? {
-        return Ok(true); // crossterm would read its end for ever
-    }
-    if !event::poll(Duration::ZERO)? {
-        return Ok(false);
-    }
-    // A new size needs no more than the next frame.
-    let Event::Key(key) = event::read()? else { return Ok(false) };
-    if key.kind == KeyEventKind::Release {
-        return Ok(false);
-    }
-    match key.code {
-        KeyCode::Char('q') | KeyCode::Esc => return Ok(true),
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => return Ok(true),
-        KeyCode::Down | KeyCode::Char('j') => view.scroll = view.scroll.saturating_add(1),
-        KeyCode::Up | KeyCode::Char('k') => view.scroll = view.scroll.saturating_sub(1),
-        KeyCode::PageDown => view.scroll = view.scroll.saturating_add(10),
-        KeyCode::PageUp => view.scroll = view.scroll.saturating_sub(10),
-        KeyCode::Home => view.scroll = 0,
-        _ => {}
+/// Waits a moment for keys; true for one that ends it. A new size needs no more than the next frame.
+fn ended(keyboard: &mut Keyboard, view: &mut View) -> io::Result<bool> {
+    for key in keyboard.wait(KEY_WAIT)? {
+        match key {
+            Key::End => return Ok(true),
+            Key::Scroll(rows) => view.scroll = view.scroll.saturating_add_signed(rows),
+            Key::Home => view.scroll = 0,
+        }
     }
     Ok(false)
 }
