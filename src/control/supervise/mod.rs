@@ -218,6 +218,7 @@ impl Control {
             ha,
             l4,
             l4_checks,
+            hand_overs: vrrp::HandOvers::default(),
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
