@@ -14,7 +14,7 @@ impl Engine {
     /// Members of the sync group of this place, or only itself: an order for one is an order for all.
     pub(super) fn group_of(&self, place: usize) -> Vec<usize> {
         let group = self.groups.iter().find(|group| group.members.contains(&place));
-        group.map_or_else(|| vec![place], |group| group.members.iter().copied().collect())
+        group.map_or_else(|| vec![place], |group| group.members.clone())
     }
 
     /// What became of a request.

@@ -653,7 +653,8 @@ fn our_own_messages_are_believed_as_advertisements_are() {
         hop_limit,
         ..v3()
     };
-    let table: [(Accepts, &[u8], fn(&mut Datagram<'_>), Result<Signal, Error>); 13] = [
+    type Row<'a> = (Accepts, &'a [u8], fn(&mut Datagram<'_>), Result<Signal, Error>);
+    let table: [Row<'_>; 13] = [
         (v3(), &plain, |_| (), Ok(Signal::HandOver)),
         (v3(), &plain, |d| d.hop_limit = 254, Err(Error::HopLimit)),
         (v3(), &plain, |d| d.destination = ip("224.0.0.18"), Err(Error::Destination)),
