@@ -1,8 +1,12 @@
 //! What the HA part is configured with, validated.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::ClientConfig;
 
 use crate::protocol::vrrp::{Auth, ChecksumPolicy, Family, Interval, OWNER, Version};
 use crate::sys::process::User;
@@ -189,13 +193,37 @@ pub struct SyncGroup {
     pub members: Vec<usize>,
 }
 
-/// Where to post to: plain HTTP.
+/// Where to post to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Webhook {
-    /// The host as written, for the Host header.
+    /// Host and port as written, for the Host header.
     pub authority: String,
-    /// The address.
-    pub address: SocketAddr,
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
     /// Path and query.
     pub target: String,
+    /// `https`.
+    pub tls: Option<Trust>,
+}
+
+/// How a webhook's server is verified.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    /// Certificates of the authorities to trust, in PEM; `None`: those of the system.
+    pub ca: Option<PathBuf>,
+    /// Where that, or the URL, stands in the configuration file.
+    pub span: Range<usize>,
+    /// Made from it once the files have been read.
+    pub client: Option<Arc<ClientConfig>>,
+}
+
+impl Eq for Trust {}
+
+/// The same files, wherever they are named.
+impl PartialEq for Trust {
+    fn eq(&self, other: &Self) -> bool {
+        self.ca == other.ca
+    }
 }

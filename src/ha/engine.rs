@@ -20,7 +20,7 @@ use super::notify::{Job, Notifier};
 use super::sockets::Sockets;
 use super::status::{Board, REASONS, ScriptStatus, Snapshot};
 use super::tracking::Sources;
-use super::{Command, Event, Order, Reporter, What};
+use super::{Command, Event, Order, Reporter, What, vmac};
 use crate::packet::frames::FrameSender;
 use crate::packet::vrrp_socket::Buffers;
 use crate::protocol::vrrp::{Action, Error, Moment, Packet, State, Transition, group, is_own};
@@ -81,6 +81,7 @@ pub(super) struct Rounds {
     /// Trouble and findings that were told already.
     told: HashSet<String>,
     socket_problems: Vec<String>,
+    notify_problem: Option<String>,
 }
 
 impl Engine {
@@ -101,6 +102,9 @@ impl Engine {
         for instance in &mut self.instances {
             instance.adopt(&mut self.network, now);
         }
+        // What follows may take a while.
+        self.publish(now);
+        self.clean_vmacs();
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let more = self.round();
@@ -127,6 +131,15 @@ impl Engine {
         }
         self.publish(self.clock.now());
         over.store(true, Ordering::Release);
+    }
+
+    /// Interfaces for virtual MACs that an earlier process left and this one does not use.
+    fn clean_vmacs(&mut self) {
+        let used: Vec<&str> = self.instances.iter().filter_map(Instance::vmac_name).collect();
+        if let Err(error) = vmac::clean(&mut self.network, &used) {
+            let text = format!("an interface that an earlier process left stays: {error}");
+            (self.reporter.0)(Event::Trouble(text));
+        }
     }
 
     /// Everything once; true when there is more to read already.
@@ -441,6 +454,11 @@ impl Engine {
             current.extend(texts.map(|text| format!("{name}: {text}")));
         }
         current.extend(self.state.socket_problems.iter().cloned());
+        // Never waits: what is not known this time is as it was.
+        if let Ok(problem) = self.notifier.stats.problem.try_lock() {
+            self.state.notify_problem.clone_from(&problem);
+        }
+        current.extend(self.state.notify_problem.clone());
         for text in current.difference(&self.state.told) {
             (self.reporter.0)(Event::Trouble(text.clone()));
         }

@@ -145,6 +145,11 @@ impl Instance {
         })
     }
 
+    /// The interface made for its virtual MAC.
+    pub(super) fn vmac_name(&self) -> Option<&str> {
+        self.vmac.as_ref().map(Vmac::name)
+    }
+
     /// Whether it has a way that is this interface, and which.
     fn path(&self, index: u32, family: Family) -> Option<Path> {
         if self.config.family() != family {

@@ -22,6 +22,7 @@ mod sockets;
 pub mod status;
 mod tracking;
 mod vmac;
+mod webhook;
 
 use std::fmt;
 use std::io;

@@ -226,6 +226,11 @@ impl Network {
         self.known.links.iter().find(|link| link.name == name)
     }
 
+    /// All interfaces.
+    pub(super) fn links(&self) -> impl Iterator<Item = &Link> {
+        self.known.links.iter()
+    }
+
     /// The interface of this name is there, up, and has a carrier.
     pub(super) fn is_running(&self, name: &str) -> bool {
         self.link(name).is_some_and(Link::is_running)

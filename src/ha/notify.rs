@@ -1,16 +1,16 @@
 //! Notifications of transitions: a command, and a document posted to a URL. One thread carries them out, in
 //! order; when too many wait, the newest are dropped and counted.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::TcpStream;
+use std::io;
 use std::process::Child;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use super::config::Webhook;
+use super::webhook;
 use crate::sys::process::{self, Waited};
 
 /// Notifications that wait at most.
@@ -19,8 +19,6 @@ const QUEUE_MAX: usize = 64;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that a kill has not ended, at most.
 const STUCK_MAX: usize = 4;
-/// Connecting, and each read and write, may take this long.
-const POST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What to carry out.
 #[derive(Debug)]
@@ -40,6 +38,8 @@ pub(super) struct NotifyStats {
     pub(super) failed: AtomicU64,
     /// Dropped because too many waited.
     pub(super) dropped: AtomicU64,
+    /// Why the last one failed; `None` when it did not.
+    pub(super) problem: Mutex<Option<String>>,
 }
 
 /// Hands notifications to their thread.
@@ -70,89 +70,57 @@ impl Notifier {
 fn work(jobs: &Receiver<Job>, stats: &NotifyStats) {
     let mut stuck = Vec::new();
     while let Ok(job) = jobs.recv() {
-        let counter = if carry_out(&job, &mut stuck) { &stats.done } else { &stats.failed };
+        let result = carry_out(&job, &mut stuck);
+        let counter = if result.is_ok() { &stats.done } else { &stats.failed };
         counter.fetch_add(1, Ordering::Relaxed);
+        *stats.problem.lock().unwrap_or_else(PoisonError::into_inner) = result.err();
     }
 }
 
 /// `stuck`: killed commands that have not gone yet, so many at most; then commands fail.
-fn carry_out(job: &Job, stuck: &mut Vec<Child>) -> bool {
+fn carry_out(job: &Job, stuck: &mut Vec<Child>) -> Result<(), String> {
     stuck.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     match job {
-        Job::Command(command) => {
-            if stuck.len() >= STUCK_MAX {
-                return false;
-            }
-            let Ok(child) = process::start(command, None) else { return false };
-            match process::wait(child, COMMAND_TIMEOUT) {
-                Waited::Ended(status) => status.success(),
-                Waited::Stuck(child) => {
-                    stuck.push(child);
-                    false
-                }
-                Waited::Killed | Waited::Failed(_) => false,
-            }
-        }
-        Job::Post(webhook, body) => post(webhook, body).is_ok_and(|status| status / 100 == 2),
+        Job::Command(command) => run(command, stuck).map_err(|what| {
+            let program = command.first().map_or("", String::as_str);
+            format!("the notification {program} {what}")
+        }),
+        Job::Post(webhook, body) => webhook::post(webhook, body)
+            .map_err(|error| format!("the notification to {} failed: {error}", webhook.authority)),
     }
 }
 
-/// The status that the server answers with.
-fn post(webhook: &Webhook, body: &str) -> io::Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&webhook.address, POST_TIMEOUT)?;
-    stream.set_read_timeout(Some(POST_TIMEOUT))?;
-    stream.set_write_timeout(Some(POST_TIMEOUT))?;
-    let request = format!(
-        "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{body}",
-        webhook.target,
-        webhook.authority,
-        body.len(),
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut head = [0; 12]; // "HTTP/1.1 200"
-    stream.read_exact(&mut head)?;
-    let status = head.get(9..).and_then(|digits| std::str::from_utf8(digits).ok());
-    status.and_then(|digits| digits.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+fn run(command: &[String], stuck: &mut Vec<Child>) -> Result<(), String> {
+    if stuck.len() >= STUCK_MAX {
+        return Err("was not run: too many that were killed have not gone".into());
+    }
+    let child = process::start(command, None).map_err(|error| format!("cannot run: {error}"))?;
+    match process::wait(child, COMMAND_TIMEOUT) {
+        Waited::Ended(status) if status.success() => Ok(()),
+        Waited::Ended(status) => Err(format!("failed: {status}")),
+        Waited::Stuck(child) => {
+            stuck.push(child);
+            Err("was killed after its time and has not gone".into())
+        }
+        Waited::Killed => Err("was killed after its time".into()),
+        Waited::Failed(error) => Err(format!("failed: {error}")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
 
     #[test]
     fn commands_succeed_or_fail() {
         let command =
             |text: &str| Job::Command(["/bin/sh", "-c", text].map(str::to_owned).to_vec());
-        assert!(carry_out(&command("true"), &mut Vec::new()));
-        assert!(!carry_out(&command("false"), &mut Vec::new()));
-        assert!(!carry_out(&Job::Command(vec!["/nonexistent".into()]), &mut Vec::new()));
-    }
-
-    #[test]
-    fn a_document_is_posted() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let webhook = Webhook {
-            authority: "hooks.example".into(),
-            address: listener.local_addr().expect("bound"),
-            target: "/vip?x=1".into(),
-        };
-        let server = thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a client");
-            let mut text = Vec::new();
-            while !text.ends_with(b"{\"a\":1}") {
-                let mut bytes = [0; 256];
-                let len = stream.read(&mut bytes).expect("a request");
-                text.extend_from_slice(&bytes[..len]);
-            }
-            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("a reader");
-            String::from_utf8(text).expect("text")
-        });
-        assert_eq!(post(&webhook, "{\"a\":1}").expect("an answer"), 204);
-        let text = server.join().expect("no panic");
-        assert!(text.starts_with("POST /vip?x=1 HTTP/1.1\r\nHost: hooks.example\r\n"), "{text}");
-        assert!(text.contains("Content-Length: 7\r\n"), "{text}");
+        assert_eq!(carry_out(&command("true"), &mut Vec::new()), Ok(()));
+        let failed = "the notification /bin/sh failed: exit status: 1".to_owned();
+        assert_eq!(carry_out(&command("false"), &mut Vec::new()), Err(failed));
+        let error = carry_out(&Job::Command(vec!["/nonexistent".into()]), &mut Vec::new());
+        assert!(
+            error.is_err_and(|text| text.starts_with("the notification /nonexistent cannot run"))
+        );
     }
 }

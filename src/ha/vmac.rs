@@ -4,10 +4,17 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::config::Instance;
 use super::network::Network;
 use crate::packet::netlink::link::Link;
+
+/// The parent's settings that are changed while they are "0", and to what: it neither answers for the addresses nor asks
+/// in their name, which would teach hosts its own MAC address.
+const PARENT: [(&str, &str); 2] = [("arp_ignore", "1"), ("arp_announce", "2")];
+/// How our notes on interfaces begin.
+const NOTE: &str = "ringgate vmac";
 
 /// An interface with a virtual MAC address.
 #[derive(Debug)]
@@ -15,9 +22,78 @@ pub(super) struct Vmac {
     name: String,
     parent: String,
     mac: [u8; 6],
-    /// Settings of the parent that were changed, with what they were.
-    changed: Vec<(String, String)>,
+    note: Note,
     ready: bool,
+}
+
+/// What is written on the interface, for whoever finds it after a crash.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Note {
+    /// Whose it is.
+    pid: u32,
+    /// Settings of the parent that were "0" before and are to be again.
+    zeroed: Vec<&'static str>,
+}
+
+impl Note {
+    fn text(&self) -> String {
+        let words = std::iter::once(format!("{NOTE} pid={}", self.pid));
+        let words = words.chain(self.zeroed.iter().map(|key| format!("{key}=0")));
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    /// `None` when it is not ours.
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.strip_prefix(NOTE)?.split_ascii_whitespace();
+        let pid = words.next()?.strip_prefix("pid=")?.parse().ok()?;
+        let known = |word: &str| {
+            let key = word.strip_suffix("=0")?;
+            PARENT.iter().map(|(known, _)| *known).find(|known| *known == key)
+        };
+        Some(Self { pid, zeroed: words.filter_map(known).collect() })
+    }
+
+    /// Whoever made it is not there any more. A process of our own number was our predecessor in a container.
+    fn is_orphaned(&self) -> bool {
+        let running = fs::read_to_string(format!("/proc/{}/comm", self.pid));
+        self.pid == std::process::id()
+            || running.is_ok_and(|name| name.trim() != "ringgate")
+            || !Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+
+    /// Puts the parent's settings back, unless another virtual MAC above it needs them.
+    fn restore(&self, parent: &Link, network: &Network) {
+        let needed =
+            |link: &Link| link.parent == Some(parent.index) && Self::parse(&link.alias).is_some();
+        if network.links().any(needed) {
+            return;
+        }
+        for key in &self.zeroed {
+            let _ = fs::write(setting(&parent.name, key), "0");
+        }
+    }
+}
+
+/// Removes what a process that was killed left: interfaces with our note that nobody uses any more, and their parents'
+/// settings. `used` are the names that this process uses itself.
+pub(super) fn clean(network: &mut Network, used: &[&str]) -> io::Result<()> {
+    let left = network.links().filter_map(|link| {
+        let note = Note::parse(&link.alias)?;
+        (note.is_orphaned() && !used.contains(&link.name.as_str())).then(|| (link.clone(), note))
+    });
+    for (link, note) in left.collect::<Vec<_>>() {
+        network.requests.remove_link(link.index)?;
+        network.absorb()?;
+        let parent = network.links().find(|one| Some(one.index) == link.parent).cloned();
+        if let Some(parent) = parent {
+            note.restore(&parent, network);
+        }
+    }
+    Ok(())
+}
+
+fn setting(device: &str, key: &str) -> String {
+    format!("/proc/sys/net/ipv4/conf/{device}/{key}")
 }
 
 impl Vmac {
@@ -28,7 +104,7 @@ impl Vmac {
             name: format!("vrrp{family}.{}", config.vrid),
             parent: config.interface.clone(),
             mac: config.family().virtual_mac(config.vrid).0,
-            changed: Vec::new(),
+            note: Note::default(),
             ready: false,
         })
     }
@@ -44,17 +120,24 @@ impl Vmac {
     /// What netlink and sysctl say; EEXIST when there is another interface of its name. It may be tried again.
     pub(super) fn ensure(&mut self, network: &mut Network) -> io::Result<()> {
         let Some(parent) = network.link(&self.parent).map(|link| link.index) else { return Ok(()) };
-        match network.link(&self.name) {
+        let found = network.link(&self.name).cloned();
+        match &found {
             Some(link) => self.check(link, parent)?,
-            None => {
-                self.ready = false;
-                network.requests.add_macvlan(&self.name, parent, self.mac)?;
-                network.absorb()?;
-            }
+            None => self.ready = false,
         }
         if self.ready {
             return Ok(());
         }
+        self.note = self.noted(found.as_ref(), parent, network)?;
+        if found.is_none() {
+            network.requests.add_macvlan(&self.name, parent, self.mac)?;
+            network.absorb()?;
+        }
+        // Noted before anything is changed. The kernel takes no note with the creation.
+        if let Some(link) = network.link(&self.name).map(|link| link.index) {
+            network.requests.set_alias(link, &self.note.text())?;
+        }
+        network.absorb()?;
         self.settings()?;
         if let Some(link) = network.link(&self.name).cloned() {
             network.requests.switch_on(link.index)?;
@@ -77,19 +160,28 @@ impl Vmac {
         Err(io::Error::new(io::ErrorKind::AlreadyExists, message))
     }
 
+    /// What is to be noted: settings that are "0" now, and those of which another note says that they were.
+    fn noted(&self, found: Option<&Link>, parent: u32, network: &Network) -> io::Result<Note> {
+        let beside = network.links().filter(|link| link.parent == Some(parent));
+        let notes: Vec<Note> =
+            beside.chain(found).filter_map(|link| Note::parse(&link.alias)).collect();
+        let mut zeroed = Vec::new();
+        for (key, _) in PARENT {
+            let now = fs::read_to_string(setting(&self.parent, key))?;
+            if now.trim() == "0" || notes.iter().any(|note| note.zeroed.contains(&key)) {
+                zeroed.push(key);
+            }
+        }
+        Ok(Note { pid: std::process::id(), zeroed })
+    }
+
     /// Only the interface that has an address answers for it; replies may leave by the parent.
-    fn settings(&mut self) -> io::Result<()> {
-        let ipv4 = |device: &str, key: &str| format!("/proc/sys/net/ipv4/conf/{device}/{key}");
-        fs::write(ipv4(&self.name, "arp_ignore"), "1")?;
-        fs::write(ipv4(&self.name, "rp_filter"), "2")?;
-        // The parent neither answers for the addresses nor asks in their name, which would teach hosts its own
-        // MAC address.
-        for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
-            let path = ipv4(&self.parent, key);
-            let before = fs::read_to_string(&path)?.trim().to_owned();
-            if before == "0" {
-                fs::write(&path, value)?;
-                self.changed.push((path, before));
+    fn settings(&self) -> io::Result<()> {
+        fs::write(setting(&self.name, "arp_ignore"), "1")?;
+        fs::write(setting(&self.name, "rp_filter"), "2")?;
+        for (key, value) in PARENT {
+            if self.note.zeroed.contains(&key) {
+                fs::write(setting(&self.parent, key), value)?;
             }
         }
         // No link-local address of its own; without IPv6 there is nothing to set.
@@ -99,16 +191,15 @@ impl Vmac {
 
     /// Removes it and puts back what it changed.
     pub(super) fn remove(&mut self, network: &mut Network) {
-        let parent = network.link(&self.parent).map(|link| link.index);
-        let ours = |link: &&Link| parent.is_some_and(|parent| self.check(link, parent).is_ok());
+        self.ready = false;
+        let Some(parent) = network.link(&self.parent).cloned() else { return };
+        let ours = |link: &&Link| self.check(link, parent.index).is_ok();
         if let Some(index) = network.link(&self.name).filter(ours).map(|link| link.index) {
             // Should it have gone, all the better.
             let _ = network.requests.remove_link(index);
+            let _ = network.absorb();
         }
-        for (path, before) in self.changed.drain(..) {
-            let _ = fs::write(path, before);
-        }
-        self.ready = false;
+        std::mem::take(&mut self.note).restore(&parent, network);
     }
 }
 
@@ -128,7 +219,7 @@ mod tests {
             name: "vrrp4.7".into(),
             parent: "eth0".into(),
             mac,
-            changed: Vec::new(),
+            note: Note::default(),
             ready: false,
         };
         let link = |parent: Option<u32>, mac: Option<[u8; 6]>| Link {
@@ -139,6 +230,7 @@ mod tests {
             vlan: false,
             flags: 0,
             mtu: 1500,
+            alias: String::new(),
         };
         assert!(vmac.check(&link(Some(2), Some(mac)), 2).is_ok());
         for (link, says) in [
@@ -150,5 +242,21 @@ mod tests {
             let error = vmac.check(&link, 2).expect_err(says);
             assert!(error.to_string().contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn notes_say_what_to_put_back_and_whose_they_are() {
+        for zeroed in [vec![], vec!["arp_announce"], vec!["arp_ignore", "arp_announce"]] {
+            let note = Note { pid: 7, zeroed };
+            assert_eq!(Note::parse(&note.text()), Some(note));
+        }
+        let text = "ringgate vmac pid=7 arp_ignore=0 rp_filter=0 forwarding=1";
+        let read = Note::parse(text).expect("ours");
+        assert_eq!(read, Note { pid: 7, zeroed: vec!["arp_ignore"] }, "nothing that we never set");
+        for other in ["", "uplink", "ringgate vmac", "ringgate vmac pid=x", "ringgate vmac eth0"] {
+            assert_eq!(Note::parse(other), None, "{other}");
+        }
+        assert!(Note { pid: std::process::id(), zeroed: Vec::new() }.is_orphaned());
+        assert!(Note { pid: u32::MAX, zeroed: Vec::new() }.is_orphaned());
     }
 }

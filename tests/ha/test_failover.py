@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from harness.lan import Load, Ringgate
 from harness.tools import eventually
@@ -18,6 +21,22 @@ def test_the_best_is_active_and_serves(pair):
         load.await_from("a")
     wanted = {"address": a.host.address, "priority": 200}
     eventually(lambda: b.instance()["active"] == wanted, 5)
+    # As urgent as the machine allows, and kept in memory.
+    tasks = Path(f"/proc/{a.pid}/task").iterdir()
+    [ha] = [int(task.name) for task in tasks if (task / "comm").read_text().strip() == "ha"]
+    urgent = os.sched_getscheduler(ha) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
+    assert urgent == may_be_urgent() == a.vrrp()["real_time"]
+    if a.vrrp()["memory_locked"]:
+        locked = next(l for l in Path(f"/proc/{a.pid}/status").read_text().splitlines() if l.startswith("VmLck"))
+        assert int(locked.split()[1]) > 0
+    else:
+        assert "memory is not locked" in a.log()
+
+
+def may_be_urgent():
+    """Whether this machine gives real-time priority to who asks."""
+    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30).returncode == 0
 
 
 def test_kill_nine_moves_the_address_and_leaves_none_behind(pair):
@@ -212,6 +231,33 @@ def test_the_virtual_mac_moves_with_the_address(pair):
     assert a.process.wait(15) == 0
     assert "vrrp4.51" not in a.host.ip("link", "show")
     assert a.host.run("sysctl", "-n", "net.ipv4.conf.eth0.arp_ignore").stdout.strip() == "0"
+
+
+def test_what_a_virtual_mac_changed_is_put_back_after_a_kill(lan, tmp_path):
+    """kill -9 leaves the interface, without the address, until the next start: one that uses it adopts it, one that does
+    not removes it; both put the parent's settings back in the end."""
+    host = lan.host()
+    settings = lambda: [
+        host.run("sysctl", "-n", f"net.ipv4.conf.eth0.{key}").stdout.strip() for key in ("arp_ignore", "arp_announce")
+    ]
+    host.run("sysctl", "-qw", "net.ipv4.conf.eth0.arp_announce=1")
+    links = lambda: host.ip("link", "show")
+    with_vmac = vrrp(150, more='use_vmac = true\nlease = "1s"')
+    for following in (with_vmac, vrrp(150)):
+        killed = Ringgate(host, tmp_path, "a", with_vmac).start()
+        killed.await_role("active")
+        eventually(lambda: VIP in host.addresses("vrrp4.51"), 5)
+        assert settings() == ["1", "1"], "only what was 0 is changed"
+        killed.kill()
+        eventually(lambda: VIP not in host.addresses(), 5, "the lease runs out")
+        assert "vrrp4.51" in links()
+        with Ringgate(host, tmp_path, "b", following) as b:
+            b.await_role("active")
+            if following is not with_vmac:
+                eventually(lambda: "vrrp4.51" not in links(), 5, "nobody uses it")
+                assert settings() == ["0", "1"]
+        assert settings() == ["0", "1"]
+        assert "vrrp4.51" not in links()
 
 
 def test_without_a_lease_a_lost_address_comes_back_and_is_removed_at_the_end(lan, tmp_path):

@@ -2,12 +2,14 @@
 
 import http.server
 import json
+import ssl
 import threading
 
 import pytest
 
-from harness.lan import Load, Ringgate
+from harness.lan import Load, Ringgate, in_namespace
 from harness.proxy import parse_metrics
+from harness.tls import Authority
 from harness.tools import eventually
 
 from .common import VIP, holds, vrrp
@@ -90,33 +92,44 @@ def test_a_node_that_cannot_serve_does_not_join(lan, tmp_path):
 
 
 @pytest.fixture
-def hook(lan):
-    """A host with a server that keeps what is posted to it."""
-    from harness.lan import in_namespace
+def hook(lan, tmp_path):
+    """A host with two servers that keep what is posted to them, over HTTP and over HTTPS with a certificate of an
+    authority of ours."""
+    host, ready = lan.host(), [threading.Event(), threading.Event()]
+    posted, secured = [], []
+    authority = Authority(tmp_path / "ca")
+    pair = authority.issue("hook", host.address)
 
-    host, posted, ready = lan.host(), [], threading.Event()
+    def handler(kept):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                kept.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
+            def log_message(self, *_):
+                pass
 
-        def log_message(self, *_):
-            pass
+        return Handler
 
-    def serve():
-        server = http.server.HTTPServer((host.address, 8080), Handler)
-        ready.set()
+    def serve(kept, port, event, context):
+        server = http.server.ThreadingHTTPServer((host.address, port), handler(kept))
+        server.daemon_threads = True
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        event.set()
         server.serve_forever()
 
-    in_namespace(host.name, serve)
-    assert ready.wait(5)
-    return host, posted
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair["cert"], pair["key"])
+    in_namespace(host.name, lambda: serve(posted, 8080, ready[0], None))
+    in_namespace(host.name, lambda: serve(secured, 8443, ready[1], context))
+    assert all(event.wait(5) for event in ready)
+    return host, posted, secured, authority
 
 
 def test_transitions_are_told(lan, tmp_path, hook):
-    host, posted = hook
+    host, posted, secured, authority = hook
     told = tmp_path / "told"
     more = (
         f'notify = ["/bin/sh", "-c", "echo $0 $1 $2 $3 >> {told}"]\n'
@@ -133,3 +146,18 @@ def test_transitions_are_told(lan, tmp_path, hook):
         assert samples[("ringgate_vrrp_state", state)] == 1
         assert samples[("ringgate_vrrp_addresses_held", (("instance", "VI_1"),))] == 1
         assert samples[("ringgate_vrrp_notifications_total", (("result", "failed"),))] == 0
+
+
+def test_webhooks_over_tls_verify_the_server(lan, tmp_path, hook):
+    host, _, secured, authority = hook
+    more = f'notify_webhook = "https://{host.address}:8443/vip"\n'
+    stranger = Authority(tmp_path / "other")
+    with Ringgate(lan.host(), tmp_path, "a", vrrp(100, more=more + f'notify_webhook_ca = "{authority.cert}"')) as a:
+        a.await_role("active")
+        eventually(lambda: any(p["to"] == "active" for p in secured), 5)
+    before = len(secured)
+    with Ringgate(lan.host(), tmp_path, "b", vrrp(100, more=more + f'notify_webhook_ca = "{stranger.cert}"')) as b:
+        b.await_role("active")
+        eventually(lambda: f"the notification to {host.address}:8443 failed" in b.log(), 5)
+        assert "certificate" in next(line for line in b.log().splitlines() if "the notification to" in line)
+    assert len(secured) == before, "nothing is told to a server that is not verified"

@@ -358,7 +358,9 @@ class Ringgate:
         return json.loads(self.ctl("status", "--json").stdout)
 
     def instance(self, name="VI_1"):
-        return next(i for i in self.vrrp()["instances"] if i["name"] == name)
+        found = [i for i in self.vrrp()["instances"] if i["name"] == name]
+        assert found, f"{name} is not shown yet"
+        return found[0]
 
     def await_role(self, role, name="VI_1", timeout=10.0):
         eventually(lambda: self.instance(name)["role"] == role, timeout, f"{self.name} {role}")

@@ -16,8 +16,9 @@ use std::{io, thread};
 use self::read::{Entry, Reader, files_of, files_of_upstream};
 pub use self::read::{Loaded, Problem};
 use crate::control::config::checks::UpstreamCheck;
+use crate::ha::config::Instance;
 use crate::l7::config::{HostMatch, Listener, Service};
-use crate::l7::tls::config::File;
+use crate::l7::tls::config::{File, Policy, Upstream};
 use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
 use crate::l7::tls::tickets::Secret;
 use crate::l7::tls::{Current, Snapshot};
@@ -85,6 +86,39 @@ pub fn load_checks(
             Some(tls) => Some(reader.upstream(tls, false)?),
             None => None,
         };
+    }
+    Ok(())
+}
+
+/// Reads what webhooks of VRRP are verified with.
+///
+/// # Errors
+/// The first file that cannot be used.
+pub fn load_webhooks(
+    service: &Service,
+    base: &Path,
+    instances: &mut [Instance],
+) -> Result<(), Problem> {
+    let reader = Reader { service, base, changed: None };
+    for instance in instances {
+        let place = format!("vrrp.{}", instance.name);
+        let Some(trust) = instance.webhook.as_mut().and_then(|hook| hook.tls.as_mut()) else {
+            continue;
+        };
+        let file = |path: PathBuf, key: &str| File {
+            path,
+            key: format!("{place}.{key}"),
+            span: trust.span.clone(),
+        };
+        let tls = Upstream {
+            key: file(".".into(), "notify_webhook"),
+            server_name: None,
+            ca: trust.ca.clone().map(|path| file(path, "notify_webhook_ca")),
+            certificate: None,
+            verify: true,
+            policy: Policy::Intermediate,
+        };
+        trust.client = Some(reader.upstream(&tls, false)?);
     }
     Ok(())
 }

@@ -161,6 +161,7 @@ tables! {
         track_upstream: Leaf,
         notify: Leaf,
         notify_webhook: Leaf,
+        notify_webhook_ca: Leaf,
     }
     /// `[vrrp_script.NAME]`
     VrrpScript {

@@ -10,6 +10,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_MACVLAN_MODE: u16 = 1;
@@ -34,6 +35,8 @@ pub struct Link {
     pub flags: u32,
     /// The largest packet it takes, in bytes.
     pub mtu: u32,
+    /// The note on it (`ip link set NAME alias TEXT`); empty without one.
+    pub alias: String,
 }
 
 impl Link {
@@ -54,11 +57,13 @@ pub fn parse(body: &[u8]) -> Option<Link> {
     }
     let (index, flags) = (u32_at(body, 4)?, u32_at(body, 8)?);
     let (name, mac, parent) = (String::new(), None, None);
-    let mut link = Link { index, name, mac, parent, vlan: false, flags, mtu: 0 };
+    let alias = String::new();
+    let mut link = Link { index, name, mac, parent, vlan: false, flags, mtu: 0, alias };
     for (kind, value) in attributes(body.get(BODY..)?) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
+            IFLA_IFALIAS => link.alias = text(value),
             IFLA_MTU => link.mtu = u32_at(value, 0).unwrap_or_default(),
             IFLA_LINKINFO => {
                 let mut info = attributes(value);
@@ -116,6 +121,17 @@ impl Requests {
         let up = libc::IFF_UP.cast_unsigned();
         let body = body(index, up, up);
         self.change(Request::new(libc::RTM_NEWLINK, flag_bits(flags), &body))
+    }
+
+    /// Writes a note on the interface with this index (255 bytes at most).
+    ///
+    /// # Errors
+    /// ENODEV when it has gone, EINVAL when the text is too long.
+    pub fn set_alias(&mut self, index: u32, alias: &str) -> io::Result<()> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        let mut request = Request::new(libc::RTM_NEWLINK, flag_bits(flags), &body(index, 0, 0));
+        request.attribute(IFLA_IFALIAS, alias.as_bytes());
+        self.change(request)
     }
 
     /// Removes the interface with this index.

@@ -1,13 +1,16 @@
 //! `[vrrp.NAME]`: one virtual router.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
 
 use super::{Names, auth, script, track};
 use crate::control::config::place::{Place, Reported};
 use crate::control::config::raw::{self, Leaf};
 use crate::control::config::units::show_duration;
-use crate::ha::config::{Announcements, Instance, Vip, Webhook};
+use crate::control::config::validate::tls;
+use crate::ha::config::{Announcements, Instance, Trust, Vip, Webhook};
 use crate::protocol::vrrp::{ADDRESSES_MAX, ChecksumPolicy, Family, Interval, OWNER, Version};
 
 const WRITE_ADDRESSES: &str =
@@ -15,7 +18,7 @@ const WRITE_ADDRESSES: &str =
 const WRITE_INTERFACE: &str = r#"write the name of an interface like "eth0""#;
 const WRITE_PEERS: &str = r#"write a list of the other routers' addresses like ["192.168.1.2"]"#;
 const WRITE_WEBHOOK: &str =
-    r#"write one like "http://10.0.0.9:8080/vip" (plain HTTP, an IP address)"#;
+    r#"write one like "https://hooks.example.net/vip" or "http://10.0.0.9:8080/vip""#;
 const WRITE_LEASE: &str = r#"write whole seconds from "1s" to "60s", or "off""#;
 
 /// Ways to peers beside the primary interface.
@@ -265,25 +268,56 @@ fn lease(place: &Place<'_>, raw: &raw::Vrrp) -> Result<Option<Duration>, Reporte
 }
 
 fn webhook(place: &Place<'_>, raw: &raw::Vrrp) -> Result<Option<Webhook>, Reported> {
+    let ca = tls::path(place, "notify_webhook_ca", &raw.notify_webhook_ca);
     let Some(read) = place.text("notify_webhook", &raw.notify_webhook, WRITE_WEBHOOK) else {
-        return Ok(None);
+        return match ca {
+            Some(_) => Err(place.missing("notify_webhook", WRITE_WEBHOOK)),
+            None => Ok(None),
+        };
     };
     let (at, text) = read?;
-    let parsed = text.strip_prefix("http://").and_then(|rest| {
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let with_port = authority.parse::<SocketAddr>().ok();
-        let bare = authority.trim_matches(['[', ']']).parse::<IpAddr>();
-        let address = with_port.or_else(|| bare.ok().map(|ip| SocketAddr::new(ip, 80)))?;
-        let plain = path.bytes().all(|byte| byte.is_ascii_graphic());
-        plain.then(|| Webhook {
-            authority: authority.to_owned(),
-            address,
-            target: format!("/{path}"),
-        })
-    });
-    parsed
-        .map(Some)
-        .ok_or_else(|| at.problem(format_args!("is \"{}\": {WRITE_WEBHOOK}", text.escape_debug())))
+    let webhook = parse_webhook(text).ok_or_else(|| {
+        at.problem(format_args!("is \"{}\": {WRITE_WEBHOOK}", text.escape_debug()))
+    })?;
+    if webhook.tls.is_none() && ca.is_some() {
+        return Err(at.problem("is not https, for which `notify_webhook_ca` is: remove that"));
+    }
+    let span = ca.as_ref().map_or_else(|| at.span(), |ca| ca.span.clone());
+    let trust = Trust { ca: ca.map(|ca| ca.path), span, client: None };
+    Ok(Some(Webhook { tls: webhook.tls.map(|_| trust), ..webhook }))
+}
+
+/// `http://` or `https://`, a name or an address, a port unless it is the scheme's, a path.
+fn parse_webhook(text: &str) -> Option<Webhook> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (port, tls) = match scheme {
+        "http" => (80, None),
+        "https" => (443, Some(Trust { ca: None, span: 0..0, client: None })),
+        _ => return None,
+    };
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    // What stands behind the brackets of an IPv6 address, or the colon of anything else.
+    let (host, written) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            address.parse::<Ipv6Addr>().ok()?;
+            (address, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
+        }
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, None),
+        },
+    };
+    let port = written.map_or(Some(port), |text| text.parse().ok().filter(|port| *port > 0))?;
+    let sound =
+        ServerName::try_from(host).is_ok() && path.bytes().all(|byte| byte.is_ascii_graphic());
+    sound.then(|| Webhook {
+        authority: authority.to_owned(),
+        host: host.to_owned(),
+        port,
+        target: format!("/{path}"),
+        tls,
+    })
 }
 
 /// What only shows when all instances are known.
