@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from harness.guest import Guest, Initrd, Kernel  # noqa: E402
 
 PROGRAMS = ("ip", "nft", "ipvsadm", "sysctl", "cat", "ethtool")
-MODULES = ("veth", "nf_tables", "nft_fwd_netdev", "ip_vs", "ip_vs_rr", "ip_vs_mh")
+MODULES = ("veth", "bridge", "nf_tables", "nft_fwd_netdev", "ip_vs", "ip_vs_rr", "ip_vs_mh")
 BASE, RIVAL = "kernel IP forwarding", "IPVS mh"
 FLOOR, DRIVER = FLOORS = "dropped", "dropped in the driver"
 
@@ -46,11 +46,14 @@ def guest(options, kernel, directory, rounds, count):
     job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
     initrd.file("/job/options", json.dumps(job))
     machine = Guest(directory, kernel, initrd, MODULES, count_instructions=count)
-    results = [{} for _ in range(rounds)]
+    results, trips = [{} for _ in range(rounds)], {}
     for line in machine.run(options.timeout).splitlines():
         one = json.loads(line)
-        results[one["round"]][one["name"]] = figures(one)
-    return results
+        if name := one.pop("trip", None):
+            trips[name] = one
+        else:
+            results[one["round"]][one["name"]] = figures(one)
+    return {"rounds": results, "trips": trips}
 
 
 def figures(one):
@@ -74,7 +77,11 @@ def markdown(result):
     for part, unit in (("instructions", "instructions"), ("time", "ns")):
         for kind, heading in (("frames", "frames as a network card's driver has them"), ("sockets", "packets from sockets")):
             yield f"## By {part}: {heading}\n"
-            yield from table(result[part], kind, unit)
+            yield from table(result[part]["rounds"], kind, unit)
+    yield "## Round trip of a datagram between Python programs over a switch, in instructions\n"
+    rows = ([name, *(f"{trip[way]:,.0f}" for way in trip), f"{trip['forwarded'] - trip['straight']:,.0f}"]
+            for name, trip in result["instructions"]["trips"].items())  # fmt: skip
+    yield from l4.table(["", "straight to the server", "through it", "by the kernel's IP forwarding", "added"], rows)
 
 
 def table(rounds, kind, unit):

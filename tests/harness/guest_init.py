@@ -27,6 +27,13 @@ def load(name, parameters):
         check(libc.syscall(FINIT_MODULE, file.fileno(), parameters.encode(), 0), name)
 
 
+def pairs(path):
+    """`name value` of each line, if there is such a file."""
+    if not os.path.exists(path):
+        return {}
+    return dict(line.rstrip("\n").split(" ", 1) for line in open(path))
+
+
 def main():
     for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("tmpfs", "/tmp"), ("bpf", "/sys/fs/bpf")):
         mount(kind, where)
@@ -35,11 +42,12 @@ def main():
     mount("cgroup2", "/sys/fs/cgroup")
     os.environ.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", HOME="/root", LC_ALL="C.UTF-8", PYTHONDONTWRITEBYTECODE="1")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    with open("/modules/order") as names, open("/job/parameters") as parameters:
-        given = dict(line.rstrip("\n").split(" ", 1) for line in parameters)
-        for name in names.read().split():
-            load(name, given.get(name.removesuffix(".ko"), ""))
+    os.environ.update(pairs("/job/environment"))
+    parameters = pairs("/job/parameters")
+    for name in open("/modules/order").read().split():
+        load(name, parameters.get(name.removesuffix(".ko"), ""))
     with open("/dev/ttyS1", "w") as out:
+        print("the script begins", file=out, flush=True)
         done = subprocess.run([sys.executable, "/job/main.py"], stdin=subprocess.DEVNULL, stdout=out, check=False)
         if done.returncode == 0:
             print("the script ended well", file=out)
