@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Ringgate's director beside IPVS, the kernel's IP forwarding and nftables, on Debian's kernel 6.1, in one guest.
 
-    bench/guest.py [--rounds N] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
+    bench/guest.py [--part instructions|time ...] [--rounds N] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
 
 As root; about 3 minutes. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
 (TCG). Needs qemu-system-x86, ipvsadm, nftables, ethtool; the kernel's package is downloaded and unpacked, not installed.
@@ -28,6 +28,7 @@ from harness.guest import Guest, Initrd, Kernel  # noqa: E402
 
 PROGRAMS = ("ip", "nft", "ipvsadm", "sysctl", "cat", "ethtool")
 MODULES = ("veth", "bridge", "nf_tables", "nft_fwd_netdev", "ip_vs", "ip_vs_rr", "ip_vs_mh")
+PARTS = {"instructions": "instructions", "time": "ns"}
 BASE, RIVAL = "kernel IP forwarding", "IPVS mh"
 FLOOR, DRIVER = FLOORS = "dropped", "dropped in the driver"
 
@@ -74,10 +75,12 @@ def markdown(result):
     yield f"# The director beside IPVS in a guest, {result['date']}\n"
     yield (f"Linux {result['kernel']} (Debian) under qemu's TCG with one CPU, on {result['cpu']}; revision {result['revision']}. Written by "
            "`bench/guest.py`. Packets of 60 bytes, UDP, 64 flows, one real server; IPVS: direct routing, conn_tab_bits 18.\n")  # fmt: skip
-    for part, unit in (("instructions", "instructions"), ("time", "ns")):
+    for part, unit in (part for part in PARTS.items() if part[0] in result):
         for kind, heading in (("frames", "frames as a network card's driver has them"), ("sockets", "packets from sockets")):
             yield f"## By {part}: {heading}\n"
             yield from table(result[part]["rounds"], kind, unit)
+    if "instructions" not in result:
+        return
     yield "## Round trip of a datagram between Python programs over a switch, in instructions\n"
     rows = ([name, *(f"{trip[way]:,.0f}" for way in trip), f"{trip['forwarded'] - trip['straight']:,.0f}"]
             for name, trip in result["instructions"]["trips"].items())  # fmt: skip
@@ -85,7 +88,8 @@ def markdown(result):
 
 
 def table(rounds, kind, unit):
-    above = lambda one, name: one[name][kind]["whole"] - one[FLOOR][kind]["whole"]
+    floor = DRIVER if kind == "frames" else FLOOR
+    above = lambda one, name: one[name][kind]["whole"] - one[floor][kind]["whole"]
     most = lambda one, name: one[name][kind]["per_second"]
     middle = lambda values: statistics.median(list(values))
     rows = []
@@ -100,13 +104,15 @@ def table(rounds, kind, unit):
     rows.sort(key=lambda row: float(row[2].replace(",", "")))
     head = ["", f"{unit} a packet, all", "above dropping it", "of IPVS mh", "of forwarding", "packets/s", "of IPVS mh", "of forwarding", "arrived"]
     yield from l4.table(head, rows)
-    floors = [middle(one[name][kind]["whole"] for one in rounds) for name in FLOORS]
-    yield (f"Dropped on arrival (nftables): {floors[0]:,.0f} {unit} a packet; in the driver (XDP): {floors[1]:,.0f}. Medians of "
-           f"{len(rounds)} interleaved rounds.\n")  # fmt: skip
+    floors = [middle(one[name][kind]["whole"] for one in rounds) for name in (floor, DRIVER if floor == FLOOR else FLOOR)]
+    where = ("in the driver (XDP)", "on arrival (nftables)")[:: 1 if floor == DRIVER else -1]
+    yield (f"Dropped {where[0]}, which is taken off: {floors[0]:,.0f} {unit} a packet; {where[1]}: {floors[1]:,.0f}. Medians of "
+           f"{len(rounds)} interleaved round{'s' * (len(rounds) > 1)}.\n")  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("--ringgate", type=Path, default=ROOT / "target/release/ringgate")
@@ -118,13 +124,18 @@ def main():
     names = (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     result = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "cpu": next(names, "unknown CPU"), "kernel": kernel.release,
               "revision": l4.sh("git", "-C", ROOT, "rev-parse", "--short", "HEAD").strip()}  # fmt: skip
-    for part, rounds, count in (("instructions", 1, True), ("time", options.rounds, False)):
+    kept = options.out.with_name(f"{options.out.name}.json")
+    if kept.exists():
+        # Parts can be measured one at a time.
+        result = {**json.loads(kept.read_text()), **result}
+    for part in options.part:
         with tempfile.TemporaryDirectory() as directory:
-            result[part] = guest(options, kernel, directory, rounds, count)
+            count = part == "instructions"
+            result[part] = guest(options, kernel, directory, 1 if count else options.rounds, count)
+        kept.write_text(json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(result))
     print(text)
-    options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(text + "\n")
+    options.out.with_name(f"{options.out.name}.md").write_text(text + "\n")
 
 
 if __name__ == "__main__":
