@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from harness.lan import Lan, in_namespace
+from harness.proxy import binary
 from harness.tools import eventually
 
 from .common import VIP, VIP6, Node, Server, curl, spread, virtual_server
@@ -96,6 +97,16 @@ def network(tmp_path):
             server.stop()
 
 
+def told_before(host, node, why):
+    """`tune plan` finds the director's interface and says of it what the director says."""
+    xdp = json.loads(host.run(binary(), "tune", "plan", node.file, "--profile", "director", "--json").stdout)["xdp"]
+    assert xdp["kernel"]["met"] is True and xdp["datapath"] == "auto", xdp
+    (one,) = xdp["interfaces"]
+    assert (one["interface"], one["driver"], one["modes"], one["why"]) == ("eth0", "veth", ["generic"], why), one
+    needs = {need["about"]: need["met"] for need in one["native_needs"]}
+    assert needs["mtu"] and needs["lro"] and needs["checksums"] is needs["other end"] is None, one
+
+
 def test_the_program_forwards(network, tmp_path):
     lan, client, servers = network
     four = [server.host.address for server in servers]
@@ -111,6 +122,7 @@ def test_the_program_forwards(network, tmp_path):
         eventually(lambda: "datapath=xdp-generic" in node.log() and program(host) == "xdpgeneric", 5)
         status = json.loads(host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout)
         assert [(one["interface"], one["datapath"]) for one in status["director"]["datapaths"]] == [("eth0", "xdp-generic")]
+        told_before(host, node, status["director"]["datapaths"][0]["why"])
         counted = Counted(node)
         # mh: the program chooses; nothing of these connections goes up.
         for url in (f"http://{VIP}:8080/", f"http://[{VIP6}]/"):
