@@ -22,6 +22,7 @@ use ringgate::protocol::ethernet::{Mac, View};
 use ringgate::protocol::ip::Packet;
 
 use crate::args::Hostile;
+use crate::watch;
 
 const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const HERE: u32 = 2;
@@ -30,6 +31,9 @@ const FLOWS: u32 = 4096;
 
 /// Prints what became of the frames.
 pub(crate) fn run(options: &Hostile) -> Result<u8, String> {
+    if let Some(name) = &options.watch {
+        return watch::run(options, name);
+    }
     let began = Instant::now();
     let told = match &options.interface {
         None => judged(options)?,
@@ -40,11 +44,16 @@ pub(crate) fn run(options: &Hostile) -> Result<u8, String> {
     Ok(0)
 }
 
-/// Puts them on the wire.
-fn sent(options: &Hostile, name: &str) -> Result<String, String> {
+/// An interface's number.
+pub(crate) fn index(name: &str) -> Result<u32, String> {
     let path = format!("/sys/class/net/{name}/ifindex");
     let index = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let index = index.trim().parse().map_err(|error| format!("{path}: {error}"))?;
+    index.trim().parse().map_err(|error| format!("{path}: {error}"))
+}
+
+/// Puts them on the wire.
+fn sent(options: &Hostile, name: &str) -> Result<String, String> {
+    let index = index(name)?;
     let mut sender = Sender::new().map_err(|error| format!("packet socket: {error}"))?;
     let mut frames = Frames::new(options, options.to.0);
     let (mut refused, mut full) = (0_u64, 0_u64);
@@ -268,6 +277,7 @@ mod tests {
             address: [10, 77, 0, 100].into(),
             address6,
             interface: None,
+            watch: None,
             to: crate::args::Hardware(OURS),
         };
         let told = judged(&options).unwrap();
