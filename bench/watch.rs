@@ -72,17 +72,24 @@ impl Watch {
         if !self.addresses.contains(&packet.destination) {
             return false;
         }
+        // Of a later fragment only addresses and identification count (RFC 8200 section 4.5).
+        if packet.fragment.is_some_and(|one| one.offset > 0) {
+            return true;
+        }
         let port = || Some(Ports::parse(bytes.get(packet.payload..)?)?.destination);
         match packet.protocol {
             ip::ICMP | ip::ICMPV6 => true,
-            ip::TCP | ip::SCTP | ip::UDP if packet.fragment.is_some_and(|one| one.offset > 0) => {
-                true
-            }
             ip::TCP | ip::SCTP => port() == Some(80),
             ip::UDP => port() == Some(8080),
             _ => false,
         }
     }
+}
+
+/// A director asks its real servers for their hardware addresses (RFC 4861: types 133 to 137).
+fn is_question(bytes: &[u8], packet: &Packet) -> bool {
+    packet.protocol == ip::ICMPV6
+        && bytes.get(packet.payload).is_some_and(|kind| (133..=137).contains(kind))
 }
 
 impl Judge for Watch {
@@ -94,8 +101,12 @@ impl Judge for Watch {
             return Fate::Release;
         };
         let bytes = frame.get(view.payload..).unwrap_or_default();
-        let good = Packet::parse(bytes, bytes.len()).is_ok_and(|one| self.is_good(bytes, &one));
-        if good {
+        let packet = Packet::parse(bytes, bytes.len()).ok();
+        let ours = packet.is_some_and(|packet| self.addresses.contains(&packet.destination));
+        if !ours && packet.is_some_and(|packet| is_question(bytes, &packet)) {
+            return Fate::Release;
+        }
+        if packet.is_some_and(|packet| self.is_good(bytes, &packet)) {
             self.good += 1;
         } else {
             self.bad += 1;
