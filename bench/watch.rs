@@ -43,6 +43,10 @@ pub(crate) fn run(options: &Hostile, name: &str) -> Result<u8, String> {
         if interruption.code() != 0 {
             break;
         }
+        // The interface went down or away.
+        if let Some(error) = ring.take_error() {
+            return Err(failed(error));
+        }
         let fds = [ring.as_raw_fd()];
         if readable(&fds, Some(WAIT), &mut ready, &mut scratch).is_err() {
             thread::sleep(WAIT);

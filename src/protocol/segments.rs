@@ -121,10 +121,14 @@ mod tests {
 
     use super::*;
 
-    const PAYLOAD: usize = 2500;
+    const PAYLOAD: u16 = 2500;
+
+    fn short(number: usize) -> u16 {
+        u16::try_from(number).unwrap()
+    }
 
     fn bytes() -> Vec<u8> {
-        (0..PAYLOAD).map(|n| (n * 7 % 251) as u8).collect()
+        (0..PAYLOAD).map(|n| u8::try_from(n % 251).unwrap()).collect()
     }
 
     fn frame(v4: bool, tcp: bool) -> Vec<u8> {
@@ -134,10 +138,10 @@ mod tests {
             body[4..8].copy_from_slice(&0xffff_fc00_u32.to_be_bytes());
             (body[12], body[13]) = (0x80, CWR | 0x10 | FIN_PSH);
         } else {
-            body[4..6].copy_from_slice(&(8 + PAYLOAD as u16).to_be_bytes());
+            body[4..6].copy_from_slice(&(8 + PAYLOAD).to_be_bytes());
         }
         body.extend(bytes());
-        let length = body.len() as u16;
+        let length = short(body.len());
         let protocol = if tcp { ip::TCP } else { ip::UDP };
         let mut all = vec![2; 12];
         if v4 {
@@ -159,12 +163,12 @@ mod tests {
             let frame = frame(v4, tcp);
             let mut parts = Vec::new();
             assert_eq!(cut(&frame, 1000, |part| parts.push(part.to_vec())), Some(3));
-            let mut payload = Vec::new();
+            let mut payload: Vec<u8> = Vec::new();
             for (number, part) in parts.iter().enumerate() {
                 let packet = Packet::parse(&part[14..], part.len() - 14).unwrap();
                 assert_eq!(packet.length, part.len() - 14);
                 let body = &part[14 + packet.payload..];
-                let inner = body.len() as u16;
+                let inner = short(body.len());
                 let (source, destination) = (packet.source, packet.destination);
                 let sum =
                     Sum::new().pseudo(source, destination, packet.protocol, inner).bytes(body);
@@ -172,10 +176,10 @@ mod tests {
                 if v4 {
                     assert_eq!(Sum::new().bytes(&part[14..34]).finish(), 0);
                     // The identification goes on, past its end.
-                    assert_eq!(part[18..20], 0xffff_u16.wrapping_add(number as u16).to_be_bytes());
+                    assert_eq!(part[18..20], 0xffff_u16.wrapping_add(short(number)).to_be_bytes());
                 }
                 if tcp {
-                    let at = 0xffff_fc00_u32.wrapping_add(1000 * number as u32);
+                    let at = 0xffff_fc00_u32.wrapping_add(1000 * u32::from(short(number)));
                     assert_eq!(body[4..8], at.to_be_bytes());
                     let flags = [CWR | 0x10, 0x10, 0x10 | FIN_PSH];
                     assert_eq!(body[13], flags[number]);
