@@ -109,6 +109,11 @@ impl Sink for MemberSink {
             self.member.gate.down();
         }
     }
+
+    fn well(&self, rise: u32) {
+        // It failed requests and no check: what made it fail was over before the checks had counted to `fall`.
+        self.member.passive.vouch(rise);
+    }
 }
 
 /// The verdict, if there is one.
