@@ -32,6 +32,7 @@ from pathlib import Path
 
 import reload
 
+LOGS = None  # a directory
 FIRST, LAST, STEP = 18500, 19500, 10
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -57,10 +58,12 @@ class Ports:
 
 def ringgate(directory, n, ports):
     file, server = ports.origins[:3], "{{ address = \"127.0.0.1:{}\", weight = {} }}"
-    check = 'check = { http = "/", interval = "250ms", timeout = "1s", rise = 1, fall = 2 }'
+    # The peers know no budget for retries.
+    check = 'check = { http = "/", interval = "250ms", timeout = "1s", rise = 1, fall = 2 }\nretry = { budget_percent = 100 }'
     lines = [
         f'[node]\nshards = 1\npin = false\npid_file = "{directory}/pid"',
         f'[admin]\nbind = "off"\nsocket = "{directory}/admin.sock"',
+        f'[log]\naccess = "json"\naccess_file = "{LOGS}/ringgate-access.log"' if LOGS else "",
         '[http]\nkeepalive_requests = 1000000\ntunnel_timeout = "1h"',
         f'[[listener]]\nbind = "127.0.0.1:{ports.proxy}"\nbacklog = 4096',
         f'[[listener]]\nbind = "127.0.0.1:{ports.extra}"' if n % 4 == 3 else "",
@@ -165,11 +168,20 @@ class Contender(reload.Contender):
         for _ in range(20):
             done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
             if done.returncode == 0:
-                return reload.answer() == str(self.n).encode()
+                return self.in_force()
             if "try again" not in done.stderr:
                 sys.exit(f"upgrade: {done.stderr}")
             time.sleep(0.05)
         return False
+
+    def in_force(self):
+        """Connections that wait at the moment of an upgrade may still be the old process's."""
+        deadline = time.monotonic() + 5
+        while reload.answer() != str(self.n).encode():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return True
 
     def processes(self):
         """Those below the first, and orphans, which come to this process."""
@@ -501,9 +513,11 @@ def main():
     parser.add_argument("--rate", type=int, default=1000, help="requests a second on kept connections; a tenth of it on new ones")
     parser.add_argument("--websockets", type=int, default=100)
     parser.add_argument("--only", default="ringgate,nginx,haproxy")
-    parser.add_argument("--logs", help="a directory for the contenders' logs")
+    parser.add_argument("--logs", help="a directory for the contenders' logs, and Ringgate's access log")
     parser.add_argument("--json", help="a file for all figures")
     args = parser.parse_args()
+    global LOGS
+    LOGS = args.logs
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     os.sched_setaffinity(0, {1} if (os.cpu_count() or 1) > 1 else {0})
     ports = Ports.free()

@@ -1,7 +1,7 @@
 //! The successor's side: what an earlier process passed, and the steps until it serves in its place.
 
-use std::collections::HashSet;
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::parent_id;
