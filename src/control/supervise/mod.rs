@@ -44,7 +44,7 @@ use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
 use start::{Begin, placement};
-pub(in crate::control) use start::{cannot_listen, connections_max, start_ha};
+pub(in crate::control) use start::{await_free, cannot_listen, connections_max, start_ha};
 use watch::Watch;
 pub(in crate::control) use watch::open_log;
 
