@@ -73,6 +73,19 @@ class Host:
         else:
             self.lan.switch("link", "set", self.port(device), "master", self.lan.bridge_of(device))
 
+    def cut(self, device, direction):
+        """Cuts one direction at the switch port, without any link going down: frames "from" the host vanish, or those "to"
+        it; None mends both."""
+        port = self.port(device)
+        argv = ["ip", "netns", "exec", self.lan.name, tool("tc")]
+        tc = lambda *args, check=True: subprocess.run([*_SUDO, *argv, *args], check=check, capture_output=True, timeout=10)
+        tc("qdisc", "del", "dev", port, "clsact", check=False)
+        if direction:
+            hook = {"from": "ingress", "to": "egress"}[direction]
+            tc("qdisc", "add", "dev", port, "clsact")
+            # ret TC_ACT_SHOT
+            tc("filter", "add", "dev", port, hook, "bpf", "da", "bytecode", "1,6 0 0 2,")
+
 
 class Lan:
     """A namespace with a bridge for each kind of interface, and hosts around it."""
