@@ -2,11 +2,11 @@
 real-time priority on each CPU, which sees when the machine's own host took a CPU away: then nobody can be on time."""
 
 import contextlib
-import ctypes
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from ha_nodes import KeepalivedNode, RinggateNode
 from harness.tools import PATIENCE, eventually
@@ -21,8 +21,7 @@ KINDS = {
 SLICE = 5.0
 # A take-over follows what caused it within this.
 CONSEQUENCE = 1.0
-# The witness reports from here on, seconds.
-NOTED = 0.004
+WITNESS = Path(__file__).with_name("ha_witness.py")
 
 
 def slack(interval_ms):
@@ -30,32 +29,19 @@ def slack(interval_ms):
     return (2 + 156 / 256) * interval_ms / 1000
 
 
-def witness(cpu, seconds):
-    """Prints from when to when this CPU was away (CLOCK_MONOTONIC)."""
-    os.sched_setaffinity(0, {cpu})
-    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))
-    ctypes.CDLL(None, use_errno=True).mlockall(3)
-    last = time.monotonic()
-    end = last + seconds
-    while last < end:
-        time.sleep(0.001)
-        now = time.monotonic()
-        if now - last > NOTED:
-            print(last, now, flush=True)
-        last = now
-
-
 @contextlib.contextmanager
 def witnessed(seconds):
     """Has a witness on each CPU; yields a list that has (from, to) of every absence once this is over."""
     absences = []
-    argv = [sys.executable, __file__]
     watching = [
-        subprocess.Popen([*argv, str(cpu), str(seconds)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, WITNESS, str(cpu), str(seconds)], stdout=subprocess.PIPE, text=True)
         for cpu in sorted(os.sched_getaffinity(0))
     ]
+    for one in watching:
+        assert one.stdout.readline() == "watching\n", "no witness: it needs real-time priority"
     try:
         yield absences
+        assert all(one.poll() is None for one in watching), "a witness has gone"
     finally:
         for one in watching:
             one.terminate()
@@ -130,7 +116,3 @@ def show(loops, name, interval_ms, slices, absences):
         "seconds": seconds(quiet), "takeovers": takeovers(quiet), "longest_absence_s": longest,
         "marked_seconds": seconds(marked), "marked_takeovers": takeovers(marked),
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    witness(int(sys.argv[1]), float(sys.argv[2]))
