@@ -44,7 +44,7 @@ def guest(options, kernel, directory, rounds, count):
     initrd.file("/job/parameters", "ip_vs conn_tab_bits=18\n")
     initrd.file("/job/main.py", (ROOT / "bench/in_guest.py").read_bytes())
     initrd.file("/job/l4.py", (ROOT / "bench/l4.py").read_bytes())
-    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
+    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "round_trips": count, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
     initrd.file("/job/options", json.dumps(job))
     machine = Guest(directory, kernel, initrd, MODULES, count_instructions=count)
     results, trips = [{} for _ in range(rounds)], {}

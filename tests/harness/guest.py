@@ -5,7 +5,6 @@ into an initial RAM disk: programs with their libraries, Python, and a script, w
 """
 
 import ctypes
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from .client import tool
 KERNEL = "linux-image-cloud-amd64"
 INIT = Path(__file__).with_name("guest_init.py")
 LINE = re.compile(rb"\0depends=([^\0]*)\0")
-SUDO = [] if os.geteuid() == 0 else ["sudo", "-n"]
 ENDED = "the script ended well\n"
 # What Python's library has that no script of ours needs.
 UNUSED = {"config-3.11-x86_64-linux-gnu", "lib2to3", "pydoc_data", "distutils", "idlelib", "ensurepip", "test", "tkinter"}
@@ -53,27 +51,25 @@ class Kernel:
 
 
 def fetch(root):
-    """Downloads the kernel's package by name, after a look for a newer list of packages if it is not found at first."""
-    try:
-        download(root)
-    except (AssertionError, TypeError):
-        run(*SUDO, "apt-get", "update", timeout=300)
-        download(root)
-
-
-def download(root):
-    """Unpacks the package, which touches nothing that this machine boots."""
-    depends = run("apt-cache", "depends", KERNEL)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    name = re.search(r"Depends: (linux-image-6\.1\.\S+)", depends)[1]
+    """Downloads the kernel's package by name and unpacks it, which touches nothing that this machine boots."""
     with tempfile.TemporaryDirectory() as scratch:
-        run("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name, cwd=scratch, timeout=300)
-        package = next(Path(scratch).glob("*.deb"))
-        # Next to where it goes: what is there is whole.
-        with tempfile.TemporaryDirectory(dir=root.parent) as unpacked:
-            run("dpkg", "-x", package, unpacked, timeout=120)
-            Path(unpacked).rename(root)
-            Path(unpacked).mkdir()
+        try:
+            package = download(scratch)
+        except AssertionError:  # no lists of packages yet, or old ones
+            run("apt-get", "update", timeout=300)
+            package = download(scratch)
+        partial = root.with_name(f"{root.name}.part")
+        partial.mkdir(parents=True, exist_ok=True)
+        run("dpkg", "-x", package, partial, timeout=120)
+    partial.rename(root)
+
+
+def download(scratch):
+    depends = run("apt-cache", "depends", KERNEL)
+    name = re.search(r"Depends: (linux-image-6\.1\.\S+)", depends)
+    assert name, f"no kernel 6.1 in {depends!r}"
+    run("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name[1], cwd=scratch, timeout=300)
+    return next(Path(scratch).glob("*.deb"))
 
 
 def run(*argv, timeout=60, **options):
