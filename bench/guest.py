@@ -3,7 +3,7 @@
 
     bench/guest.py [--part instructions|time ...] [--rounds N] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
 
-As root; about 3 minutes. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
+As root; about 4 minutes on a machine that does nothing else, which the part `time` needs. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
 (TCG). Needs qemu-system-x86, ipvsadm, nftables, ethtool; the kernel's package is downloaded and unpacked, not installed.
 
 Two guests run after each other. In the first qemu counts instructions: its clock goes on by a nanosecond with each, so that CPU
