@@ -3,7 +3,7 @@
 
     bench/guest.py [--part instructions|time ...] [--rounds N] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
 
-As root; about 3 minutes. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
+As root; about 4 minutes on a machine that does nothing else, which the part `time` needs. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
 (TCG). Needs qemu-system-x86, ipvsadm, nftables, ethtool; the kernel's package is downloaded and unpacked, not installed.
 
 Two guests run after each other. In the first qemu counts instructions: its clock goes on by a nanosecond with each, so that CPU
@@ -44,7 +44,7 @@ def guest(options, kernel, directory, rounds, count):
     initrd.file("/job/parameters", "ip_vs conn_tab_bits=18\n")
     initrd.file("/job/main.py", (ROOT / "bench/in_guest.py").read_bytes())
     initrd.file("/job/l4.py", (ROOT / "bench/l4.py").read_bytes())
-    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
+    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "round_trips": count, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
     initrd.file("/job/options", json.dumps(job))
     machine = Guest(directory, kernel, initrd, MODULES, count_instructions=count)
     results, trips = [{} for _ in range(rounds)], {}

@@ -47,7 +47,6 @@ def main():
     for name in open("/modules/order").read().split():
         load(name, parameters.get(name.removesuffix(".ko"), ""))
     with open("/dev/ttyS1", "w") as out:
-        print("the script begins", file=out, flush=True)
         done = subprocess.run([sys.executable, "/job/main.py"], stdin=subprocess.DEVNULL, stdout=out, check=False)
         if done.returncode == 0:
             print("the script ended well", file=out)

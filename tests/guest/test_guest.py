@@ -1,4 +1,5 @@
-"""The oldest kernel that is promised: Debian's 6.1, in a machine that qemu emulates."""
+"""The oldest kernel that is promised: Debian's 6.1, in a machine that qemu emulates. `tests/run guest` runs it; a run of everything
+does not, because what is emulated takes many times as long where others use the CPUs too, and deadlines inside go by the clock."""
 
 import os
 from pathlib import Path
@@ -21,12 +22,12 @@ def test_linux_6_1(tmp_path):
     if unit := os.environ.get("RINGGATE_UNIT_TESTS"):
         initrd.program(unit, "/unit")
     initrd.directory(HERE.parent / "harness", "/tests/harness")
-    initrd.directory(HERE, "/tests/l4")
-    initrd.file("/job/main.py", (HERE / "guest_smoke.py").read_bytes())
+    initrd.directory(HERE.parent / "l4", "/tests/l4")
+    initrd.file("/job/main.py", (HERE / "smoke.py").read_bytes())
     initrd.file("/job/environment", "RINGGATE_BIN /usr/bin/ringgate\n")
     text = Guest(tmp_path, kernel, initrd, MODULES).run(PATIENCE)
     print(text)
     did = [line.split(" ", 1)[1] for line in text.splitlines()]
     assert did[0].startswith("6.1."), text
-    for step in ("demo", "plan", "vrrp", "packet", "generic without limits", "native with limits", "generic with limits", "gone"):
+    for step in ("demo", "plan", "vrrp", "packet", "native without limits", "generic with limits", "gone"):
         assert step in did, f"{step}:\n{text}"
