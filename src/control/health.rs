@@ -109,10 +109,27 @@ impl Sink for MemberSink {
             self.member.gate.down();
         }
     }
+
+    fn well(&self, rise: u32) {
+        // It failed requests and no check: what made it fail was over before the checks had counted to `fall`.
+        self.member.passive.vouch(rise);
+    }
+}
+
+/// The verdict of another process, if it was made by the same kind of check of the same address.
+pub(super) fn resumed(target: &Target, before: CheckHealth) -> Option<Verdict> {
+    let same =
+        before.kind == target.check.kind.name() && before.probed == target.probed().to_string();
+    same.then(|| Verdict {
+        up: before.up,
+        why: before.why,
+        since: Duration::from_millis(before.since_ms),
+        row: before.row,
+    })
 }
 
 /// The verdict, if there is one.
-fn check_health(row: &Row) -> Option<CheckHealth> {
+pub(super) fn check_health(row: &Row) -> Option<CheckHealth> {
     Some(CheckHealth {
         kind: row.kind.to_owned(),
         probed: row.probed.clone(),
@@ -165,7 +182,12 @@ impl Checks {
         let known: HashMap<_, _> =
             before.iter().map(|one| ((one.upstream.as_str(), one.server), one)).collect();
         let mut records = self.records.borrow_mut();
+        let now = since(self.epoch);
         for upstream in upstreams {
+            let passed = before.iter().filter(|one| one.upstream == upstream.shared.config.name);
+            passed
+                .filter_map(|one| one.budget)
+                .for_each(|sums| upstream.shared.budget.restore(now, sums));
             let config = &upstream.shared.config;
             let set = upstream.set.borrow();
             for member in &set.members {
@@ -199,6 +221,7 @@ impl Checks {
         let mut all = Vec::new();
         for upstream in upstreams {
             let name = &upstream.shared.config.name;
+            let mut budget = Some(upstream.shared.budget.standing(since(self.epoch)));
             for member in &upstream.set.borrow().members {
                 let row = rows.get(&(name.clone(), member.label.clone()));
                 let outlier = records.get(&(name.clone(), member.address));
@@ -213,6 +236,7 @@ impl Checks {
                         times: judged.record.times(),
                         reason: judged.reason,
                     }),
+                    budget: budget.take(),
                 });
             }
         }
@@ -309,15 +333,7 @@ impl Checks {
             }),
             before: None,
         };
-        let same = |before: &CheckHealth| {
-            before.kind == target.check.kind.name() && before.probed == target.probed().to_string()
-        };
-        target.before = before.filter(same).map(|before| Verdict {
-            up: before.up,
-            why: before.why,
-            since: Duration::from_millis(before.since_ms),
-            row: before.row,
-        });
+        target.before = before.and_then(|before| resumed(&target, before));
         Some(target)
     }
 

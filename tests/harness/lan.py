@@ -379,10 +379,10 @@ class Ringgate:
 
 
 class Keepalived:
-    """keepalived's VRRP on a host."""
+    """keepalived's VRRP on a host; `urgent`: with a real-time priority that it was not asked for."""
 
-    def __init__(self, host, directory, text, options=()):
-        self.host, self.process = host, None
+    def __init__(self, host, directory, text, options=(), urgent=True):
+        self.host, self.process, self.urgent = host, None, urgent
         self.directory = directory / f"keepalived{next(_numbers)}"
         self.directory.mkdir(parents=True)
         self.file = self.directory / "keepalived.conf"
@@ -393,7 +393,7 @@ class Keepalived:
         for name in ("pid", "vrrp.pid"):
             (self.directory / name).unlink(missing_ok=True)  # of one that was killed
         # As a service that has the machine's ear: what it does late would be laid at our door.
-        urgent = ("sh", "-c", 'chrt -f -p 30 $$ 2>/dev/null; exec "$0" "$@"')
+        urgent = ("sh", "-c", 'chrt -f -p 30 $$ 2>/dev/null; exec "$0" "$@"') if self.urgent else ()
         argv = self.host.argv(
             *urgent, tool("keepalived"), "-n", "-l", "-D", "-P", "-f", self.file,
             "-p", self.directory / "pid", "-r", self.directory / "vrrp.pid", *self.options,

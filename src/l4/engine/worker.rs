@@ -4,11 +4,15 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::files::Records;
+use super::succession::{Passer, Take};
 use super::{Pulse, sleep};
 use crate::counter::Counter;
+use crate::l4::flow::Passed;
+use crate::l4::handoff::Part;
 use crate::l4::offload::Learner;
 use crate::l4::tables::{ServerId, Tables};
 use crate::l4::{Director, Frame, Verdict};
@@ -46,9 +50,20 @@ pub(super) enum Order {
     Filter(Arc<Program>),
     /// Tell this program of flows from now on, or none.
     Learn(Option<Box<Learner>>),
+    /// Copy all flows for a successor, a part at a time.
+    PassOn(Passer),
+    /// Pass rings and what has changed in flows since, and do nothing any more.
+    Freeze(Passer),
+    /// The successor failed: go on.
+    Thaw,
+    /// Take over another process's flows, and say when that is done.
+    Take(Take, SyncSender<Result<(), String>>),
     /// End.
     Stop,
 }
+
+/// Places of flows that are copied for a successor between two batches of frames.
+const PLACES: u32 = 4096;
 
 /// Names of what becomes of a frame, in the order of [`Counts::outcomes`].
 pub const OUTCOMES: [&str; 8] =
@@ -137,6 +152,18 @@ pub(super) struct Worker {
     stopping: bool,
     /// Tells the XDP program of flows.
     learner: Option<Learner>,
+    /// Flows on their way to a successor.
+    passing: Option<Passing>,
+    /// When they began to be copied.
+    passed: Option<u64>,
+}
+
+/// A copy of all flows while it is made.
+#[derive(Debug)]
+struct Passing {
+    to: Passer,
+    records: Records,
+    next: u32,
 }
 
 impl Worker {
@@ -161,6 +188,8 @@ impl Worker {
             fruitless: 0,
             stopping: false,
             learner,
+            passing: None,
+            passed: None,
         }
     }
 
@@ -181,7 +210,8 @@ impl Worker {
             fds.clear();
             fds.push(self.wake.as_raw_fd());
             fds.extend(self.rings.iter().map(AsRawFd::as_raw_fd));
-            let timeout = if busy { Duration::ZERO } else { TICK };
+            self.pass_on();
+            let timeout = if busy || self.passing.is_some() { Duration::ZERO } else { TICK };
             sleep(&fds, timeout, &mut ready, &mut scratch);
             if ready.contains(&self.wake.as_raw_fd()) {
                 self.wake.clear();
@@ -271,9 +301,82 @@ impl Worker {
                 }
                 Order::Learn(Some(learner)) => self.learner = Some(*learner),
                 Order::Learn(None) => self.learner = self.learner.take().map(Learner::retire),
+                Order::PassOn(to) => self.begin_to_pass(to),
+                Order::Freeze(to) => self.freeze(to),
+                Order::Thaw => {}
+                Order::Take(take, done) => self.take(&take, &done),
                 Order::Stop => self.stopping = true,
             }
         }
+    }
+
+    fn begin_to_pass(&mut self, to: Passer) {
+        self.passed = Some(self.now());
+        // Without it the successor finds servers by hash.
+        let records = Records::new::<Passed>().ok();
+        self.passing = records.map(|records| Passing { to, records, next: 0 });
+    }
+
+    /// A part of the copy.
+    fn pass_on(&mut self) {
+        let now = self.now();
+        let Some(passing) = &mut self.passing else { return };
+        let (begin, end) = (passing.next, passing.next.saturating_add(PLACES));
+        let last = end >= self.director.places();
+        let end = end.min(self.director.places());
+        self.director.pass_on(begin..end, None, now, |flow| passing.records.push(&flow));
+        passing.next = end;
+        if let Some(passing) = self.passing.take_if(|_| last) {
+            self.give(&passing.to, passing.records);
+        }
+    }
+
+    fn give(&self, to: &Passer, records: Records) {
+        if let Ok(fd) = records.finish() {
+            let _ = to.send((Part::Flows { director: self.director.index() }, fd));
+        }
+    }
+
+    /// Frames wait in their rings until it is known what became of the successor.
+    fn freeze(&mut self, to: Passer) {
+        if let Some(learner) = &mut self.learner {
+            learner.flush();
+        }
+        self.passing = None;
+        let director = self.director.index();
+        for ring in &self.rings {
+            if let Ok((fd, place)) = ring.share() {
+                let interface = ring.interface();
+                let _ = to.send((Part::Ring { interface, director, place }, fd));
+            }
+        }
+        if let Ok(mut records) = Records::new::<Passed>() {
+            let (all, now) = (0..self.director.places(), self.now());
+            self.director.pass_on(all, self.passed, now, |flow| records.push(&flow));
+            self.give(&to, records);
+        }
+        drop(to);
+        loop {
+            match self.orders.recv() {
+                Ok(Order::Thaw) => break,
+                Ok(Order::Stop) | Err(_) => {
+                    self.stopping = true;
+                    return;
+                }
+                Ok(_) => {} // the thread that gives orders rests too
+            }
+        }
+        self.passed = None;
+        self.rings.iter_mut().for_each(Ring::resume);
+    }
+
+    fn take(&mut self, take: &Take, done: &SyncSender<Result<(), String>>) {
+        let (index, now) = (self.director.index(), self.now());
+        let director = &mut self.director;
+        let read = take.read(index, |flow| {
+            director.take_over(flow, now);
+        });
+        let _ = done.try_send(read);
     }
 
     /// A ring that is said to be ready and has no frame has an error, which is taken, or it would be ready for ever.
