@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::config::Timeouts;
 use super::tables::ServerId;
-use crate::sys::memory::{prefer_huge_pages, prefetch};
+use crate::sys::memory::{alike, prefer_huge_pages, prefetch};
 
 /// Of [`Flow::seen`] and all times here: `now` in milliseconds shifted by this, 128 ms.
 const TICK_SHIFT: u32 = 7;
@@ -477,19 +477,15 @@ impl FlowTable {
     }
 
     /// Entries that a bucket names with what of the hash has room there.
-    fn named(&self, hash: u32) -> impl Iterator<Item = u32> + use<> {
+    fn named(&self, hash: u32) -> impl Iterator<Item = u32> + '_ {
         let tag = hash.unbounded_shl(self.bits);
         let mask = 1_u32.unbounded_shl(self.bits).wrapping_sub(1);
-        let [words @ .., _] = *self.bucket(hash);
-        let mut found = 0_u32;
-        // Without branches: one in 2,000 of the others looks the same.
-        for (way, word) in words.iter().enumerate() {
-            let alike = (word ^ tag) & !mask == 0 && *word & mask != 0;
-            found |= u32::from(alike) << way;
-        }
+        let bucket = self.bucket(hash);
+        // Without branches: one in 2,000 of the others looks the same. The last word is no entry's.
+        let mut found = alike(bucket, tag, mask) & ((1 << WAYS) - 1);
         std::iter::from_fn(move || {
             let way = usize::try_from(found.trailing_zeros()).ok()?;
-            let word = words.get(way)?;
+            let word = bucket.get(way)?;
             found &= found.wrapping_sub(1);
             Some((word & mask).wrapping_sub(1))
         })

@@ -14,6 +14,42 @@ pub fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
+/// Which of 16 words are not zero and have the bits of `tag` outside `mask`, whose own bits do not count: bit n for word n.
+/// `tag` has no bits within `mask`.
+#[must_use]
+#[inline]
+pub fn alike(words: &[u32; 16], tag: u32, mask: u32) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            _mm_and_si128, _mm_andnot_si128, _mm_castsi128_ps, _mm_cmpeq_epi32, _mm_movemask_ps,
+            _mm_set_epi32, _mm_set1_epi32, _mm_setzero_si128,
+        };
+        let mut found = 0;
+        for (place, four) in words.as_chunks::<4>().0.iter().enumerate() {
+            let [a, b, c, d] = four.map(u32::cast_signed);
+            // SAFETY: these are SSE2, which every x86-64 has; they touch no memory.
+            let hits = unsafe {
+                let four = _mm_set_epi32(d, c, b, a);
+                let kept = _mm_and_si128(four, _mm_set1_epi32((!mask).cast_signed()));
+                let same = _mm_cmpeq_epi32(kept, _mm_set1_epi32(tag.cast_signed()));
+                let empty = _mm_cmpeq_epi32(four, _mm_setzero_si128());
+                _mm_movemask_ps(_mm_castsi128_ps(_mm_andnot_si128(empty, same)))
+            };
+            found |= hits.cast_unsigned() << (4 * place);
+        }
+        found
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    alike_by_one(words, tag, mask)
+}
+
+#[cfg(any(test, not(target_arch = "x86_64")))]
+fn alike_by_one(words: &[u32; 16], tag: u32, mask: u32) -> u32 {
+    let is = |word: &u32| u32::from(word & !mask == tag && *word != 0);
+    words.iter().enumerate().fold(0, |found, (place, word)| found | is(word) << place)
+}
+
 /// Asks the kernel to use huge pages for this memory, which is read at random and would need an entry of the TLB for
 /// every 4 KiB (madvise(2), MADV_HUGEPAGE). A kernel that has none says no, and nothing is lost.
 pub fn prefer_huge_pages<T>(memory: &[T]) {
@@ -31,6 +67,29 @@ pub fn prefer_huge_pages<T>(memory: &[T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_compared_without_what_is_masked() {
+        let mut state = 7_u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 9
+        };
+        let mut hits = 0;
+        for round in 0..20_000_u32 {
+            let mask = 1_u32.unbounded_shl(round % 33).wrapping_sub(1);
+            let tag = (next() << 28) & !mask;
+            let words = std::array::from_fn(|_| match next() % 3 {
+                0 => 0,
+                1 => tag | (next() & mask),
+                _ => (next() << 28) | (next() & mask),
+            });
+            let found = alike(&words, tag, mask);
+            assert_eq!(found, alike_by_one(&words, tag, mask), "{words:x?} {tag:x} {mask:x}");
+            hits += found.count_ones();
+        }
+        assert!(hits > 10_000);
+    }
 
     #[test]
     fn hints_leave_memory_as_it_is() {
