@@ -1,21 +1,23 @@
 //! The layer-4 engine as the control thread sees it: its start, its log lines, and whether this host is the active
 //! director of a virtual address, which VRRP decides.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::control::config::Config;
 use crate::control::logger::Logger;
 use crate::control::state::State;
+use crate::control::upgrade::Inherited;
 use crate::ha::health::Heartbeat;
-use crate::l4::config::L4;
+use crate::l4::config::{L4, ServiceKey};
 use crate::l4::engine::{
-    Board, Counts, Engine, Event, Fact, NeighbourView, OUTCOMES, Plan, Pulse, Reporter, directors,
+    Board, Counts, Engine, Event, Fact, NeighbourView, OUTCOMES, Plan, Pulse, Reporter, Succession,
+    directors,
 };
 use crate::protocol::vrrp::State as Role;
 use crate::ring::{Ring, Timer};
@@ -23,6 +25,9 @@ use crate::sys::notify::EventFd;
 
 /// How often VRRP's states are looked at, besides when one changes.
 const LOOK_EVERY_MS: u64 = 100;
+/// While a successor waits for VRRP to go on, more often; and for how long.
+const LOOK_OFTEN_MS: u64 = 5;
+const SETTLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A director's heartbeat and what makes it beat, as VRRP watches them.
 pub type Watched = (Arc<Heartbeat>, Arc<EventFd>);
@@ -33,6 +38,7 @@ pub type Watched = (Arc<Heartbeat>, Arc<EventFd>);
 /// Text for the operator.
 pub fn start(
     config: &Config,
+    inherited: Option<&Inherited>,
     tell: impl Fn(Event) -> bool + Send + 'static,
 ) -> Result<(Option<Engine>, Vec<Watched>), String> {
     if config.l4.services.is_empty() && config.real_server.is_none() {
@@ -52,9 +58,19 @@ pub fn start(
         outlive: outlive(config),
         pulses: beats.iter().map(pulse).collect(),
         reporter: Reporter(Box::new(tell)),
+        succession: inherited.map(|inherited| Succession {
+            passed: inherited.take_director(),
+            checked: checked(config),
+        }),
     })?;
     let watched = beats.into_iter().zip(engine.wakers.iter().map(Arc::clone)).collect();
     Ok((Some(engine), watched))
+}
+
+/// Virtual servers with checks.
+fn checked(config: &Config) -> HashSet<ServiceKey> {
+    let services = config.l4.services.iter().zip(&config.l4_checks);
+    services.filter(|(_, check)| check.is_some()).map(|(service, _)| service.key).collect()
 }
 
 /// Has the directors take other virtual servers over.
@@ -98,13 +114,35 @@ fn is_virtual(config: &L4, address: IpAddr) -> bool {
 }
 
 /// Tells the engine which virtual addresses this host is the active director of, as long as the process runs.
-pub async fn watch_roles(ring: Rc<Ring>, state: Rc<State>) {
+/// `held` were held by the process before this one: VRRP needs a moment to say so.
+pub async fn watch_roles(ring: Rc<Ring>, state: Rc<State>, held: Vec<IpAddr>) {
     let timer = Timer::new(&ring);
+    let began = Instant::now();
+    while began.elapsed() < SETTLE_PATIENCE && !are_held(&state, &held) {
+        timer.set(LOOK_OFTEN_MS);
+        timer.fired().await;
+    }
     loop {
         look_at_roles(&state);
         timer.set(LOOK_EVERY_MS);
         timer.fired().await;
     }
+}
+
+fn are_held(state: &State, held: &[IpAddr]) -> bool {
+    let Some(ha) = state.ha.get() else { return true };
+    let board = ha.board.read();
+    let active = board.instances.iter().filter(|one| one.state == Role::Active);
+    let active: Vec<_> = active
+        .flat_map(|one| &one.addresses)
+        .filter_map(|(address, _)| address_of(address))
+        .collect();
+    held.iter().all(|address| active.contains(address))
+}
+
+/// Of an address with its prefix.
+fn address_of(text: &str) -> Option<IpAddr> {
+    text.split('/').next()?.parse().ok()
 }
 
 /// What VRRP's page says now.
@@ -113,8 +151,7 @@ fn look_at_roles(state: &State) {
     for instance in &ha.board.read().instances {
         let addresses = instance.addresses.iter();
         for (address, _) in addresses {
-            let address = address.split('/').next().and_then(|text| text.parse().ok());
-            tell_role(state, address, instance.state == Role::Active);
+            tell_role(state, address_of(address), instance.state == Role::Active);
         }
     }
 }
@@ -128,8 +165,7 @@ pub fn transition(state: &State, event: &crate::ha::Event) {
     let board = ha.board.read();
     let changed = board.instances.iter().filter(|one| one.name == *instance);
     for (address, _) in changed.flat_map(|one| &one.addresses) {
-        let address = address.split('/').next().and_then(|text| text.parse().ok());
-        tell_role(state, address, *to == Role::Active);
+        tell_role(state, address_of(address), *to == Role::Active);
     }
 }
 
@@ -193,6 +229,12 @@ pub fn log(logger: Logger, event: &Event) {
                 ("why", path.why.as_str()),
             ];
             logger.info("datapath chosen", &fields);
+        }
+        Event::Refused(what) => {
+            logger.warn("what another process passed is not used", &[("what", what)]);
+        }
+        Event::TookOver(flows) => {
+            logger.info("flows taken over", &[("flows", &flows.to_string())]);
         }
         Event::Trouble(what) => logger.warn("layer 4 trouble", &[("what", what)]),
     }

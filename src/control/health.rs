@@ -116,8 +116,20 @@ impl Sink for MemberSink {
     }
 }
 
+/// The verdict of another process, if it was made by the same kind of check of the same address.
+pub(super) fn resumed(target: &Target, before: CheckHealth) -> Option<Verdict> {
+    let same =
+        before.kind == target.check.kind.name() && before.probed == target.probed().to_string();
+    same.then(|| Verdict {
+        up: before.up,
+        why: before.why,
+        since: Duration::from_millis(before.since_ms),
+        row: before.row,
+    })
+}
+
 /// The verdict, if there is one.
-fn check_health(row: &Row) -> Option<CheckHealth> {
+pub(super) fn check_health(row: &Row) -> Option<CheckHealth> {
     Some(CheckHealth {
         kind: row.kind.to_owned(),
         probed: row.probed.clone(),
@@ -321,15 +333,7 @@ impl Checks {
             }),
             before: None,
         };
-        let same = |before: &CheckHealth| {
-            before.kind == target.check.kind.name() && before.probed == target.probed().to_string()
-        };
-        target.before = before.filter(same).map(|before| Verdict {
-            up: before.up,
-            why: before.why,
-            since: Duration::from_millis(before.since_ms),
-            row: before.row,
-        });
+        target.before = before.and_then(|before| resumed(&target, before));
         Some(target)
     }
 

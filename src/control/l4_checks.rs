@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::control::config::Config;
 use crate::control::config::checks::UpstreamCheck;
+use crate::control::health::{check_health, resumed};
 use crate::control::logger::Logger;
+use crate::control::upgrade::standing::{CheckHealth, RealServerHealth};
 use crate::health::{Event, Prober, Row, Sink, Target, Tell};
 use crate::l4::config::{ServiceKey, VirtualServer};
 use crate::l4::engine::{Engine, Fact, Teller};
@@ -61,6 +63,8 @@ pub struct Checks {
     teller: Teller,
     /// Of every real server that is probed; each remembers what it has told.
     sinks: RefCell<HashMap<(ServiceKey, IpAddr), Arc<ServerSink>>>,
+    /// Verdicts of the process before this one, at the start.
+    handed: RefCell<HashMap<(String, String), CheckHealth>>,
 }
 
 impl Checks {
@@ -68,11 +72,40 @@ impl Checks {
     ///
     /// # Errors
     /// When its thread cannot be made.
-    fn start(config: &Config, teller: Teller, tell: Tell) -> io::Result<Self> {
+    fn start(
+        config: &Config,
+        teller: Teller,
+        handed: &[RealServerHealth],
+        tell: Tell,
+    ) -> io::Result<Self> {
         let sinks = RefCell::default();
-        let checks = Self { prober: Prober::start(CONCURRENT, tell)?, teller, sinks };
+        let verdict = |one: &RealServerHealth| {
+            ((one.virtual_server.clone(), one.server.clone()), one.check.clone())
+        };
+        let handed = RefCell::new(handed.iter().map(verdict).collect());
+        let checks = Self { prober: Prober::start(CONCURRENT, tell)?, teller, sinks, handed };
         checks.watch(config);
+        checks.handed.take();
         Ok(checks)
+    }
+
+    /// Probes nothing any more, and says nothing.
+    pub fn stop(&self) {
+        self.prober.set_targets(Vec::new());
+    }
+
+    /// Every verdict, for a process that goes on with them.
+    #[must_use]
+    pub fn standing(&self) -> Vec<RealServerHealth> {
+        let rows = self.prober.rows();
+        let health = |row: &Row| {
+            Some(RealServerHealth {
+                virtual_server: row.group.clone(),
+                server: row.server.clone(),
+                check: check_health(row)?,
+            })
+        };
+        rows.iter().filter_map(health).collect()
     }
 
     /// Probes what a configuration has from now on; what was probed before keeps its state, and what is not probed
@@ -101,6 +134,8 @@ impl Checks {
     ) -> Option<Target> {
         let server = service.servers.get(place)?.address;
         let key = (service.key, server);
+        let names = (service.key.to_string(), server.to_string());
+        let handed = self.handed.borrow().get(&names).cloned();
         let sink = before.remove(&key).unwrap_or_else(|| {
             let sink = ServerSink {
                 teller: self.teller.clone(),
@@ -109,23 +144,25 @@ impl Checks {
                 told: AtomicU8::new(UNKNOWN),
             };
             // keepalived's alpha: down until a probe says otherwise.
-            if check.base.check.start_down {
+            if check.base.check.start_down && handed.is_none() {
                 sink.set(false, false);
             }
             Arc::new(sink)
         });
         self.sinks.borrow_mut().insert(key, Arc::clone(&sink));
         let own = check.servers.get(place).cloned();
-        Some(Target {
-            group: service.key.to_string(),
-            server: server.to_string(),
+        let mut target = Target {
+            group: names.0,
+            server: names.1,
             address: SocketAddr::new(server, service.key.port),
             name: None,
             check: own.unwrap_or_else(|| Arc::new(check.base.check.clone())),
             tls: check.base.client.clone(),
             sink,
             before: None,
-        })
+        };
+        target.before = handed.and_then(|handed| resumed(&target, handed));
+        Some(target)
     }
 
     /// How each probed server stands.
@@ -142,6 +179,7 @@ impl Checks {
 pub fn start(
     config: &Config,
     engine: Option<&Engine>,
+    handed: &[RealServerHealth],
     logger: Logger,
 ) -> Result<Option<Checks>, String> {
     let Some(engine) = engine else { return Ok(None) };
@@ -149,7 +187,7 @@ pub fn start(
         log(logger, &event);
         true
     });
-    let started = Checks::start(config, engine.teller(), tell);
+    let started = Checks::start(config, engine.teller(), handed, tell);
     started.map(Some).map_err(|error| format!("cannot start checks of real servers: {error}"))
 }
 

@@ -74,6 +74,16 @@ const VICTIMS_ORDER: [(State, u32); STATES] = [
 ];
 
 impl State {
+    pub(super) const ALL: [Self; STATES] = [
+        Self::Opening,
+        Self::Established,
+        Self::Closing,
+        Self::Closed,
+        Self::Udp,
+        Self::Sctp,
+        Self::Adopted,
+    ];
+
     /// Counts as `ActiveConn`.
     pub(super) const fn is_established(self) -> bool {
         matches!(self, Self::Established | Self::Sctp)
@@ -149,6 +159,16 @@ impl Ticks {
 pub(super) struct Gone {
     pub(super) server: ServerId,
     pub(super) state: State,
+}
+
+/// A flow on its way to another process's table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Passed {
+    pub(super) key: Key,
+    pub(super) server: ServerId,
+    pub(super) state: State,
+    /// Ticks since its last packet.
+    pub(super) rested: u32,
 }
 
 /// Flows by key.
@@ -271,6 +291,42 @@ impl FlowTable {
         {
             flow.seen = now;
         }
+    }
+
+    /// Its last packet was so long ago.
+    pub(super) fn rest(&mut self, at: u32, now: u32, rested: u32) {
+        if let Some(flow) = self.flows.get_mut(at as usize) {
+            flow.seen = now.wrapping_sub(rested);
+        }
+    }
+
+    /// Places that flows are, or were, in.
+    pub(super) fn places(&self) -> u32 {
+        u32::try_from(self.flows.len()).unwrap_or(NONE)
+    }
+
+    /// The flow in a place, unless it is over; with `since`, only if a packet of it was seen from then on. Whatever is
+    /// changed about a flow, a packet of it was seen then.
+    pub(super) fn passed(
+        &self,
+        at: u32,
+        now: u32,
+        ticks: &Ticks,
+        from: Option<u32>,
+    ) -> Option<Passed> {
+        let flow = self.get(at)?;
+        let rested = since(now, flow.seen);
+        if rested >= ticks.of(flow.state) || from.is_some_and(|from| rested > since(now, from)) {
+            return None;
+        }
+        let [high, low] = flow.client.map(u128::from);
+        let key = Key {
+            client: high << 64 | low,
+            service: flow.service,
+            port: flow.port,
+            client_port: flow.client_port,
+        };
+        Some(Passed { key, server: flow.server, state: flow.state, rested })
     }
 
     /// Changes state and server; the caller has to account for both.

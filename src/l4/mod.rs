@@ -13,6 +13,7 @@ mod director;
 pub mod engine;
 pub mod figures;
 mod flow;
+pub mod handoff;
 pub mod hash;
 pub mod offload;
 pub mod persistence;

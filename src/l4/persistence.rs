@@ -73,6 +73,19 @@ impl Templates {
         true
     }
 
+    /// Hands every client whose time is not over to `each`, with its server and what is left of the time; those only
+    /// whose time ends at `from` or later.
+    pub(super) fn pass_on(&self, now: u64, from: u64, mut each: impl FnMut(IpAddr, ServerId, u64)) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for (client, template) in &shard.clients {
+                if template.until > now && template.until >= from {
+                    each(*client, template.server, template.until - now);
+                }
+            }
+        }
+    }
+
     /// Clients remembered, those included whose time is over.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -197,10 +197,13 @@ impl Control {
         health.listeners.set(true);
         let desk = self.desk.clone();
         let (l4, directors) =
-            director::start(&self.config, move |event| desk.tell(News::L4(event)))
-                .map_err(Failed)?;
-        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), logger).map_err(Failed)?;
-        let ha = self.succeed(&shards, directors.clone(), &health)?;
+            director::start(&self.config, self.inherited.as_deref(), move |event| {
+                desk.tell(News::L4(event))
+            })
+            .map_err(Failed)?;
+        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), &standing.real_servers, logger)
+            .map_err(Failed)?;
+        let (ha, held) = self.succeed(&shards, l4.as_ref(), directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
             logger,
@@ -219,6 +222,7 @@ impl Control {
             ha,
             l4,
             l4_checks,
+            hand_overs: vrrp::HandOvers::default(),
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),
@@ -245,7 +249,7 @@ impl Control {
         pulse::watch(&ring, &state, logger);
         spawn(&ring, history::watch(Rc::clone(&ring), Rc::clone(&state)));
         if state.l4.is_some() {
-            spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state)));
+            spawn(&ring, director::watch_roles(Rc::clone(&ring), Rc::clone(&state), held));
         }
         if state.ha.get().is_some() {
             spawn(&ring, vrrp::watch_upstreams(Rc::clone(&ring), Rc::clone(&state)));

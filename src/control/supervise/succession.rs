@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::control::{director, systemd, vrrp};
 use crate::ha::Ha;
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
+use crate::l4::engine::Engine;
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, Timer};
@@ -100,16 +102,17 @@ impl Control {
     }
 
     /// Starts VRRP. In the place of an earlier process: once everything could serve, that process is told,
-    /// and its virtual routers go on here.
+    /// and its virtual routers and its director go on here. Returns the virtual addresses that are here as well.
     pub(super) fn succeed(
         &self,
         shards: &[Shard],
+        l4: Option<&Engine>,
         directors: Vec<director::Watched>,
         health: &Arc<Health>,
-    ) -> Result<OnceCell<Ha>, Failed> {
+    ) -> Result<(OnceCell<Ha>, Vec<IpAddr>), Failed> {
         let Some(inherited) = &self.inherited else {
             accept(shards);
-            return self.start_ha(shards, directors, health, None);
+            return Ok((self.start_ha(shards, directors, health, None)?, Vec::new()));
         };
         let (armed, ready) = sync_channel(1);
         let (hand, handed) = sync_channel(1);
@@ -120,16 +123,19 @@ impl Control {
                 .recv_timeout(ARMED_PATIENCE)
                 .map_err(|_| Failed("VRRP was not ready in time".into()))?;
         }
-        let states = match inherited.ready(keys) {
+        let role = self.config.real_server.as_ref().map(|role| role.addresses.clone());
+        let (states, passed) = match inherited.ready(keys, role.unwrap_or_default()) {
             Ok(states) => states,
             Err(why) => {
                 drop(hand); // nothing is taken over, and nothing is touched
                 return Err(Failed(why));
             }
         };
-        accept(shards);
+        // First those for whom others wait.
+        let held = l4.map(|l4| l4.go_on(passed)).transpose().map_err(Failed)?;
         let _ = hand.send(states);
-        Ok(ha)
+        accept(shards);
+        Ok((ha, held.unwrap_or_default()))
     }
 
     /// What a service manager wants to know of a process that serves.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::parent_id;
 use std::path::Path;
@@ -13,6 +13,7 @@ use super::standing::Handed;
 use super::{ENVIRONMENT, Elder};
 use crate::control::config::Level;
 use crate::ha::handoff;
+use crate::l4::handoff::Bundle;
 use crate::l7::tls::tickets::Secret;
 use crate::sys::{cpu, passing, socket};
 
@@ -28,6 +29,7 @@ pub struct Inherited {
     hello: Hello,
     sockets: RefCell<Vec<(Socket, OwnedFd)>>,
     standing: RefCell<Handed>,
+    director: RefCell<Bundle>,
     /// The beginning of the clock that both processes share.
     epoch: Option<Instant>,
 }
@@ -37,6 +39,7 @@ struct Passed {
     hello: Hello,
     sockets: Vec<(Socket, OwnedFd)>,
     standing: Handed,
+    director: Bundle,
     /// When the hello came.
     at: Instant,
 }
@@ -57,13 +60,14 @@ impl Inherited {
         };
         passing::wait_at_most(channel.as_fd(), PATIENCE).map_err(failed)?;
         match Self::read(&channel) {
-            Ok(Passed { hello, sockets, standing, at }) => {
+            Ok(Passed { hello, sockets, standing, director, at }) => {
                 if !hello.cpus.is_empty() {
                     let _ = cpu::confine(&hello.cpus);
                 }
                 let epoch = hello.age_ms.and_then(|age| at.checked_sub(Duration::from_millis(age)));
                 let (sockets, standing) = (RefCell::new(sockets), RefCell::new(standing));
-                Ok(Some(Self { channel, hello, sockets, standing, epoch }))
+                let director = RefCell::new(director);
+                Ok(Some(Self { channel, hello, sockets, standing, director, epoch }))
             }
             Err(reason) => {
                 let _ = Message::failed(&reason).send(&channel, &[]);
@@ -76,6 +80,7 @@ impl Inherited {
         let (mut hello, mut at) = (None, Instant::now());
         let mut passed = Vec::new();
         let mut standing = Handed::default();
+        let mut director = Vec::new();
         loop {
             let said = Message::receive(channel, true);
             let (message, descriptors) = said
@@ -95,9 +100,12 @@ impl Inherited {
                 Message::Sockets { sockets } if sockets.len() == descriptors.len() => {
                     passed.extend(sockets.into_iter().zip(descriptors));
                 }
+                Message::Director { parts } if parts.len() == descriptors.len() => {
+                    director.extend(parts.into_iter().zip(descriptors));
+                }
                 Message::Whole => {
                     let hello = hello.ok_or("the running process did not say hello")?;
-                    return Ok(Passed { hello, sockets: passed, standing, at });
+                    return Ok(Passed { hello, sockets: passed, standing, director, at });
                 }
                 other => standing
                     .take_in(other)
@@ -133,6 +141,12 @@ impl Inherited {
             standing.health.clear();
         }
         standing
+    }
+
+    /// What the director goes on with, as far as it was passed first.
+    #[must_use]
+    pub fn take_director(&self) -> Bundle {
+        self.director.take()
     }
 
     /// Secrets of session tickets.
@@ -207,17 +221,29 @@ impl Inherited {
         taken
     }
 
-    /// Says that everything is open; returns with the state of the virtual routers once this process is to
-    /// serve.
+    /// Says that everything is open; returns with the state of the virtual routers, and the rest of the director, once
+    /// this process is to serve.
     ///
     /// # Errors
     /// Text: the old process serves on.
-    pub fn ready(&self, vrrp: Vec<String>) -> Result<Vec<handoff::Handed>, String> {
+    pub fn ready(
+        &self,
+        vrrp: Vec<String>,
+        real_server: Vec<IpAddr>,
+    ) -> Result<(Vec<handoff::Handed>, Bundle), String> {
         let gone = |error| format!("the running process does not answer: {error}");
-        Message::Ready { vrrp }.send(&self.channel, &[]).map_err(gone)?;
-        match Message::receive(&self.channel, true).map_err(gone)? {
-            Some((Message::Go { vrrp }, _)) => Ok(vrrp),
-            _ => Err("the running process goes on itself".into()),
+        Message::Ready { vrrp, real_server }.send(&self.channel, &[]).map_err(gone)?;
+        let mut director = Vec::new();
+        loop {
+            match Message::receive(&self.channel, true).map_err(gone)? {
+                Some((Message::Go { vrrp }, _)) => return Ok((vrrp, director)),
+                Some((Message::Director { parts }, descriptors))
+                    if parts.len() == descriptors.len() =>
+                {
+                    director.extend(parts.into_iter().zip(descriptors));
+                }
+                _ => return Err("the running process goes on itself".into()),
+            }
         }
     }
 

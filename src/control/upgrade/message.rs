@@ -3,14 +3,15 @@
 //! gets another [`VERSION`].
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::standing::{MemberHealth, PassedName, PassedServer};
+use super::standing::{MemberHealth, PassedName, PassedServer, RealServerHealth};
 use crate::ha::handoff::Handed;
+use crate::l4::handoff::Part;
 use crate::sys::passing;
 
 /// A successor that speaks another version refuses, and the old process serves on.
@@ -18,7 +19,7 @@ pub(super) const VERSION: u32 = 1;
 /// A reason is cut to so many characters.
 const REASON_MAX: usize = 4096;
 
-/// In the order they are said; the first six and [`Message::Go`] and [`Message::Yours`] by the old one.
+/// In the order they are said; those up to `Whole` and [`Message::Go`] and [`Message::Yours`] by the old one.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(super) enum Message {
@@ -32,10 +33,18 @@ pub(super) enum Message {
     Servers { upstream: String, file: String, servers: Vec<PassedServer> },
     /// Addresses of servers' names.
     Names { names: Vec<PassedName> },
+    /// How checks of real servers stand.
+    RealServers { servers: Vec<RealServerHealth> },
+    /// Of the director; a descriptor for each comes with it. Before `Whole` what takes time, before `Go` the rest.
+    Director { parts: Vec<Part> },
     /// That is all.
     Whole,
-    /// Everything is open and could serve; these virtual routers would be taken over.
-    Ready { vrrp: Vec<String> },
+    /// Everything is open and could serve; these virtual routers and addresses of the real server would be taken over.
+    Ready {
+        vrrp: Vec<String>,
+        #[serde(default)]
+        real_server: Vec<IpAddr>,
+    },
     /// It cannot serve; the old one is to go on.
     Failed { reason: String },
     /// Serve; the virtual routers stand like this.
@@ -132,7 +141,8 @@ mod tests {
                 ],
             },
             Message::Whole,
-            Message::Ready { vrrp: vec!["a".into()] },
+            Message::Director { parts: vec![Part::Standing, Part::Flows { director: 1 }] },
+            Message::Ready { vrrp: vec!["a".into()], real_server: vec![bind.ip()] },
             Message::Go { vrrp: vec![handed] },
             Message::Serving,
             Message::Yours,
@@ -143,7 +153,7 @@ mod tests {
         }
         passing::send(one.as_fd(), br#"{"kind":"ready","vrrp":[],"later":1}"#, &[]).expect("sent");
         let (read, _) = Message::receive(&other, false).expect("there").expect("open");
-        assert_eq!(read, Message::Ready { vrrp: vec![] });
+        assert_eq!(read, Message::Ready { vrrp: vec![], real_server: vec![] });
         for bad in [&b"{}"[..], b"{\"kind\":\"other\"}", b"\xff"] {
             passing::send(one.as_fd(), bad, &[]).expect("sent");
             assert!(Message::receive(&other, false).is_err());

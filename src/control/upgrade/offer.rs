@@ -1,6 +1,7 @@
 //! The running process's side of an upgrade.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use super::{ENVIRONMENT, Office, standing};
 use crate::control::state::{Phase, State};
 use crate::control::systemd;
 use crate::ha::handoff::Handed;
+use crate::l4::engine::Passing;
+use crate::l4::handoff::{Bundle, Part};
 use crate::ring::{Ring, Timer};
 use crate::sys::passing;
 
@@ -77,35 +80,58 @@ async fn attempt(ring: &Rc<Ring>, state: &State, program: &Path) -> Result<u32, 
                 .into(),
         );
     }
-    if state.l4.is_some() {
-        return Err("flows of the layer-4 director and the role of a real server do not pass to \
-                    another process yet: hand over (`ringgate ctl vrrp release`) and restart"
-            .into());
-    }
     let (channel, theirs) = passing::pair().map_err(|error| format!("no socket pair: {error}"))?;
     let child = start(&state.upgrade, program, theirs)
         .map_err(|error| format!("cannot start {}: {error}", program.display()))?;
     let pid = child.id();
     let mut attempt = Attempt { timer: Timer::new(ring), channel, child: Some(child) };
     attempt.pass(state).await?;
-    let vrrp = attempt.ready(state.upgrade.timeout).await?;
+    let (vrrp, real_server) = attempt.ready(state.upgrade.timeout).await?;
     if state.phase.get() != Phase::Serving {
         return Err("this process was told to end meanwhile".into());
     }
-    let handed = attempt.freeze(state, vrrp).await?;
-    let done = attempt.go(handed).await;
-    match (state.ha.get(), &done) {
-        (Some(ha), Ok(())) => ha.leave(),
-        (Some(ha), Err(_)) => ha.thaw(),
-        (None, _) => {}
+    let done = match attempt.freeze(state, vrrp).await {
+        Ok((handed, director)) => attempt.go(handed, director).await,
+        Err(why) => Err(why),
+    };
+    match &done {
+        Ok(()) => leave(state, real_server),
+        // Whoever was frozen goes on, once the successor is gone.
+        Err(_) => {
+            drop(attempt);
+            thaw(state);
+            return done.map(|()| pid);
+        }
     }
-    done?;
     attempt.child = None; // it lives on
     systemd::notify(&format!("MAINPID={pid}\n"));
     let _ = Message::Yours.send(&attempt.channel, &[]);
     let channel = attempt.channel.try_clone();
     state.upgrade.heir.replace(channel.ok().map(|channel| (pid, channel)));
     Ok(pid)
+}
+
+/// The successor serves.
+fn leave(state: &State, real_server: Vec<IpAddr>) {
+    if let Some(ha) = state.ha.get() {
+        ha.leave();
+    }
+    if let Some(checks) = &state.l4_checks {
+        checks.stop();
+    }
+    if let Some(l4) = &state.l4 {
+        l4.leave(real_server);
+    }
+}
+
+/// The successor failed.
+fn thaw(state: &State) {
+    if let Some(l4) = &state.l4 {
+        l4.thaw();
+    }
+    if let Some(ha) = state.ha.get() {
+        ha.thaw();
+    }
 }
 
 /// The same command line; the connection is its standard input, the one descriptor that no other child
@@ -120,6 +146,17 @@ fn start(office: &Office, program: &Path, channel: OwnedFd) -> io::Result<Child>
         .env_remove("WATCHDOG_PID")
         .stdin(Stdio::from(channel))
         .spawn()
+}
+
+/// As many messages as it takes for so many descriptors.
+fn director(mut parts: Bundle) -> Vec<(Message, Vec<OwnedFd>)> {
+    let mut messages = Vec::new();
+    while !parts.is_empty() {
+        let some = parts.drain(..parts.len().min(passing::DESCRIPTORS_MAX));
+        let (parts, descriptors) = some.unzip();
+        messages.push((Message::Director { parts }, descriptors));
+    }
+    messages
 }
 
 /// An upgrade that may still fail: dropped, it kills the successor.
@@ -172,18 +209,30 @@ impl Attempt {
             }
         }
         passed.extend(standing::messages(state).into_iter().map(|message| (message, Vec::new())));
+        if let Some(l4) = &state.l4 {
+            let parts = self.collect(l4.pass_on(), office.timeout).await?;
+            passed.extend(director(parts));
+        }
         passed.push((Message::Whole, Vec::new()));
+        self.say(passed, office.timeout).await
+    }
+
+    async fn say(
+        &mut self,
+        messages: Vec<(Message, Vec<OwnedFd>)>,
+        timeout: Duration,
+    ) -> Result<(), String> {
         let began = Instant::now();
-        for (message, descriptors) in passed {
+        for (message, descriptors) in messages {
             let borrowed: Vec<_> = descriptors.iter().map(|socket| socket.as_fd()).collect();
             loop {
                 match message.send(&self.channel, &borrowed) {
                     Ok(()) => break,
                     Err(error)
                         if error.kind() == io::ErrorKind::WouldBlock
-                            && began.elapsed() < office.timeout =>
+                            && began.elapsed() < timeout =>
                     {
-                        self.pause(LOOK_EVERY_MS).await;
+                        self.pause(LOOK_OFTEN_MS).await;
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         return Err("the new process does not read what it is passed".into());
@@ -195,38 +244,63 @@ impl Attempt {
         Ok(())
     }
 
-    /// Waits until the successor could serve; the virtual routers it would take.
-    async fn ready(&mut self, timeout: Duration) -> Result<Vec<String>, String> {
+    /// Everything that the director passes.
+    async fn collect(&self, passing: Passing, timeout: Duration) -> Result<Bundle, String> {
+        let (began, mut parts) = (Instant::now(), Vec::new());
+        loop {
+            match passing.try_recv() {
+                Ok(part) => parts.push(part),
+                Err(TryRecvError::Disconnected) => return Ok(parts),
+                Err(TryRecvError::Empty) if began.elapsed() < timeout => {
+                    self.pause(LOOK_OFTEN_MS).await;
+                }
+                Err(TryRecvError::Empty) => return Err("layer 4 does not answer".into()),
+            }
+        }
+    }
+
+    /// Waits until the successor could serve; the virtual routers and the addresses of the real server it would take.
+    async fn ready(&mut self, timeout: Duration) -> Result<(Vec<String>, Vec<IpAddr>), String> {
         match self.next(timeout, LOOK_EVERY_MS).await? {
-            Message::Ready { vrrp } => Ok(vrrp),
+            Message::Ready { vrrp, real_server } => Ok((vrrp, real_server)),
             Message::Failed { reason } => Err(format!("the new process cannot serve: {reason}")),
             _ => Err("the new process said something out of turn".into()),
         }
     }
 
-    /// Stops this side's VRRP; how it stands.
-    async fn freeze(&self, state: &State, taken: Vec<String>) -> Result<Vec<Handed>, String> {
-        let Some(ha) = state.ha.get() else { return Ok(Vec::new()) };
-        let answer = ha.freeze(taken);
+    /// Stops this side's VRRP and director; how they stand.
+    async fn freeze(
+        &self,
+        state: &State,
+        taken: Vec<String>,
+    ) -> Result<(Vec<Handed>, Bundle), String> {
+        let routers = state.ha.get().map(|ha| ha.freeze(taken));
+        let director = state.l4.as_ref().map(|l4| (l4, l4.freeze()));
+        let mut bundle = Vec::new();
+        if let Some((l4, passing)) = director {
+            bundle = self.collect(passing, FREEZE_PATIENCE).await?;
+            let stopped = bundle.iter().filter(|(part, _)| matches!(part, Part::Flows { .. }));
+            if stopped.count() != l4.board.directors.len() {
+                return Err("a director does not pass its flows".into());
+            }
+        }
+        let Some(answer) = routers else { return Ok((Vec::new(), bundle)) };
         let began = Instant::now();
         loop {
             match answer.try_recv() {
-                Ok(handed) => return Ok(handed),
+                Ok(handed) => return Ok((handed, bundle)),
                 Err(TryRecvError::Empty) if began.elapsed() < FREEZE_PATIENCE => {
                     self.pause(LOOK_OFTEN_MS).await;
                 }
-                Err(_) => {
-                    ha.thaw();
-                    return Err("VRRP does not answer".into());
-                }
+                Err(_) => return Err("VRRP does not answer".into()),
             }
         }
     }
 
-    async fn go(&mut self, vrrp: Vec<Handed>) -> Result<(), String> {
-        if let Err(error) = (Message::Go { vrrp }).send(&self.channel, &[]) {
-            return Err(self.ended(&error.to_string()).await);
-        }
+    async fn go(&mut self, vrrp: Vec<Handed>, parts: Bundle) -> Result<(), String> {
+        let mut messages = director(parts);
+        messages.push((Message::Go { vrrp }, Vec::new()));
+        self.say(messages, FREEZE_PATIENCE).await?;
         match self.next(SERVING_PATIENCE, LOOK_OFTEN_MS).await? {
             Message::Serving => Ok(()),
             Message::Failed { reason } => Err(format!("the new process cannot serve: {reason}")),

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::Message;
 use crate::balance::outlier::Reason;
+use crate::control::l4_checks::Checks;
 use crate::control::resolve::Name;
 use crate::control::state::State;
 use crate::l7::config::{Server, ServerAddress};
@@ -59,6 +60,17 @@ pub struct CheckHealth {
     pub row: u32,
 }
 
+/// A health check's verdict on a real server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RealServerHealth {
+    /// Its virtual server.
+    pub virtual_server: String,
+    /// Its address.
+    pub server: String,
+    /// The verdict.
+    pub check: CheckHealth,
+}
+
 /// An outlier's record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutlierHealth {
@@ -97,6 +109,8 @@ pub(super) struct PassedName {
 pub struct Handed {
     /// By upstream and server.
     pub health: Vec<MemberHealth>,
+    /// Of real servers.
+    pub real_servers: Vec<RealServerHealth>,
     /// By upstream: what its file's list was, and the servers since.
     servers: HashMap<String, (String, Vec<PassedServer>)>,
     names: Vec<PassedName>,
@@ -117,6 +131,7 @@ impl Handed {
     pub(super) fn take_in(&mut self, message: Message) -> Result<(), Message> {
         match message {
             Message::Health { members } => self.health.extend(members),
+            Message::RealServers { servers } => self.real_servers.extend(servers),
             Message::Servers { upstream, file, servers } => {
                 let known = self.servers.entry(upstream).or_insert_with(|| (file, Vec::new()));
                 known.1.extend(servers);
@@ -197,6 +212,8 @@ pub(super) fn messages(state: &State) -> Vec<Message> {
     let upstreams = state.upstreams();
     let mut messages =
         packed(state.checks.standing(&upstreams), |members| Message::Health { members });
+    let real_servers = state.l4_checks.as_ref().map(Checks::standing).unwrap_or_default();
+    messages.extend(packed(real_servers, |servers| Message::RealServers { servers }));
     let mut names = HashMap::new();
     for upstream in upstreams.iter() {
         let (servers, resolved) = (upstream.servers.borrow(), upstream.resolved.borrow());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -11,17 +11,18 @@ use super::keeper::Keeper;
 use super::neighbours::{Change, Neighbours, Target};
 use super::network::Network;
 use super::real_server::{RealServer, Role};
+use super::succession::{Standby, Step};
 use super::worker::Order;
 use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
 use crate::l4::config::{Forward, L4, ServiceKey};
 use crate::l4::offload::{Interface, Learner, Offload, Path};
 use crate::l4::registry::{Registry, ServerState};
-use crate::l4::tables::Neighbour;
+use crate::l4::tables::{Neighbour, Tables};
 use crate::packet::neighbour_socket::NeighbourSocket;
 use crate::packet::netlink::link::Link;
 use crate::packet::netlink::nft::Silence;
 use crate::packet::ring::filter::{self, Service};
-use crate::packet::ring::{Ring, Shape};
+use crate::packet::ring::{Place, Ring, Shape};
 use crate::protocol::ethernet::Mac;
 use crate::sys::notify::EventFd;
 
@@ -35,13 +36,12 @@ const SETTLE_EVERY_MS: u64 = 500;
 const COUNT_EVERY_MS: u64 = 5_000;
 /// Memory of one ring: 4096 ordinary frames.
 const RING_MEMORY: usize = 8 << 20;
-const LOOPBACK: u32 = 1;
 
 /// What was said of a real server.
 #[derive(Debug, Clone, Copy, Default)]
-struct Said {
-    checks: ServerState,
-    weight: Option<u32>,
+pub(super) struct Said {
+    pub(super) checks: ServerState,
+    pub(super) weight: Option<u32>,
 }
 
 /// What the registry was told of this host.
@@ -57,28 +57,28 @@ struct Host {
 /// Everything the thread owns.
 #[derive(Debug)]
 pub(super) struct Manager {
-    registry: Registry,
-    said: HashMap<(ServiceKey, IpAddr), Said>,
-    desks: Vec<Desk>,
-    board: Arc<Board>,
-    reporter: Reporter,
-    network: Network,
+    pub(super) registry: Registry,
+    pub(super) said: HashMap<(ServiceKey, IpAddr), Said>,
+    pub(super) desks: Vec<Desk>,
+    pub(super) board: Arc<Board>,
+    pub(super) reporter: Reporter,
+    pub(super) network: Network,
     sockets: NeighbourSocket,
     silence: Option<Silence>,
     keeper: Option<Keeper>,
-    neighbours: Neighbours,
+    pub(super) neighbours: Neighbours,
     /// The way to each address that frames go to.
     ways: BTreeMap<IpAddr, Target>,
     /// Interfaces with rings, by number.
     rings: BTreeMap<u32, String>,
     host: Host,
-    role: Option<Role>,
-    role_troubles: Vec<String>,
+    pub(super) role: Option<Role>,
+    pub(super) role_troubles: Vec<String>,
     troubles: BTreeSet<String>,
     told: BTreeSet<String>,
     began: Instant,
     looked: u64,
-    offload: Offload,
+    pub(super) offload: Offload,
     /// As last told.
     paths: Vec<Path>,
     /// When the program's counters were last read.
@@ -86,9 +86,21 @@ pub(super) struct Manager {
     /// When its flows were last counted.
     counted: u64,
     /// Ways, rings or interfaces have to be looked at.
-    stale: bool,
+    pub(super) stale: bool,
     /// The tables have to be made anew.
-    dirty: bool,
+    pub(super) dirty: bool,
+    /// Rings that workers get with the next tables.
+    opened: Vec<(usize, Ring)>,
+    /// Nothing is forwarded yet: another process does.
+    pub(super) standby: Option<Standby>,
+    /// Another process's rings, by interface and director.
+    pub(super) inherited: BTreeMap<(u32, usize), (OwnedFd, Place)>,
+    /// It has gone on just now; what can wait, does.
+    pub(super) late: Option<Duration>,
+    /// When clients were passed to a successor.
+    pub(super) passed: Option<u64>,
+    /// Workers that take flows over.
+    pub(super) taking: Vec<Receiver<Result<(), String>>>,
 }
 
 impl Manager {
@@ -127,6 +139,12 @@ impl Manager {
             counted: 0,
             stale: true,
             dirty: true,
+            opened: Vec::new(),
+            standby: None,
+            inherited: BTreeMap::new(),
+            late: None,
+            passed: None,
+            taking: Vec::new(),
         })
     }
 
@@ -136,20 +154,8 @@ impl Manager {
         role: Option<RealServer>,
         outlive: Duration,
     ) -> Result<(), String> {
-        if !self.desks.is_empty() {
-            let name = format!("ringgate-{}", std::process::id());
-            let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
-            silence
-                .set(&services(self.registry.config()))
-                .map_err(|error| needs("nf_tables", &error))?;
-            if !outlive.is_zero() {
-                let keeper = silence.share().and_then(|fd| Keeper::start(fd, outlive));
-                self.keeper = Some(
-                    keeper.map_err(|error| format!("layer 4: cannot start a child: {error}"))?,
-                );
-            }
-            self.silence = Some(silence);
-        }
+        self.begin_silence()?;
+        self.begin_keeper(outlive)?;
         if let Some(role) = role {
             let now = self.now();
             let role = Role::begin(role, &mut self.network, now);
@@ -163,13 +169,41 @@ impl Manager {
         Ok(())
     }
 
-    pub(super) fn run(mut self, inbox: &Receiver<Fact>, wake: &EventFd) {
+    pub(super) fn begin_silence(&mut self) -> Result<(), String> {
+        if self.desks.is_empty() {
+            return Ok(());
+        }
+        let name = format!("ringgate-{}", std::process::id());
+        let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
+        silence
+            .set(&services(self.registry.config()))
+            .map_err(|error| needs("nf_tables", &error))?;
+        self.silence = Some(silence);
+        Ok(())
+    }
+
+    pub(super) fn begin_keeper(&mut self, outlive: Duration) -> Result<(), String> {
+        let Some(silence) = self.silence.as_ref().filter(|_| !outlive.is_zero()) else {
+            return Ok(());
+        };
+        let keeper = silence.share().and_then(|fd| Keeper::start(fd, outlive));
+        let keeper = keeper.map_err(|error| format!("layer 4: cannot start a child: {error}"))?;
+        self.keeper = Some(keeper);
+        Ok(())
+    }
+
+    pub(super) fn run(mut self, inbox: &Receiver<Fact>, steps: &Receiver<Step>, wake: &EventFd) {
         let (mut ready, mut scratch) = (Vec::new(), Vec::new());
         let [arp, nd] = self.sockets.fds();
         let fds = [wake.as_raw_fd(), self.network.as_raw_fd(), arp, nd];
         loop {
             while let Ok(fact) = inbox.try_recv() {
                 if !self.learn(fact) {
+                    return self.end();
+                }
+            }
+            while let Ok(step) = steps.try_recv() {
+                if !self.take(step, steps) {
                     return self.end();
                 }
             }
@@ -218,7 +252,7 @@ impl Manager {
     }
 
     /// Both what checks say and the operator's weight, which comes first.
-    fn tell_state(&mut self, service: ServiceKey, server: IpAddr) {
+    pub(super) fn tell_state(&mut self, service: ServiceKey, server: IpAddr) {
         let said = self.said.get(&(service, server)).copied().unwrap_or_default();
         let weight = said.weight.or(said.checks.weight);
         self.registry.set_state(service, server, ServerState { weight, ..said.checks });
@@ -262,7 +296,7 @@ impl Manager {
     }
 
     /// Everything once.
-    fn round(&mut self) {
+    pub(super) fn round(&mut self) {
         let news = self.network.update();
         for (target, mac) in news.neighbours {
             self.hear(target, mac);
@@ -280,13 +314,14 @@ impl Manager {
         self.ask(now);
         self.renew(now);
         self.settle(now);
+        self.look_at_taken();
         if std::mem::take(&mut self.dirty) {
             self.publish();
         }
         self.tell_trouble();
     }
 
-    fn hear(&mut self, target: Target, mac: Mac) {
+    pub(super) fn hear(&mut self, target: Target, mac: Mac) {
         let now = self.now();
         if let Some(change) = self.neighbours.hear(target, mac, now) {
             self.apply(change);
@@ -425,8 +460,7 @@ impl Manager {
         self.registry.set_peers(macs);
     }
 
-    /// The interfaces that frames come in by: as configured, or those that have a virtual address, those that it
-    /// would be reached by, and those of servers and peers.
+    /// The interfaces that frames come in by: as configured, or as found.
     fn wanted_interfaces(&mut self) -> BTreeSet<u32> {
         let names = self.registry.config().director.interfaces.clone();
         if !names.is_empty() {
@@ -443,23 +477,12 @@ impl Manager {
             }
             return wanted;
         }
-        let vips: BTreeSet<IpAddr> =
-            self.registry.config().services.iter().map(|service| service.key.address).collect();
-        let mut wanted: BTreeSet<u32> = self.ways.values().map(|way| way.interface).collect();
-        for vip in vips {
-            wanted.extend(self.network.holders(vip));
-            if let Ok(route) = self.network.route(vip)
-                && !route.local
-            {
-                wanted.insert(route.interface);
-            }
-        }
-        wanted.remove(&LOOPBACK);
-        wanted
+        let ways = self.ways.values().map(|way| way.interface).collect();
+        self.network.frames_come_by(self.registry.config(), ways)
     }
 
     fn reconcile_rings(&mut self) {
-        if self.desks.is_empty() {
+        if self.desks.is_empty() || self.standby.is_some() {
             return;
         }
         let wanted = self.wanted_interfaces();
@@ -494,9 +517,13 @@ impl Manager {
     }
 
     /// One for each worker, which share the interface's frames.
-    fn open_rings(&self, interface: u32, mtu: u32) -> std::io::Result<()> {
+    fn open_rings(&mut self, interface: u32, mtu: u32) -> std::io::Result<()> {
         let filter = filter::services(&services(self.registry.config()));
         let shape = Shape { interface, mtu, memory: RING_MEMORY, filter };
+        if let Some(rings) = self.adopt_rings(&shape) {
+            self.opened.extend(rings.into_iter().enumerate());
+            return Ok(());
+        }
         let spread = filter::by_client();
         let mut rings = Vec::new();
         let mut group = None;
@@ -507,28 +534,38 @@ impl Manager {
             }
             rings.push(ring);
         }
-        for (desk, ring) in self.desks.iter().zip(rings) {
-            desk.give(Order::Open(Box::new(ring)));
-        }
+        self.opened.extend(rings.into_iter().enumerate());
         Ok(())
+    }
+
+    /// Another process's rings on an interface, if it had as many directors.
+    fn adopt_rings(&mut self, shape: &Shape) -> Option<Vec<Ring>> {
+        let inherited: Vec<_> =
+            self.inherited.extract_if(.., |key, _| key.0 == shape.interface).collect();
+        if inherited.len() != self.desks.len() {
+            return None;
+        }
+        let adopted = inherited.into_iter().map(|(_, (fd, place))| Ring::adopt(fd, shape, place));
+        adopted.map(|ring| ring.ok().flatten()).collect()
     }
 
     fn publish(&mut self) {
         // The program's counters know slots: they are read while the old occupants are known.
         let before = self.board.tables();
-        self.offload.settle(&before);
-        self.offload.count_flows(&before);
+        if self.standby.is_none() {
+            self.offload.settle(&before);
+            self.offload.count_flows(&before);
+        }
         let tables = self.registry.tables();
-        let settings = &self.registry.config().director;
-        let interfaces: Vec<Interface> =
-            self.rings.keys().filter_map(|index| self.interface(*index)).collect();
-        self.offload.set_interfaces(&interfaces, &tables, settings);
-        self.offload.publish(&tables, settings);
-        self.troubles.extend(self.offload.troubles().iter().cloned());
-        self.tell_paths();
         for desk in &self.desks {
             desk.give(Order::Tables(Arc::clone(&tables)));
         }
+        for (index, ring) in self.opened.drain(..) {
+            if let Some(desk) = self.desks.get(index) {
+                desk.give(Order::Open(Box::new(ring)));
+            }
+        }
+        self.offload_tables(&tables);
         let view = NetworkView {
             neighbours: self.neighbours.view(),
             interfaces: self.rings.values().cloned().collect(),
@@ -538,6 +575,20 @@ impl Manager {
             xdp: self.offload.frames(),
         };
         self.board.publish(tables, view);
+    }
+
+    /// The XDP program follows, unless it is still another process's.
+    fn offload_tables(&mut self, tables: &Tables) {
+        if self.standby.is_some() || self.late.is_some() {
+            return;
+        }
+        let settings = &self.registry.config().director;
+        let interfaces: Vec<Interface> =
+            self.rings.keys().filter_map(|index| self.interface(*index)).collect();
+        self.offload.set_interfaces(&interfaces, tables, settings);
+        self.offload.publish(tables, settings);
+        self.troubles.extend(self.offload.troubles().iter().cloned());
+        self.tell_paths();
     }
 
     fn interface(&self, index: u32) -> Option<Interface> {
@@ -580,7 +631,7 @@ impl Manager {
         self.told.clone_from(&self.troubles);
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }

@@ -5,11 +5,13 @@
 //! - `manager`: `l4`. Is told `Fact`s, hears netlink, ARP and Neighbour Discovery, and gives the workers new
 //!   [`Tables`].
 
+mod files;
 mod keeper;
 mod manager;
 mod neighbours;
 mod network;
 mod real_server;
+mod succession;
 mod worker;
 
 use std::fmt;
@@ -17,7 +19,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +27,10 @@ use std::time::{Duration, Instant};
 pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
+pub use self::network::interfaces;
 pub use self::real_server::RealServer;
+use self::succession::{Parts, Standby, Step};
+pub use self::succession::{Passing, Succession};
 #[cfg(test)]
 pub(in crate::l4) use self::worker::forwarded_to;
 pub use self::worker::{Counts, OUTCOMES};
@@ -35,7 +40,7 @@ use super::config::{L4, ServiceKey};
 use super::offload::{Frames, Learner, Offload, Path};
 use super::registry::{Registry, ServerState};
 use super::tables::Tables;
-use crate::packet::ring::Sender;
+use crate::packet::ring::Sender as FrameSender;
 use crate::sys::notify::EventFd;
 
 /// Facts that wait at most; whoever has more waits.
@@ -80,6 +85,10 @@ pub enum Event {
     Datapath(Path),
     /// Something is wrong that was not before.
     Trouble(String),
+    /// Something that another process passed cannot be used.
+    Refused(String),
+    /// Another process's flows are here now: how many.
+    TookOver(u64),
 }
 
 /// Called by a director's thread each time it is woken: the proof that it runs.
@@ -106,6 +115,8 @@ pub struct Plan {
     pub pulses: Vec<Pulse>,
     /// Where events go.
     pub reporter: Reporter,
+    /// Another process forwards until [`Engine::go_on`].
+    pub succession: Option<Succession>,
 }
 
 /// How many directors a configuration has: none without virtual servers.
@@ -206,6 +217,7 @@ pub struct Engine {
     /// What wakes each director, so that it calls its [`Pulse`].
     pub wakers: Vec<Arc<EventFd>>,
     facts: SyncSender<Fact>,
+    steps: Sender<Step>,
     wake: Arc<EventFd>,
     over: Arc<AtomicBool>,
 }
@@ -216,7 +228,14 @@ impl Engine {
     ///
     /// # Errors
     /// Text for the operator: which part failed and what it needs.
-    pub fn start(plan: Plan) -> Result<Self, String> {
+    pub fn start(mut plan: Plan) -> Result<Self, String> {
+        let (mut parts, refused) = match &mut plan.succession {
+            Some(succession) => Parts::sort(std::mem::take(&mut succession.passed)),
+            None => Default::default(),
+        };
+        for why in refused {
+            (plan.reporter.0)(Event::Refused(why));
+        }
         let count = directors(&plan.config);
         let wake = Arc::new(EventFd::new().map_err(|error| format!("eventfd: {error}"))?);
         let (facts, inbox) = sync_channel(FACTS_MAX);
@@ -225,34 +244,45 @@ impl Engine {
         for address in &plan.inactive {
             registry.set_active(*address, false);
         }
+        if let Some(standing) = &parts.standing {
+            registry.restore(&standing.places);
+        }
         let tables = registry.tables();
         let board =
             Board { directors: (0..count).map(|_| Arc::default()).collect(), ..Board::default() };
         let board = Arc::new(board);
-        let offload = Offload::open(&plan.config, count);
+        let offload = Offload::with_flows(&plan.config, count, parts.take_xdp_flows());
         let mut desks = Vec::new();
         for (index, pulse) in (0..count).zip(plan.pulses) {
             let director =
                 Director::new(index, Arc::clone(&tables), flows_each(&plan.config, count));
             let counts = board.directors.get(index).map(Arc::clone).unwrap_or_default();
             let cpu = plan.config.director.cpus.get(index).copied();
-            let learner = offload.flows().map(Learner::new);
+            let learner = offload.learner();
             desks.push(start_worker(index, cpu, director, counts, pulse, learner)?);
         }
         let wakers = desks.iter().map(|desk| Arc::clone(&desk.wake)).collect();
         let mut manager =
             Manager::open(registry, desks, Arc::clone(&board), plan.reporter, offload)?;
-        manager.begin(plan.real_server, plan.outlive)?;
+        match plan.succession {
+            None => manager.begin(plan.real_server, plan.outlive)?,
+            Some(succession) => {
+                let (role, outlive) = (plan.real_server, plan.outlive);
+                let standby = Standby { role, outlive, checked: succession.checked };
+                manager.stand_by(standby, &parts)?;
+            }
+        }
+        let (steps, taken) = channel();
         let over = Arc::new(AtomicBool::new(false));
         let (ended, woken) = (Arc::clone(&over), Arc::clone(&wake));
         thread::Builder::new()
             .name("l4".into())
             .spawn(move || {
-                manager.run(&inbox, &woken);
+                manager.run(&inbox, &taken, &woken);
                 ended.store(true, Ordering::Release);
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { board, wakers, facts, wake, over })
+        Ok(Self { board, wakers, facts, steps, wake, over })
     }
 
     /// The way to tell facts from other threads.
@@ -273,6 +303,13 @@ impl Engine {
         // The thread ends only with the process.
         let _ = self.facts.send(Fact::Configure(Box::new(config)));
         self.wake.notify();
+    }
+
+    fn await_end(&self, patience: Duration) {
+        let began = Instant::now();
+        while !self.over.load(Ordering::Acquire) && began.elapsed() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Ends the threads: the real server's addresses go, then rings and silence. Waits a second at most.
@@ -307,7 +344,7 @@ fn start_worker(
     let (orders, inbox) = sync_channel(ORDERS_MAX);
     let wake = Arc::new(EventFd::new().map_err(|error| format!("eventfd: {error}"))?);
     let waiting = Arc::new(AtomicBool::new(false));
-    let sender = Sender::new().map_err(|error| needs("packet sockets", &error))?;
+    let sender = FrameSender::new().map_err(|error| needs("packet sockets", &error))?;
     let (flag, waker) = (Arc::clone(&waiting), Arc::clone(&wake));
     let worker = Worker::new(director, sender, inbox, flag, waker, learner);
     thread::Builder::new()

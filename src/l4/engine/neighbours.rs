@@ -59,6 +59,13 @@ pub struct NeighbourView {
     pub standing: Standing,
 }
 
+impl NeighbourView {
+    /// It answers.
+    pub(super) fn is_reachable(&self) -> bool {
+        self.standing == Standing::Reachable
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     target: Target,

@@ -24,6 +24,22 @@ pub struct RealServer {
     pub lease: Duration,
 }
 
+impl RealServer {
+    /// Why this host must not have the addresses.
+    pub(super) fn loud(&self, network: &Network) -> Option<String> {
+        let four = self.addresses.iter().any(IpAddr::is_ipv4);
+        let loud = if four { answering(&network.links) } else { Vec::new() };
+        (!loud.is_empty()).then(|| {
+            format!(
+                "this host would answer ARP for the real server's addresses on {}: \
+                 net.ipv4.conf.*.arp_ignore is 0 there: add \"real-server\" to tuning.profile, or \
+                 set net.ipv4.conf.all.arp_ignore=1 and arp_announce=2",
+                loud.join(", ")
+            )
+        })
+    }
+}
+
 /// The role while it is played.
 #[derive(Debug)]
 pub(super) struct Role {
@@ -52,6 +68,23 @@ impl Role {
         }
     }
 
+    /// Goes on with the role of another process. Returns what is wrong as well.
+    pub(super) fn go_on(
+        config: RealServer,
+        network: &mut Network,
+        now: u64,
+    ) -> (Self, Vec<String>) {
+        let mut role = Self { config, held: Vec::new(), renew_at: 0 };
+        let troubles = role.renew(network, now);
+        (role, troubles)
+    }
+
+    /// Ends it in favour of a process that has these addresses.
+    pub(super) fn leave(mut self, network: &mut Network, kept: &[IpAddr]) {
+        self.held.retain(|wanted| !kept.contains(&wanted.address));
+        self.end(network);
+    }
+
     /// When [`Role::renew`] is to be called next.
     pub(super) fn next(&self) -> u64 {
         self.renew_at
@@ -67,16 +100,9 @@ impl Role {
     pub(super) fn renew(&mut self, network: &mut Network, now: u64) -> Vec<String> {
         let lease = u64::try_from(self.config.lease.as_millis()).unwrap_or(u64::MAX);
         self.renew_at = now.saturating_add((lease / RENEWALS).max(250));
-        let four = self.config.addresses.iter().any(IpAddr::is_ipv4);
-        let loud = if four { answering(&network.links) } else { Vec::new() };
-        if !loud.is_empty() {
+        if let Some(loud) = self.config.loud(network) {
             self.end(network);
-            return vec![format!(
-                "this host would answer ARP for the real server's addresses on {}: \
-                 net.ipv4.conf.*.arp_ignore is 0 there: add \"real-server\" to tuning.profile, or \
-                 set net.ipv4.conf.all.arp_ignore=1 and arp_announce=2",
-                loud.join(", ")
-            )];
+            return vec![loud];
         }
         let mut troubles = Vec::new();
         for address in self.config.addresses.clone() {

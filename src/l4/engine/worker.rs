@@ -4,17 +4,22 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use super::files::Records;
+use super::succession::{Passer, Take};
 use super::{Pulse, sleep};
 use crate::counter::Counter;
+use crate::l4::flow::Passed;
+use crate::l4::handoff::Part;
 use crate::l4::offload::Learner;
 use crate::l4::tables::{ServerId, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::ring::bpf::Program;
-use crate::packet::ring::{Fate, Judge, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
+use crate::packet::ring::{Fate, Judge, Merged, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
 use crate::protocol::checksum::Sum;
+use crate::protocol::segments;
 use crate::sys::cpu;
 
 /// Frames judged between two clock reads.
@@ -29,8 +34,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The loopback interface, on which what is for this host itself is delivered.
 const LOOPBACK: u32 = 1;
 const VLAN: u16 = 0x8100;
-/// Frames of our own that one batch may give rise to.
-const OWN_MAX: usize = 2 * BATCH;
+/// Frames of our own that one batch may give rise to: so many as the largest merged frames of a turn are cut into.
+const OWN_MAX: usize = 16 * BATCH;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -45,9 +50,20 @@ pub(super) enum Order {
     Filter(Arc<Program>),
     /// Tell this program of flows from now on, or none.
     Learn(Option<Box<Learner>>),
+    /// Copy all flows for a successor, a part at a time.
+    PassOn(Passer),
+    /// Pass rings and what has changed in flows since, and do nothing any more.
+    Freeze(Passer),
+    /// The successor failed: go on.
+    Thaw,
+    /// Take over another process's flows, and say when that is done.
+    Take(Take, SyncSender<Result<(), String>>),
     /// End.
     Stop,
 }
+
+/// Places of flows that are copied for a successor between two batches of frames.
+const PLACES: u32 = 4096;
 
 /// Names of what becomes of a frame, in the order of [`Counts::outcomes`].
 pub const OUTCOMES: [&str; 8] =
@@ -91,6 +107,10 @@ impl Counts {
         }
     }
 
+    fn replied(&self) -> u64 {
+        self.outcomes.get(REPLIED).map_or(0, Counter::value)
+    }
+
     fn sent(&self, sent: &Sent) {
         self.sent.add(sent.frames.into());
         for (counter, count) in self.refused.iter().zip(sent.refused) {
@@ -132,6 +152,18 @@ pub(super) struct Worker {
     stopping: bool,
     /// Tells the XDP program of flows.
     learner: Option<Learner>,
+    /// Flows on their way to a successor.
+    passing: Option<Passing>,
+    /// When they began to be copied.
+    passed: Option<u64>,
+}
+
+/// A copy of all flows while it is made.
+#[derive(Debug)]
+struct Passing {
+    to: Passer,
+    records: Records,
+    next: u32,
 }
 
 impl Worker {
@@ -156,6 +188,8 @@ impl Worker {
             fruitless: 0,
             stopping: false,
             learner,
+            passing: None,
+            passed: None,
         }
     }
 
@@ -176,7 +210,8 @@ impl Worker {
             fds.clear();
             fds.push(self.wake.as_raw_fd());
             fds.extend(self.rings.iter().map(AsRawFd::as_raw_fd));
-            let timeout = if busy { Duration::ZERO } else { TICK };
+            self.pass_on();
+            let timeout = if busy || self.passing.is_some() { Duration::ZERO } else { TICK };
             sleep(&fds, timeout, &mut ready, &mut scratch);
             if ready.contains(&self.wake.as_raw_fd()) {
                 self.wake.clear();
@@ -266,9 +301,82 @@ impl Worker {
                 }
                 Order::Learn(Some(learner)) => self.learner = Some(*learner),
                 Order::Learn(None) => self.learner = self.learner.take().map(Learner::retire),
+                Order::PassOn(to) => self.begin_to_pass(to),
+                Order::Freeze(to) => self.freeze(to),
+                Order::Thaw => {}
+                Order::Take(take, done) => self.take(&take, &done),
                 Order::Stop => self.stopping = true,
             }
         }
+    }
+
+    fn begin_to_pass(&mut self, to: Passer) {
+        self.passed = Some(self.now());
+        // Without it the successor finds servers by hash.
+        let records = Records::new::<Passed>().ok();
+        self.passing = records.map(|records| Passing { to, records, next: 0 });
+    }
+
+    /// A part of the copy.
+    fn pass_on(&mut self) {
+        let now = self.now();
+        let Some(passing) = &mut self.passing else { return };
+        let (begin, end) = (passing.next, passing.next.saturating_add(PLACES));
+        let last = end >= self.director.places();
+        let end = end.min(self.director.places());
+        self.director.pass_on(begin..end, None, now, |flow| passing.records.push(&flow));
+        passing.next = end;
+        if let Some(passing) = self.passing.take_if(|_| last) {
+            self.give(&passing.to, passing.records);
+        }
+    }
+
+    fn give(&self, to: &Passer, records: Records) {
+        if let Ok(fd) = records.finish() {
+            let _ = to.send((Part::Flows { director: self.director.index() }, fd));
+        }
+    }
+
+    /// Frames wait in their rings until it is known what became of the successor.
+    fn freeze(&mut self, to: Passer) {
+        if let Some(learner) = &mut self.learner {
+            learner.flush();
+        }
+        self.passing = None;
+        let director = self.director.index();
+        for ring in &self.rings {
+            if let Ok((fd, place)) = ring.share() {
+                let interface = ring.interface();
+                let _ = to.send((Part::Ring { interface, director, place }, fd));
+            }
+        }
+        if let Ok(mut records) = Records::new::<Passed>() {
+            let (all, now) = (0..self.director.places(), self.now());
+            self.director.pass_on(all, self.passed, now, |flow| records.push(&flow));
+            self.give(&to, records);
+        }
+        drop(to);
+        loop {
+            match self.orders.recv() {
+                Ok(Order::Thaw) => break,
+                Ok(Order::Stop) | Err(_) => {
+                    self.stopping = true;
+                    return;
+                }
+                Ok(_) => {} // the thread that gives orders rests too
+            }
+        }
+        self.passed = None;
+        self.rings.iter_mut().for_each(Ring::resume);
+    }
+
+    fn take(&mut self, take: &Take, done: &SyncSender<Result<(), String>>) {
+        let (index, now) = (self.director.index(), self.now());
+        let director = &mut self.director;
+        let read = take.read(index, |flow| {
+            director.take_over(flow, now);
+        });
+        let _ = done.try_send(read);
     }
 
     /// A ring that is said to be ready and has no frame has an error, which is taken, or it would be ready for ever.
@@ -335,12 +443,49 @@ impl Judge for Judging<'_> {
     /// Asks for the verdict on a frame and does what takes no sending.
     fn judge(&mut self, place: usize, received: Received<'_>) -> Fate {
         let Received { frame: bytes, tag, merged, partial } = received;
+        self.director.select(place);
+        match merged {
+            Some(merged) if self.director.tunnels(bytes) => self.cut(bytes, tag, merged),
+            _ => self.one(bytes, tag, partial),
+        }
+    }
+}
+
+impl Judging<'_> {
+    /// A tunnel has no place for "these are several packets": each has a verdict of its own.
+    fn cut(&mut self, frame: &[u8], tag: Option<Tag>, merged: Merged) -> Fate {
+        let mut count = 0;
+        let mut answered = false;
+        let size = if merged.separable { usize::from(merged.size) } else { 0 };
+        let whole = segments::cut(frame, size, |segment| {
+            count += 1;
+            if answered {
+                // One answer is enough for all.
+                self.counts.outcome(DROPPED);
+                return;
+            }
+            let replied = self.counts.replied();
+            let fate = self.one(segment, tag, None);
+            answered = self.counts.replied() != replied;
+            if let Fate::Send(interface, tag) = fate {
+                self.keep(tagged_as(segment, tag), interface);
+            }
+        });
+        match whole {
+            // The frame itself is counted by who took it out of the ring.
+            Some(_) => self.counts.received.add(count - 1),
+            None => self.counts.outcome(UNSENT),
+        }
+        Fate::Release
+    }
+
+    /// One packet.
+    fn one(&mut self, bytes: &mut [u8], tag: Option<Tag>, partial: Option<(u16, u16)>) -> Fate {
         let (length, interface) = (bytes.len(), self.interface);
         let vlan = tag.map(|tag| tag.control);
         let learner = self.learner.as_mut();
         let note = learner.and_then(|one| one.prepare(self.director, bytes, self.now));
         let mut frame = Frame { bytes, vlan, ifindex: interface, length };
-        self.director.select(place);
         let verdict = self.director.judge(self.now, &mut frame);
         let bytes = frame.bytes;
         if let Some((learner, note)) = self.learner.as_mut().zip(note) {
@@ -366,13 +511,9 @@ impl Judge for Judging<'_> {
             }
             Verdict::Reply { ifindex, vlan } => {
                 self.counts.outcome(REPLIED);
-                if self.own.len() < OWN_MAX {
-                    let bytes = tagged(self.director.reply(), vlan);
-                    self.own.push(Own { bytes, interface: ifindex });
-                }
+                self.keep(tagged(self.director.reply(), vlan), ifindex);
             }
-            // A tunnel has no place for "these are several packets", so it cannot carry merged ones.
-            Verdict::Encapsulate { .. } if merged || self.own.len() >= OWN_MAX => {
+            Verdict::Encapsulate { .. } if self.own.len() >= OWN_MAX => {
                 self.counts.outcome(UNSENT);
             }
             Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
@@ -380,10 +521,17 @@ impl Judge for Judging<'_> {
                 complete(bytes, partial);
                 let inner = bytes.get(skip..).unwrap_or_default();
                 let whole = [self.director.head(), inner].concat();
-                self.own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
+                self.keep(tagged(&whole, vlan), ifindex);
             }
         }
         Fate::Release
+    }
+
+    /// A frame of our own, to be sent after the batch.
+    fn keep(&mut self, bytes: Vec<u8>, interface: u32) {
+        if self.own.len() < OWN_MAX {
+            self.own.push(Own { bytes, interface });
+        }
     }
 }
 
@@ -392,6 +540,11 @@ fn to_loopback(frame: &mut [u8]) {
     if let Some(destination) = frame.first_chunk_mut::<6>() {
         *destination = [0; 6];
     }
+}
+
+/// A copy with the tag it is to have.
+fn tagged_as(frame: &[u8], tag: Option<Tag>) -> Vec<u8> {
+    tagged(frame, tag.map(|tag| tag.control))
 }
 
 /// A copy, with a tag behind the addresses if there is to be one.

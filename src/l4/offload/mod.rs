@@ -7,14 +7,17 @@
 
 mod account;
 mod learn;
-mod needs;
+pub mod needs;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use self::account::Account;
 pub use self::learn::Learner;
+use self::needs::{Choice, Facts};
 pub use self::tables::translate;
 use super::config::{Datapath, L4, Settings};
 use super::tables::Tables;
@@ -83,6 +86,8 @@ pub struct Offload {
     busy: BTreeSet<u32>,
     account: Account,
     troubles: Vec<String>,
+    /// Flows of another process's program that are not this one's.
+    former: Option<Arc<FlowTable>>,
 }
 
 impl Offload {
@@ -90,23 +95,44 @@ impl Offload {
     /// the index by which its figures are kept.
     #[must_use]
     pub fn open(config: &L4, writer: usize) -> Self {
+        Self::with_flows(config, writer, None)
+    }
+
+    /// The same with the flows of another process's program, of IPv4 and of IPv6.
+    #[must_use]
+    pub fn with_flows(config: &L4, writer: usize, flows: Option<[OwnedFd; 2]>) -> Self {
         let wanted = config.director.datapath;
+        let limits = limits(config);
+        let mut known = flows.and_then(|flows| FlowTable::adopt(flows).ok());
         let fast = if wanted == Datapath::Packet {
             Err(String::from("as configured"))
         } else {
-            FastPath::new(limits(config)).map_err(|error| needs::hint(&error))
+            let fits = known.take_if(|known| known.fits(limits).unwrap_or_default());
+            let fast = match fits {
+                Some(fits) => FastPath::with_flows(fits, limits),
+                None => FastPath::new(limits),
+            };
+            fast.map_err(|error| needs::hint(&error))
         };
+        let former = known.map(Arc::new);
         let account = Account::new(writer);
-        let limits = limits(config);
         let (interfaces, troubles) = (BTreeMap::new(), Vec::new());
         let busy = BTreeSet::new();
-        Self { wanted, limits, fast, interfaces, busy, account, troubles }
+        Self { wanted, limits, fast, interfaces, busy, account, troubles, former }
     }
 
     /// The flows that the program knows, if there is one.
     #[must_use]
     pub fn flows(&self) -> Option<Arc<FlowTable>> {
         self.fast.as_ref().ok().map(|fast| Arc::clone(fast.flows()))
+    }
+
+    /// What keeps a director and the program in agreement, if there is or was one.
+    #[must_use]
+    pub fn learner(&self) -> Option<Learner> {
+        let former =
+            || self.former.as_ref().map(|former| Learner::new(Arc::clone(former)).retire());
+        self.flows().map(Learner::new).or_else(former)
     }
 
     /// Takes over the flows of the program before this one; as many as there is room for.
@@ -126,6 +152,31 @@ impl Offload {
             }
         });
         tell(&mut batch);
+    }
+
+    /// Takes over the programs of another process, by interface.
+    pub fn take_links(&mut self, links: Vec<(u32, Mode, OwnedFd)>) {
+        if let Some(former) = &self.former {
+            self.inherit(former);
+        }
+        if let Ok(fast) = &mut self.fast {
+            fast.inherit(links);
+        }
+    }
+
+    /// Lets go of those that have no interface here.
+    pub fn let_go(&mut self) {
+        if let Ok(fast) = &mut self.fast {
+            fast.let_go();
+        }
+    }
+
+    /// Descriptors of the programs, for another process.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn links(&self) -> io::Result<Vec<(u32, Mode, OwnedFd)>> {
+        self.fast.as_ref().map_or_else(|_| Ok(Vec::new()), FastPath::links)
     }
 
     /// Lets these interfaces, and no others, have the program, as far as they can.
@@ -167,7 +218,11 @@ impl Offload {
             Err(why) => return path(None, why.clone()),
         };
         let setup = setup(interface, interface.mtu, tables, config);
-        let (modes, mut why) = needs::modes(self.wanted, &interface.name);
+        let facts = Facts::read(&interface.name, config);
+        let Choice { mut modes, mut why } = needs::choose(self.wanted, &facts);
+        // The one that runs there already.
+        let running = fast.inherited(interface.index);
+        modes.sort_by_key(|mode| Some(*mode) != running);
         for mode in modes {
             match fast.attach(interface.index, mode, setup.clone()) {
                 Ok(()) => return path(Some(mode), why),
@@ -182,7 +237,11 @@ impl Offload {
                     why = String::from("there is another XDP program");
                     break;
                 }
-                Err(error) => why = error.to_string(),
+                Err(error) => {
+                    let lacks = needs::lacks(&facts).filter(|_| mode == Mode::Native);
+                    why = lacks
+                        .map_or_else(|| error.to_string(), |lacks| format!("{error}; {lacks}"));
+                }
             }
         }
         fast.detach(interface.index);

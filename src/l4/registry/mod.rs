@@ -9,10 +9,11 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use self::slots::{ServerSlots, ServiceSlots};
+use self::slots::{Occupant, ServerSlots, ServiceSlots};
 use super::config::{L4, ServiceKey};
-use super::figures::Overall;
-use super::tables::{Neighbour, Tables};
+use super::figures::{Figures, Overall};
+use super::handoff::{Places, ServerPlace};
+use super::tables::{Neighbour, ServerId, Tables};
 use crate::protocol::ethernet::Mac;
 
 pub use self::maglev::PLACES as MAGLEV_PLACES;
@@ -47,6 +48,8 @@ pub struct Registry {
     mtus: HashMap<u32, u16>,
     trunks: HashSet<u32>,
     overall: Arc<[Arc<Overall>]>,
+    /// Of servers that keep their slot until flows have been taken over.
+    held: Vec<Arc<Figures>>,
 }
 
 impl Registry {
@@ -67,6 +70,7 @@ impl Registry {
             mtus: HashMap::new(),
             trunks: HashSet::new(),
             overall: (0..directors).map(|_| Arc::default()).collect(),
+            held: Vec::new(),
         };
         registry.configure(config);
         registry
@@ -137,6 +141,65 @@ impl Registry {
     /// What is known of the other directors' MAC addresses: the configured peers that answer.
     pub fn set_peers(&mut self, peers: impl IntoIterator<Item = Mac>) {
         self.peers = peers.into_iter().collect();
+    }
+
+    /// Who has which slot, for a process that goes on with them.
+    pub(super) fn places(&self) -> Places {
+        let services: Vec<_> = self.services.places().collect();
+        let slot = |key| services.iter().find(|one| one.key() == Some(key)).map(|one| one.slot);
+        let server = |one: &Occupant| {
+            Some(ServerPlace {
+                slot: one.id.slot,
+                generation: one.id.generation,
+                service: slot(one.service)?,
+                address: one.address,
+                up: true,
+                weight: None,
+            })
+        };
+        let servers = self.servers.occupants().filter_map(server).collect();
+        let vacant = self.servers.vacancies().map(|id| (id.slot, id.generation)).collect();
+        Places { services, servers, vacant }
+    }
+
+    /// Gives everybody the slot that another process had for them; to be called before there are tables. A server
+    /// that is no longer configured keeps its slot as if it had a flow, until [`Registry::let_go`].
+    pub(super) fn restore(&mut self, places: &Places) {
+        let mut keys = HashMap::new();
+        for place in &places.services {
+            if let Some(key) = place.key() {
+                keys.insert(place.slot, key);
+                self.services.restore(place.slot, key, place.quorate);
+            }
+        }
+        for place in &places.servers {
+            let Some(service) = keys.get(&place.service) else { continue };
+            let id = ServerId { slot: place.slot, generation: place.generation };
+            if let Some(figures) = self.servers.restore(id, *service, place.address) {
+                figures.load.enter(false);
+                self.held.push(figures);
+            }
+        }
+        for (slot, generation) in places.vacant.iter().copied() {
+            self.servers.restore_vacancy(ServerId { slot, generation });
+        }
+    }
+
+    /// Whether servers keep their slots until [`Registry::let_go`].
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Flows have been taken over: servers that have none need no slot.
+    pub(super) fn let_go(&mut self) {
+        for figures in self.held.drain(..) {
+            figures.load.leave(false);
+        }
+    }
+
+    /// Virtual addresses that another director has.
+    pub(super) fn inactive(&self) -> impl Iterator<Item = IpAddr> {
+        self.inactive.iter().copied()
     }
 
     /// What follows from everything that was told.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::l4::config::ServiceKey;
 use crate::l4::figures::Figures;
+use crate::l4::handoff::ServicePlace;
 use crate::l4::persistence::Templates;
 use crate::l4::tables::{NO_SLOT, ServerId};
 
@@ -50,6 +51,41 @@ impl ServerSlots {
         self.slots.last().cloned()
     }
 
+    /// Gives a server this slot, as another process had it; `None` when it cannot be.
+    pub(super) fn restore(
+        &mut self,
+        id: ServerId,
+        service: ServiceKey,
+        address: IpAddr,
+    ) -> Option<Arc<Figures>> {
+        let at = usize::from(id.slot);
+        let taken = self.slots.get(at).is_some_and(|one| !one.vacant);
+        if id.slot == NO_SLOT || taken {
+            return None;
+        }
+        while self.slots.len() <= at {
+            let slot = u16::try_from(self.slots.len()).ok()?;
+            let (id, vacant) = (ServerId { slot, generation: 0 }, true);
+            let figures = Arc::new(Figures::new(self.directors));
+            self.slots.push(Occupant { service, address, id, figures, vacant });
+        }
+        let one = self.slots.get_mut(at)?;
+        (one.service, one.address, one.id, one.vacant) = (service, address, id, false);
+        Some(Arc::clone(&one.figures))
+    }
+
+    /// Slots that nobody has, each with the generation of the last who had it.
+    pub(super) fn vacancies(&self) -> impl Iterator<Item = ServerId> {
+        self.slots.iter().filter(|one| one.vacant).map(|one| one.id)
+    }
+
+    /// The same of another process: flows of those that were there must not meet the next.
+    pub(super) fn restore_vacancy(&mut self, id: ServerId) {
+        if let Some(vacant) = self.slots.get_mut(usize::from(id.slot)).filter(|one| one.vacant) {
+            vacant.id = id;
+        }
+    }
+
     /// Servers that have a slot.
     pub(super) fn occupants(&self) -> impl Iterator<Item = &Occupant> {
         self.slots.iter().filter(|one| !one.vacant)
@@ -77,6 +113,18 @@ pub(super) struct Place {
     pub(super) templates: Option<Arc<Templates>>,
 }
 
+impl Place {
+    fn new(key: ServiceKey, directors: usize) -> Self {
+        Self {
+            key,
+            figures: Arc::new(Figures::new(directors)),
+            quorate: true,
+            base: super::maglev::Base::default(),
+            templates: None,
+        }
+    }
+}
+
 /// The slots of all virtual servers.
 #[derive(Debug)]
 pub(super) struct ServiceSlots {
@@ -96,6 +144,33 @@ impl ServiceSlots {
         }
     }
 
+    /// Gives a virtual server this slot, as another process had it.
+    pub(super) fn restore(&mut self, slot: u16, key: ServiceKey, quorate: bool) {
+        let at = usize::from(slot);
+        if self.slots.len() <= at {
+            self.slots.resize_with(at + 1, || None);
+        }
+        let directors = self.directors;
+        if let Some(empty) = self.slots.get_mut(at).filter(|slot| slot.is_none()) {
+            *empty = Some(Place { quorate, ..Place::new(key, directors) });
+        }
+    }
+
+    /// Who has which slot.
+    pub(super) fn places(&self) -> impl Iterator<Item = ServicePlace> {
+        let place = |(slot, place): (usize, &Option<Place>)| {
+            let Place { key, quorate, .. } = place.as_ref()?;
+            Some(ServicePlace {
+                slot: u16::try_from(slot).ok()?,
+                protocol: key.protocol.number(),
+                address: key.address,
+                port: key.port,
+                quorate: *quorate,
+            })
+        };
+        self.slots.iter().enumerate().filter_map(place)
+    }
+
     /// The slot of a virtual server, a new one if it has none.
     pub(super) fn claim(&mut self, key: ServiceKey) -> Option<(u16, &mut Place)> {
         let own = |slot: &Option<Place>| slot.as_ref().is_some_and(|place| place.key == key);
@@ -107,13 +182,7 @@ impl ServiceSlots {
             self.slots.push(None);
         }
         let directors = self.directors;
-        let place = self.slots.get_mut(at)?.get_or_insert_with(|| Place {
-            key,
-            figures: Arc::new(Figures::new(directors)),
-            quorate: true,
-            base: super::maglev::Base::default(),
-            templates: None,
-        });
+        let place = self.slots.get_mut(at)?.get_or_insert_with(|| Place::new(key, directors));
         Some((slot, place))
     }
 

@@ -51,7 +51,9 @@ pub fn services(services: &[Service]) -> Program {
     if coarse.len() <= STEPS_MAX { coarse } else { every_ip_frame() }
 }
 
-fn every_ip_frame() -> Program {
+/// Takes every frame of IPv4 and IPv6 for this host.
+#[must_use]
+pub fn every_ip_frame() -> Program {
     let mut program = Program::default();
     let (take, reject) = (program.label(), program.label());
     program.load_byte_of_type(reject);
@@ -245,6 +247,21 @@ pub fn by_client() -> Program {
     program.finish()
 }
 
+/// What [`by_client`] gives for frames of this client; modulo the number of directors it is the one they go to.
+#[must_use]
+pub fn of_client(client: IpAddr) -> u32 {
+    let word = match client {
+        IpAddr::V4(v4) => v4.to_bits(),
+        IpAddr::V6(v6) => v6
+            .octets()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .fold(0, |sum, part| sum ^ u32::from_be_bytes(*part)),
+    };
+    ((word >> 16) ^ word).wrapping_mul(0x9e37_79b1) >> 12
+}
+
 fn six_client(program: &mut Program) {
     let (icmp, direct, over) = (program.label(), program.label(), program.label());
     program.load_byte(6);
@@ -411,6 +428,7 @@ mod tests {
         let program = by_client();
         let run = |frame: &[u8], ether: u16| program.run(&frame[14..], HOST, ether.into());
         let direct = run(&four([10, 0, 0, 1], TCP, 0, 80, 0), IPV4);
+        assert_eq!(direct, of_client([192, 0, 2, 9].into()));
         assert_eq!(run(&four([10, 0, 0, 1], UDP, 100, 7, 8), IPV4), direct);
         let mut error = four([10, 0, 0, 1], 1, 0, 0, 4);
         error[14 + 24] = 3;
@@ -418,6 +436,12 @@ mod tests {
         error[14 + 12..][..4].copy_from_slice(&[203, 0, 113, 1]);
         assert_eq!(run(&error, IPV4), direct);
         let direct = run(&six("2001:db8::1", TCP, 80), IPV6);
+        assert_eq!(direct, of_client([7; 16].into()));
+        let client: IpAddr = "2001:db8:1:2:3:4:5:6".parse().expect("a literal");
+        let IpAddr::V6(v6) = client else { panic!("IPv6") };
+        let mut other = six("2001:db8::1", TCP, 80);
+        other[14 + 8..][..16].copy_from_slice(&v6.octets());
+        assert_eq!(run(&other, IPV6), of_client(client));
         let mut error = six("2001:db8::1", 58, 0);
         error[14 + 8..][..16].copy_from_slice(&[1; 16]);
         error[14 + 40] = 2;

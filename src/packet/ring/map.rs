@@ -42,6 +42,11 @@ impl Map {
         Ok(Self { base, len, slot })
     }
 
+    /// Bytes of a slot.
+    pub(super) fn slot(&self) -> usize {
+        self.slot
+    }
+
     pub(super) fn slots(&self) -> usize {
         self.len / self.slot
     }

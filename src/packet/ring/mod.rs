@@ -16,6 +16,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
+
 use self::bpf::Program;
 use self::map::Map;
 pub use self::sender::{Refusal, Sender, Sent};
@@ -37,6 +39,8 @@ const QUEUE_BYTES: i32 = 16 << 20;
 const OVERHEAD: usize = 128;
 const SLOT_MAX: usize = 16 << 10;
 const BLOCK: usize = 64 << 10;
+/// More than any ring of ours has.
+const SLOTS_MAX: usize = 1 << 20;
 
 /// How a ring is to be.
 #[derive(Debug, Clone)]
@@ -68,10 +72,19 @@ pub struct Received<'a> {
     /// The tag that was on it.
     pub tag: Option<Tag>,
     /// Several packets in one (GRO): larger than the MTU, and yet to be passed on.
-    pub merged: bool,
+    pub merged: Option<Merged>,
     /// A checksum that the sender left to the hardware: where summing begins in the frame, and where from there
     /// the sum belongs.
     pub partial: Option<(u16, u16)>,
+}
+
+/// How several packets stand in one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Merged {
+    /// Bytes of payload of each.
+    pub size: u16,
+    /// They are segments of TCP or whole datagrams of UDP, which can be told apart again; else fragments.
+    pub separable: bool,
 }
 
 /// What becomes of it.
@@ -113,12 +126,25 @@ pub struct Statistics {
     pub drops: u32,
 }
 
+/// Where a ring stands, for a process that goes on with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The slot that is looked at next.
+    pub head: usize,
+    /// Slots it has.
+    pub slots: usize,
+    /// Bytes of a slot.
+    pub slot: usize,
+}
+
 /// A receive ring on one interface.
 pub struct Ring {
     fd: OwnedFd,
     map: Map,
     interface: u32,
     head: usize,
+    /// Another process has taken frames out: `head` is where the next one shows up.
+    lost: bool,
     large: Vec<Box<[u8; VNET + TAG + LARGEST]>>,
 }
 
@@ -164,7 +190,50 @@ impl Ring {
         name.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
         name.sll_ifindex = i32::try_from(shape.interface).unwrap_or_default();
         bind(&fd, name)?;
-        Ok(Self { fd, map, interface: shape.interface, head: 0, large: Vec::new() })
+        let interface = shape.interface;
+        Ok(Self { fd, map, interface, head: 0, lost: false, large: Vec::new() })
+    }
+
+    /// Goes on with the ring of another process, which no longer takes frames out of it: none is lost, and none is
+    /// seen twice. `None` if it does not have this shape.
+    ///
+    /// # Errors
+    /// EINVAL if the descriptor is no such ring.
+    pub fn adopt(fd: OwnedFd, shape: &Shape, place: Place) -> io::Result<Option<Self>> {
+        let Place { head, slots, slot } = place;
+        if slot != slot_size(shape.mtu) || head >= slots || slots > SLOTS_MAX {
+            return Ok(None);
+        }
+        // The kernel refuses another length than the ring's.
+        let map = Map::new(&fd, slots * slot, slot)?;
+        shape.filter.attach(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER)?;
+        let interface = shape.interface;
+        Ok(Some(Self { fd, map, interface, head, lost: false, large: Vec::new() }))
+    }
+
+    /// What another process needs to go on with it.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn share(&self) -> io::Result<(OwnedFd, Place)> {
+        let place = Place { head: self.head, slots: self.map.slots(), slot: self.map.slot() };
+        Ok((self.fd.try_clone()?, place))
+    }
+
+    /// Another process may have taken frames out in the meantime.
+    pub fn resume(&mut self) {
+        self.lost = true;
+    }
+
+    fn is_full(&self, slot: usize) -> bool {
+        self.map.status(slot).load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
+    }
+
+    /// Finds the oldest frame, if there is one.
+    fn find(&mut self) {
+        if let Some(oldest) = oldest(self.map.slots(), |slot| self.is_full(slot)) {
+            (self.head, self.lost) = (oldest, false);
+        }
     }
 
     /// The interface it receives on, by number.
@@ -248,12 +317,18 @@ impl Ring {
     /// True when a frame waits.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.map.status(self.head).load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
+        match self.lost {
+            true => (0..self.map.slots()).any(|slot| self.is_full(slot)),
+            false => self.is_full(self.head),
+        }
     }
 
     /// Takes at most `most` frames, asks `judge` about each, sends what is to be sent, and gives the slots back.
     pub fn turn(&mut self, most: usize, sender: &mut Sender, judge: &mut impl Judge) -> Turn {
         let mut turn = Turn::default();
+        if self.lost {
+            self.find();
+        }
         let first = self.head;
         let mut large = 0;
         let most = most.min(self.map.slots());
@@ -282,7 +357,7 @@ impl Ring {
                 judge.judge(place, Received { frame: frame.bytes(), tag, merged, partial })
             {
                 frame.put_tag(tag);
-                sender.queue(frame.whole(), to, merged);
+                sender.queue(frame.whole(), to, merged.is_some());
             }
         }
         turn.sent = sender.flush();
@@ -337,6 +412,14 @@ fn shown(map: &Map, slot: usize) -> &[u8] {
     map.shown(slot, header.tp_mac.into(), len).unwrap_or_default()
 }
 
+/// The slot that was filled first: the kernel fills them one after the other, and we empty them so.
+fn oldest(slots: usize, is_full: impl Fn(usize) -> bool) -> Option<usize> {
+    let before = |slot: usize| slot.checked_sub(1).unwrap_or_else(|| slots.saturating_sub(1));
+    let begins = (0..slots).find(|slot| is_full(*slot) && !is_full(before(*slot)));
+    // Without a gap it is full, and nobody knows where it began.
+    begins.or_else(|| (0..slots).find(|slot| is_full(*slot)))
+}
+
 /// The size of slots that hold frames of this MTU: a power of two, so that blocks hold them without rest.
 fn slot_size(mtu: u32) -> usize {
     let frame = usize::try_from(mtu).unwrap_or(SLOT_MAX).saturating_add(14 + TAG + OVERHEAD);
@@ -365,9 +448,14 @@ impl<'a> Frame<'a> {
         (buffer.len() >= begin + VNET + 14).then_some(Self { buffer, begin })
     }
 
-    /// Several segments.
-    fn merged(&self) -> bool {
-        self.buffer.get(self.begin + 1).is_some_and(|kind| *kind != 0)
+    /// Several segments (struct virtio_net_hdr, linux/virtio_net.h).
+    fn merged(&self) -> Option<Merged> {
+        const FRAGMENTS: u8 = 3;
+        const WITH_ECN: u8 = 0x80;
+        let header: &[u8; VNET] = self.buffer.get(self.begin..)?.first_chunk()?;
+        let [_, kind, _, _, a, b, ..] = *header;
+        let separable = kind & !WITH_ECN != FRAGMENTS;
+        (kind != 0).then_some(Merged { size: u16::from_ne_bytes([a, b]), separable })
     }
 
     fn partial(&self) -> Option<(u16, u16)> {
@@ -434,12 +522,28 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_frame_is_where_the_row_begins() {
+        let at = |full: &str| oldest(full.len(), |slot| full.as_bytes()[slot] == b'x');
+        for (ring, begins) in [
+            ("....", None),
+            ("x...", Some(0)),
+            (".xx.", Some(1)),
+            ("x..x", Some(3)),
+            ("xx.x", Some(3)),
+            ("xxxx", Some(0)),
+            ("", None),
+        ] {
+            assert_eq!(at(ring), begins, "{ring}");
+        }
+    }
+
+    #[test]
     fn a_tag_is_put_behind_the_addresses() {
         let mut buffer = vec![0xee; TAG];
         buffer.extend([NEEDS_CHECKSUM, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0]);
         buffer.extend((0..14).chain([0x45, 0x46]));
         let mut frame = Frame::new(&mut buffer, TAG).expect("long enough");
-        assert!(frame.merged());
+        assert_eq!(frame.merged(), Some(Merged { size: 0x5b4, separable: true }));
         frame.put_tag(Some(Tag { kind: 0x8100, control: 0x2005 }));
         let expected: Vec<u8> = [NEEDS_CHECKSUM, 1, 58, 0, 0xb4, 5, 38, 0, 16, 0]
             .into_iter()

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use super::assembler::AssembleError;
@@ -20,7 +20,7 @@ const SOURCES: u32 = 65_536;
 const UNUSED: u32 = 1024;
 
 /// How much is remembered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Flows of IPv4; the memory is taken at once, about 100 bytes each. 0 for none.
     pub flows_v4: u32,
@@ -110,6 +110,51 @@ struct Generation {
 pub struct FlowTable([Map; 2]);
 
 impl FlowTable {
+    fn specs(limits: Limits) -> [Spec; 2] {
+        [(FLOW_KEY_V4, limits.flows_v4, "flows_v4"), (FLOW_KEY_V6, limits.flows_v6, "flows_v6")]
+            .map(|(size, count, name)| Spec {
+                kind: Kind::LruHash,
+                key_size: count_of(size),
+                value_size: count_of(FLOW_VALUE),
+                entries: count.max(UNUSED),
+                name,
+            })
+    }
+
+    fn new(limits: Limits) -> Result<Self, Error> {
+        let [four, six] = Self::specs(limits)
+            .map(|spec| Map::create(&spec).map_err(|error| Error::Map(spec.name, error)));
+        Ok(Self([four?, six?]))
+    }
+
+    /// Takes over another process's flows, of IPv4 and of IPv6.
+    ///
+    /// # Errors
+    /// EINVAL when they are not flows' tables.
+    pub fn adopt(descriptors: [OwnedFd; 2]) -> io::Result<Self> {
+        let [four, six] = Self::specs(Limits::default()).map(|spec| Spec { entries: 0, ..spec });
+        let [fd_four, fd_six] = descriptors;
+        Ok(Self([Map::adopt(fd_four, &four)?, Map::adopt(fd_six, &six)?]))
+    }
+
+    /// Whether they are of this size.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn fits(&self, limits: Limits) -> io::Result<bool> {
+        let fits = |(fd, spec)| Map::adopt(fd, &spec).is_ok();
+        Ok(self.share()?.into_iter().zip(Self::specs(limits)).all(fits))
+    }
+
+    /// Descriptors for another process, of IPv4 and of IPv6.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn share(&self) -> io::Result<[OwnedFd; 2]> {
+        let Self([four, six]) = self;
+        Ok([four.share()?, six.share()?])
+    }
+
     /// Tells of flows that the packet socket has scheduled.
     ///
     /// # Errors
@@ -178,6 +223,8 @@ pub struct FastPath {
     tables: Tables,
     generation: Generation,
     attached: Vec<Attached>,
+    /// Of another process, by interface.
+    inherited: Vec<(u32, Mode, Link)>,
 }
 
 impl FastPath {
@@ -186,17 +233,19 @@ impl FastPath {
     /// # Errors
     /// EPERM without CAP_BPF and CAP_NET_ADMIN, ENOMEM.
     pub fn new(limits: Limits) -> Result<Self, Error> {
-        let flows = |size: usize, count: u32, name| {
-            map(Kind::LruHash, size, FLOW_VALUE, count.max(UNUSED), name)
-        };
+        Self::with_flows(FlowTable::new(limits)?, limits)
+    }
+
+    /// With the flows of another process, which are of the same size.
+    ///
+    /// # Errors
+    /// As [`FastPath::new`].
+    pub fn with_flows(flows: FlowTable, limits: Limits) -> Result<Self, Error> {
         let sources = if limits.syn_limit { SOURCES } else { UNUSED };
         let tables = Tables::default();
         let numbers = HashMap::new();
         Ok(Self {
-            flows: Arc::new(FlowTable([
-                flows(FLOW_KEY_V4, limits.flows_v4, "flows_v4")?,
-                flows(FLOW_KEY_V6, limits.flows_v6, "flows_v6")?,
-            ])),
+            flows: Arc::new(flows),
             counters: map(Kind::PerCpuArray, 4, COUNTERS_VALUE, SLOTS, "counters")?,
             reasons: map(Kind::PerCpuArray, 4, 8, count(&Reason::ALL), "reasons")?,
             rate: map(Kind::PerCpuArray, 4, 8, 1, "rate")?,
@@ -206,7 +255,34 @@ impl FastPath {
             tables,
             numbers,
             attached: Vec::new(),
+            inherited: Vec::new(),
         })
+    }
+
+    /// Takes the programs of another process over: each is replaced when its interface is attached, without a frame
+    /// that meets neither.
+    pub fn inherit(&mut self, links: Vec<(u32, Mode, OwnedFd)>) {
+        let adopt = |(interface, mode, fd)| (interface, mode, Link::adopt(fd));
+        self.inherited = links.into_iter().map(adopt).collect();
+    }
+
+    /// How the program of another process runs on an interface.
+    #[must_use]
+    pub fn inherited(&self, interface: u32) -> Option<Mode> {
+        self.inherited.iter().find(|one| one.0 == interface).map(|one| one.1)
+    }
+
+    /// Lets go of programs that were taken over and not replaced.
+    pub fn let_go(&mut self) {
+        self.inherited.clear();
+    }
+
+    /// Descriptors of the links, for another process.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn links(&self) -> io::Result<Vec<(u32, Mode, OwnedFd)>> {
+        self.attached.iter().map(|one| Ok((one.interface, one.mode, one.link.share()?))).collect()
     }
 
     /// Puts the program on an interface, or renews it there.
@@ -224,7 +300,12 @@ impl FastPath {
             }
             None => {
                 self.detach(interface);
-                let link = Link::attach_xdp(&program, interface, mode).map_err(refused)?;
+                let is = |one: &mut (u32, Mode, Link)| (one.0, one.1) == (interface, mode);
+                let link = match self.inherited.extract_if(.., is).next() {
+                    Some((_, _, link)) => link.replace(&program).map(|()| link),
+                    None => Link::attach_xdp(&program, interface, mode),
+                };
+                let link = link.map_err(refused)?;
                 self.attached.push(Attached { interface, mode, setup, link, program });
             }
         }

@@ -234,6 +234,9 @@ pub struct Flow {
     pub shown: u32,
 }
 
+/// Of keys and values of the flows' tables, which a successor goes on with: another number for another layout.
+pub const FLOW_LAYOUT: u32 = 1;
+
 pub(super) const FLOW_VALUE: usize = 16;
 pub(super) const FLOW_SLOT: i16 = 0;
 pub(super) const FLOW_GENERATION: i16 = 2;

@@ -66,6 +66,20 @@ impl Link {
         open(LINK_CREATE, &mut attributes).map(Self)
     }
 
+    /// Takes over another process's link: what is attached goes with the last of its descriptors.
+    #[must_use]
+    pub fn adopt(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
+    /// Another descriptor of the link.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Puts another program in the place of the one that runs: a frame meets one or the other.
     ///
     /// # Errors

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use super::{
-    MAP_CREATE, MAP_DELETE, MAP_LOOKUP, MAP_LOOKUP_BATCH, MAP_UPDATE, MAP_UPDATE_BATCH, address,
-    address_mut, call, name, open, possible_cpus,
+    MAP_CREATE, MAP_DELETE, MAP_LOOKUP, MAP_LOOKUP_BATCH, MAP_UPDATE, MAP_UPDATE_BATCH,
+    OBJ_GET_INFO, address, address_mut, call, name, open, possible_cpus,
 };
 
 /// A map's kind (enum bpf_map_type).
@@ -68,6 +68,14 @@ struct Create {
 }
 
 #[repr(C)]
+struct About {
+    fd: u32,
+    length: u32,
+    /// The beginning of struct bpf_map_info.
+    info: u64,
+}
+
+#[repr(C)]
 struct Element {
     map: u32,
     padding: u32,
@@ -110,6 +118,35 @@ impl Map {
             if per_cpu { value_size.next_multiple_of(8) * possible_cpus()? } else { value_size };
         let fd = open(MAP_CREATE, &mut attributes)?;
         Ok(Self { fd, key_size: spec.key_size as usize, value_size })
+    }
+
+    /// Takes over another process's map; EINVAL when it is not as `spec` says, which may leave the number of entries
+    /// open (0).
+    ///
+    /// # Errors
+    /// What bpf(2) says.
+    pub fn adopt(fd: OwnedFd, spec: &Spec) -> io::Result<Self> {
+        let mut info = [0_u32; 6];
+        let mut attributes = About {
+            fd: fd.as_raw_fd().cast_unsigned(),
+            length: u32::try_from(size_of_val(&info)).unwrap_or_default(),
+            info: address_mut(&mut info),
+        };
+        call(OBJ_GET_INFO, &mut attributes)?;
+        let [kind, _, key_size, value_size, entries, flags] = info;
+        let wanted = [spec.kind as u32, spec.key_size, spec.value_size];
+        expect(wanted == [kind, key_size, value_size] && flags == spec.kind.flags())?;
+        expect(spec.entries == 0 || spec.entries == entries)?;
+        expect(spec.kind != Kind::PerCpuArray)?;
+        Ok(Self { fd, key_size: spec.key_size as usize, value_size: spec.value_size as usize })
+    }
+
+    /// Another descriptor of the map.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
     }
 
     /// Bytes of a value; of a per-CPU map, of all CPUs' values, each a multiple of eight.
@@ -252,6 +289,28 @@ mod tests {
         assert!(map.delete(b"keyA").expect("a delete") && !map.delete(b"keyA").expect("a delete"));
         // Wrong lengths never reach the kernel, which would read past the end.
         assert!(map.lookup(b"key", &mut value).is_err() && map.update(b"keyB", b"short").is_err());
+    }
+
+    #[test]
+    fn a_map_of_another_process_has_to_be_of_this_kind() {
+        let Some(map) = map(Kind::LruHash, 4, 8, 64) else { return };
+        map.update(b"keyA", b"value AA").expect("room");
+        let share = || map.share().expect("a descriptor");
+        let spec =
+            Spec { kind: Kind::LruHash, key_size: 4, value_size: 8, entries: 64, name: "test" };
+        let same = Map::adopt(share(), &spec).expect("as it is");
+        assert!(same.lookup(b"keyA", &mut [0; 8]).expect("a lookup"));
+        assert!(Map::adopt(share(), &Spec { entries: 0, ..spec }).is_ok());
+        for other in [
+            Spec { kind: Kind::Hash, ..spec },
+            Spec { key_size: 8, ..spec },
+            Spec { value_size: 4, ..spec },
+            Spec { entries: 65, ..spec },
+        ] {
+            assert!(Map::adopt(share(), &other).is_err(), "{other:?}");
+        }
+        let file = std::fs::File::open("/dev/null").expect("there");
+        assert!(Map::adopt(file.into(), &spec).is_err(), "no map");
     }
 
     #[test]

@@ -1,0 +1,283 @@
+"""The binary is replaced while it forwards: every flow goes on with its server, no frame is lost or sent twice."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+from harness.client import tool
+from harness.lan import in_namespace
+from harness.process import Process
+from harness.tools import eventually
+
+from .common import VIP, VIP6, Node, Server, tables, virtual_server
+from .test_xdp import Talk, program
+
+PAUSES = 'upgrade_drain_timeout = "2s"\ndrain_timeout = "1s"'
+VRRP = f'[vrrp.VI_1]\ninterface = "eth0"\nvirtual_router_id = 51\npriority = 200\nadvertise = "100ms"\naddresses = ["{VIP}/24"]\n'
+CHUNK = 1 << 14
+
+
+class Line:
+    """The processes that succeed each other on one node."""
+
+    def __init__(self, node):
+        self.node, self.pids = node, [node.process.pid]
+
+    def status(self):
+        done = self.node.host.run(tool("curl"), "-s", "http://127.0.0.1:9090/status")
+        return json.loads(done.stdout)
+
+    def upgrade(self):
+        done = self.node.control("upgrade", check=False)
+        assert done.returncode == 0, f"{done.stderr}\n{self.node.log()[-3000:]}"
+        self.pids.append(self.status()["pid"])
+        assert self.pids[-1] != self.pids[-2]
+
+    def stop(self):
+        """The newest ends; the older ones have gone, or follow."""
+        os.kill(self.pids[-1], signal.SIGTERM)
+        for pid in self.pids[1:]:
+            eventually(lambda p=pid: not os.path.exists(f"/proc/{p}"), 20, f"process {pid} ends")
+        self.node.stop()
+
+
+class Datagrams:
+    """Numbered datagrams from a few ports, and who got each of them how often."""
+
+    PORTS = 12
+
+    def __init__(self, client, servers):
+        self.got, self.sent, self.over = [], 0, threading.Event()
+        ready = [threading.Event() for _ in servers]
+        self.receivers = [
+            in_namespace(server.host.name, lambda s=server, r=one: self.receive(s.name, r)) for server, one in zip(servers, ready)
+        ]
+        assert all(one.wait(5) for one in ready)
+        self.sending = threading.Event()
+        self.sender = in_namespace(client.name, self.send)
+
+    def receive(self, name, ready):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            udp.bind(("", 9000))
+            udp.settimeout(0.1)
+            ready.set()
+            while not self.over.is_set():
+                try:
+                    data, (_, port) = udp.recvfrom(100)
+                except TimeoutError:
+                    continue
+                self.got.append((int(data), port, name))
+
+    def send(self):
+        sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(self.PORTS)]
+        for one in sockets:
+            one.connect((VIP, 9000))
+        while not self.sending.is_set():
+            sockets[self.sent % self.PORTS].send(str(self.sent).encode())
+            self.sent += 1
+            time.sleep(0.002)
+
+    def finish(self):
+        self.sending.set()
+        self.sender.join(5)
+        eventually(lambda: len(self.got) >= self.sent, 5, lambda: f"{len(self.got)} of {self.sent} arrive")
+        self.over.set()
+        for receiver in self.receivers:
+            receiver.join(5)
+        numbers = sorted(number for number, _, _ in self.got)
+        assert numbers == list(range(self.sent)), "each datagram arrives once"
+        servers = {}
+        for _, port, name in self.got:
+            servers.setdefault(port, set()).add(name)
+        assert {len(names) for names in servers.values()} == {1}, servers
+        assert len(servers) == self.PORTS and len(set.union(*servers.values())) == 3
+
+
+class Upload:
+    """A request whose body is sent bit by bit until it is told to finish."""
+
+    def __init__(self, client):
+        self.over, self.answer, self.chunks = threading.Event(), None, 1000
+        self.thread = in_namespace(client.name, self.work)
+
+    def work(self):
+        with socket.create_connection((VIP, 8080), 10) as connection:
+            connection.settimeout(30)
+            connection.sendall(f"PUT /up HTTP/1.1\r\nhost: a\r\ncontent-length: {self.chunks * CHUNK}\r\n\r\n".encode())
+            digest = hashlib.sha256()
+            for number in range(self.chunks):
+                chunk = number.to_bytes(2, "big") * (CHUNK // 2)
+                digest.update(chunk)
+                connection.sendall(chunk)
+                self.over.wait(0.02)
+            answer = b""
+            while digest.hexdigest().encode() not in answer:
+                more = connection.recv(4096)
+                assert more, answer
+                answer += more
+            self.answer = answer
+
+    def finish(self):
+        self.over.set()
+        self.thread.join(30)
+        assert self.answer, "the upload arrives whole"
+
+
+class Download:
+    """A response that is read bit by bit until it is told to finish."""
+
+    LENGTH = 64 << 20
+
+    def __init__(self, client):
+        self.over, self.whole = threading.Event(), False
+        self.thread = in_namespace(client.name, self.work)
+
+    def work(self):
+        expected = hashlib.shake_128(b"body").digest(1 << 16) * (self.LENGTH >> 16)
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            connection.settimeout(30)
+            connection.connect((VIP, 8080))
+            connection.sendall(f"GET /bytes/{self.LENGTH} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+            data = bytearray()
+            while not data.endswith(expected[-CHUNK:]) or len(data) < self.LENGTH:
+                more = connection.recv(CHUNK)
+                assert more, len(data)
+                data += more
+                self.over.wait(0.02)
+            self.whole = data.endswith(expected)
+
+    def finish(self):
+        self.over.set()
+        self.thread.join(30)
+        assert self.whole, "the download arrives whole"
+
+
+@pytest.fixture
+def network(lan, tmp_path):
+    client = lan.host()
+    servers = [Server(lan.host(), tmp_path, f"s{n}") for n in (1, 2, 3)]
+    yield lan, client, servers
+    for server in servers:
+        server.stop()
+
+
+@pytest.mark.parametrize("datapath", ["packet", "generic"])
+def test_flows_go_on_through_upgrades(network, tmp_path, datapath):
+    lan, client, servers = network
+    weighted = [(server.host.address, weight) for server, weight in zip(servers, (3, 2, 1))]
+    config = f'[director]\ndatapath = "{datapath}"\n' + VRRP
+    config += virtual_server(f"{VIP}:80", weighted, scheduler="wlc")
+    config += virtual_server(f"{VIP}:8080", weighted, scheduler="wrr", persistence_timeout="60s")
+    config += virtual_server(f"{VIP}:9000", weighted, scheduler="rr", protocol="udp")
+    node = Node(lan.host(), tmp_path, "a", config, node=PAUSES).start()
+    try:
+        node.await_role("active", "VI_1")
+        node.await_neighbours(3)
+        expected = None if datapath == "packet" else "xdpgeneric"
+        eventually(lambda: program(node.host) == expected, 5)
+        watch = Process(node.host.argv(tool("ip"), "monitor", "address", "link"), tmp_path / "monitor")
+        line = Line(node)
+        talks = [Talk(client, VIP, 80) for _ in range(60)]
+        for talk in talks:
+            talk.ask()
+        upload, download, datagrams = Upload(client), Download(client), Datagrams(client, servers)
+        # New flows of a client with persistence stay with its server.
+        persistent = {name for talk in [Talk(client, VIP, 8080)] for name in [talk.ask()] for name in talk.names}
+        for _ in range(3):
+            sent = datagrams.sent
+            line.upgrade()
+            for talk in talks:
+                talk.ask()
+            again = Talk(client, VIP, 8080)
+            again.ask()
+            assert again.names == persistent
+            eventually(lambda: datagrams.sent > sent + 50, 10)
+            assert program(node.host) == expected
+        datagrams.finish()
+        upload.finish()
+        download.finish()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        assert {name for talk in talks for name in talk.names} == {"s1", "s2", "s3"}
+        eventually(lambda: len(tables(node.host)) == 1, 5, "of each process but the last the table is gone")
+        watch.kill()
+        assert not [row for row in watch.log().splitlines() if "Deleted" in row and VIP in row], watch.log()
+        assert node.log().count("flows taken over") == 3 and "not used" not in node.log(), node.log()
+        drops = {k: v for k, v in node.metrics().items() if "director_dropped_total" in k and "backup" in k}
+        assert drops and not any(drops.values()), drops
+        line.stop()
+        assert tables(node.host) == [] and program(node.host) is None and VIP not in node.host.addresses()
+    finally:
+        if node.process:
+            node.kill()
+
+
+def test_a_successor_that_fails_changes_nothing(network, tmp_path):
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    node = Node(lan.host(), tmp_path, "a", VRRP + virtual_server(f"{VIP}:80", four, scheduler="lc"), node=PAUSES).start()
+    try:
+        node.await_role("active", "VI_1")
+        node.await_neighbours(3)
+        talks = [Talk(client, VIP, 80) for _ in range(12)]
+        for talk in talks:
+            talk.ask()
+        text = node.file.read_text()
+        node.file.write_text(text.replace('scheduler = "lc"', 'scheduler = "nobody"'))
+        done = node.control("upgrade", check=False)
+        assert done.returncode != 0 and "scheduler" in done.stderr, done
+        # One that could start, and is not a Ringgate.
+        done = node.control("upgrade", "--binary", "/bin/true", check=False)
+        assert done.returncode != 0, done
+        for talk in talks:
+            talk.ask()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        # The next one works, and forwards what began before.
+        node.file.write_text(text.replace('scheduler = "lc"', 'scheduler = "rr"'))
+        line = Line(node)
+        line.upgrade()
+        for talk in talks:
+            talk.ask()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        line.stop()
+    finally:
+        if node.process:
+            node.kill()
+
+
+def test_the_role_of_a_real_server_goes_on(lan, tmp_path):
+    host = lan.host()
+    role = lambda *addresses: f"[real_server]\naddresses = {json.dumps(addresses)}\n"
+    node = Node(host, tmp_path, "s", role(VIP, VIP6), listen=80, node=PAUSES).start()
+    try:
+        held = lambda: {VIP, VIP6} & set(host.addresses("lo"))
+        eventually(lambda: held() == {VIP, VIP6}, 5)
+        watch = Process(host.argv(tool("ip"), "monitor", "address"), tmp_path / "monitor")
+        line = Line(node)
+        for _ in range(2):
+            line.upgrade()
+            eventually(lambda: not os.path.exists(f"/proc/{line.pids[-2]}") or line.pids[-2] == line.pids[0], 20)
+            assert held() == {VIP, VIP6}
+        text = node.file.read_text()
+        # A successor that fails takes nothing along.
+        node.file.write_text(text.replace("[real_server]", "[real_serve]"))
+        assert node.control("upgrade", check=False).returncode != 0
+        assert held() == {VIP, VIP6}
+        assert "Deleted" not in watch.log(), watch.log()
+        # One that does not have an address any more: it goes.
+        node.file.write_text(text.replace(f', "{VIP6}"', ""))
+        line.upgrade()
+        eventually(lambda: held() == {VIP}, 10)
+        watch.kill()
+        line.stop()
+        assert held() == set()
+    finally:
+        if node.process:
+            node.kill()
