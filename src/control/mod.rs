@@ -24,6 +24,7 @@ pub mod state;
 pub mod status;
 pub mod supervise;
 pub mod systemd;
+pub mod tracing;
 pub mod tuning;
 pub mod upgrade;
 pub mod virtual_servers;

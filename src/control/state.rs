@@ -26,6 +26,7 @@ use crate::ha::health::Health;
 use crate::l4::engine::Engine;
 use crate::l7::config::{Server, ServerAddress};
 use crate::l7::metrics::{ByShard, ListenerMetrics};
+use crate::l7::tracing::Traces;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
 use crate::shard::Shard;
 
@@ -87,6 +88,8 @@ pub struct State {
     pub log: RefCell<Log>,
     /// The machine's settings; `None`: none are tuned.
     pub tuning: Option<TuningState>,
+    /// Where spans go, if there are any.
+    pub tracing: RefCell<Option<Arc<Traces>>>,
     /// What succeeding this process takes.
     pub upgrade: Office,
 }

@@ -1,7 +1,7 @@
 //! The state of the process as JSON, for `/status`.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::Ordering::{self, Relaxed};
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use crate::control::{director, virtual_servers};
 use crate::counter::Padded;
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::time::rfc3339_ms;
+use crate::l7::tracing::Traces;
 use crate::l7::upstream::{Member, Standing};
 
 /// The document.
@@ -38,8 +39,21 @@ pub fn render(state: &State) -> Value {
         "virtual_servers": state.l4.as_ref().map(|l4| virtual_servers::status(&l4.board.tables())),
         "real_server_checks": state.l4_checks.as_ref().map(|checks| checks.status()),
         "tuning": state.tuning.as_ref().map(tuning),
+        "tracing": state.tracing.borrow().as_ref().map(|traces| tracing(traces)),
         "upgrade": state.upgrade.status(),
         "hardening": crate::control::hardening::status(),
+    })
+}
+
+fn tracing(traces: &Traces) -> Value {
+    let figures = &traces.figures;
+    let problem = figures.problem.lock().unwrap_or_else(PoisonError::into_inner);
+    json!({
+        "collector": traces.settings.authority,
+        "exported": figures.exported.load(Relaxed),
+        "failed": figures.failed.load(Relaxed),
+        "dropped": figures.dropped.load(Relaxed),
+        "problem": *problem,
     })
 }
 

@@ -14,6 +14,7 @@ use crate::balance::{Policy, outlier};
 use crate::l7::clients::Clients;
 use crate::l7::template::Template;
 use crate::l7::tls;
+use crate::l7::tracing::Traces;
 
 /// Everything the layer-7 service needs; immutable once built.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +31,8 @@ pub struct Service {
     pub upstreams: Vec<Upstream>,
     /// Limits for each client address, with what is known of addresses; `None`: there are none.
     pub clients: Option<Arc<Clients>>,
+    /// Which requests are traced, and the way of their spans to the exporter; `None`: no spans are made.
+    pub tracing: Option<Arc<Traces>>,
 }
 
 /// Limits and timeouts towards clients (nginx's names where the meaning is nginx's).

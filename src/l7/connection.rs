@@ -19,6 +19,7 @@ use crate::l7::pool::millis;
 use crate::l7::proxy::Served;
 use crate::l7::tls::metrics::Reason;
 use crate::l7::tls::{Application, handshake};
+use crate::l7::tracing::{Span, shortened};
 use crate::l7::worker::{Worker, unix_ms};
 use crate::l7::{access_log, forwarded, http2, proxy, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version, encode};
@@ -448,7 +449,8 @@ impl Client {
         exchange.identify(&self.addresses, trusted, worker.request_id());
         let how = generation.service.http.trace_context;
         if how != TraceContext::Pass {
-            exchange.follow_trace(how, || worker.request_id());
+            let traces = generation.service.tracing.as_ref();
+            exchange.follow_trace(how, traces, || worker.request_id());
         }
         if let Some(clients) = &generation.service.clients {
             let address = exchange.identity().client;
@@ -592,6 +594,40 @@ impl Client {
         }
         if let Some(log) = self.worker.log() {
             self.listening.with(|listener| log.append(&self.log_entry(exchange, &listener.name)));
+        }
+        if let Some(traces) = &exchange.sampled {
+            self.listening.with(|listener| traces.offer(self.span(exchange, &listener.name)));
+        }
+    }
+
+    /// What a trace shows of the request.
+    #[cold]
+    fn span(&self, exchange: &Exchange, listener: &str) -> Span {
+        let entry = self.log_entry(exchange, listener);
+        Span {
+            trace: entry.trace.unwrap_or_default(),
+            span: entry.span.unwrap_or_default(),
+            parent: exchange.trace.as_ref().and_then(|trace| trace.parent),
+            end_unix_ms: entry.unix_ms,
+            duration_ms: entry.request_time_us / 1000,
+            method: shortened(entry.method),
+            scheme: if exchange.tls.is_some() { "https" } else { "http" },
+            target: shortened(entry.uri),
+            version: match entry.protocol {
+                b"HTTP/2.0" => "2",
+                b"HTTP/1.0" => "1.0",
+                _ => "1.1",
+            },
+            host: shortened(entry.host.unwrap_or_default()),
+            user_agent: shortened(entry.user_agent.unwrap_or_default()),
+            client: entry.client,
+            status: entry.status,
+            listener: listener.to_owned(),
+            upstream: exchange.pool.as_ref().map(|pool| pool.name().to_owned()),
+            server: entry.upstream,
+            upstream_ms: entry.upstream_time_us.map(|time| time / 1000),
+            tries: entry.tries,
+            error: exchange.outcome.error,
         }
     }
 

@@ -11,11 +11,12 @@ use crate::l7::pool::Pool;
 use crate::l7::router;
 use crate::l7::template::{Values, Variable};
 use crate::l7::tls::Info;
+use crate::l7::tracing::Traces;
 use crate::protocol::http1::{
     Field, FieldId, Limits, Method, RequestError, RequestHead, ResponseHead, Target, TargetError,
     Version, encode, normalise_host,
 };
-use crate::protocol::trace_context::{Parent, SPAN_LEN, identifier};
+use crate::protocol::trace_context::{Parent, SAMPLED, SPAN_LEN, identifier};
 use crate::ring::timer::Millis;
 
 /// Where a connection comes from and arrived.
@@ -56,6 +57,8 @@ pub struct Exchange {
     pub hsts: Option<Arc<str>>,
     /// The trace it belongs to, when spans of ours are in it.
     pub trace: Option<Trace>,
+    /// Where its span goes, if it is sampled.
+    pub sampled: Option<Arc<Traces>>,
     /// The upstream that it was proxied to, if it was.
     pub pool: Option<Rc<Pool>>,
     identity: Option<Identity>,
@@ -68,6 +71,8 @@ pub struct Trace {
     pub own: Parent,
     /// The client brought the trace, and what it says in `tracestate` counts.
     pub continued: bool,
+    /// The client's span then.
+    pub parent: Option<[u8; SPAN_LEN]>,
 }
 
 /// How an exchange went, for the log and the metrics.
@@ -129,6 +134,7 @@ impl Exchange {
         *outcome = Outcome::default();
         *identity = None;
         (self.tls, self.hsts, self.pool, self.trace) = (None, None, None, None);
+        self.sampled = None;
         // A refusal may have to be written before the next head is parsed.
         self.request.method = Method::default();
         self.request.version = Version::default();
@@ -162,8 +168,14 @@ impl Exchange {
         self.id = own;
     }
 
-    /// Takes part in the client's trace, or begins one; `ids` makes fresh identifiers.
-    pub fn follow_trace(&mut self, how: TraceContext, ids: impl Fn() -> [u8; 32]) {
+    /// Takes part in the client's trace, or begins one; `ids` makes fresh identifiers. Whoever began the trace has
+    /// decided whether it is sampled.
+    pub fn follow_trace(
+        &mut self,
+        how: TraceContext,
+        traces: Option<&Arc<Traces>>,
+        ids: impl Fn() -> [u8; 32],
+    ) {
         let received = self.received_trace();
         if how == TraceContext::Pass || received.is_none() && how == TraceContext::Continue {
             return;
@@ -171,9 +183,12 @@ impl Exchange {
         let mut span = [b'0'; SPAN_LEN];
         span.iter_mut().zip(ids()).for_each(|(to, from)| *to = from);
         let trace = received.map_or_else(|| identifier(ids()), |received| received.trace);
-        let flags = received.map_or(0, |received| received.flags);
+        let begun = || traces.is_some_and(|traces| traces.samples(&trace));
+        let flags = received.map_or_else(|| u8::from(begun()) * SAMPLED, |received| received.flags);
         let own = Parent { trace, span: identifier(span), flags };
-        self.trace = Some(Trace { own, continued: received.is_some() });
+        let parent = received.map(|received| received.span);
+        self.trace = Some(Trace { own, continued: received.is_some(), parent });
+        self.sampled = traces.filter(|_| flags & SAMPLED != 0).cloned();
     }
 
     /// The trace that the client says it belongs to, once and well.

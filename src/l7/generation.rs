@@ -81,6 +81,7 @@ impl Generation {
             routes: Vec::new(),
             upstreams: Vec::new(),
             clients: None,
+            tracing: None,
         };
         let router = Arc::new(Router::new(&[], 0));
         let tables = Tables { service, router, limits: self.limits };

@@ -23,6 +23,7 @@ pub mod router;
 pub mod template;
 pub mod time;
 pub mod tls;
+pub mod tracing;
 pub mod transport;
 pub mod upstream;
 pub mod worker;

@@ -225,6 +225,12 @@ impl Pool {
         }
     }
 
+    /// The upstream's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.upstream.config.name
+    }
+
     /// This shard's figures of the upstream.
     #[must_use]
     pub fn metrics(&self) -> &UpstreamMetrics {

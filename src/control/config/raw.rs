@@ -69,6 +69,7 @@ tables! {
         admin: Node<Admin>,
         http: Node<Http>,
         limits: Node<Limits>,
+        tracing: Node<Tracing>,
         listener: Nodes<Listener>,
         route: Nodes<Route>,
         upstream: Node<Named<Node<Upstream>>>,
@@ -262,6 +263,13 @@ tables! {
         exempt: Leaf,
         table_size: Leaf,
     }
+    /// `[tracing]`
+    Tracing {
+        endpoint: Leaf,
+        sample_ratio: Leaf,
+        service_name: Leaf,
+        headers: Node<Named<Leaf>>,
+    }
     /// `[[listener]]`
     Listener {
         name: Leaf,
@@ -438,6 +446,7 @@ pub(super) const TABLES: &[(&str, &[&str])] = &[
     ("the top of the file", File::KEYS),
     ("[node]", NodeKeys::KEYS),
     ("[limits]", Limits::KEYS),
+    ("[tracing]", Tracing::KEYS),
     ("[log]", Log::KEYS),
     ("[tuning]", Tuning::KEYS),
     ("[tls]", Tls::KEYS),
@@ -559,7 +568,7 @@ wanted!(NodeKeys Log Tuning Admin Http Listener Route Path Header Respond Redire
 wanted!(Rewrite Edits Upstream Retry Server Tls Certificate UpstreamTls);
 wanted!(Vrrp VrrpScript VrrpSyncGroup);
 wanted!(Director VirtualServer RealServer RealServerRole);
-wanted!(Check Outlier Breaker Limits);
+wanted!(Check Outlier Breaker Limits Tracing);
 
 impl<'de, T: Deserialize<'de>> Wanted<'de> for Named<T> {}
 

@@ -65,7 +65,7 @@ pub(super) fn routes(keys: &str) -> Vec<crate::l7::config::Route> {
 const REFERENCE: &str = include_str!("../../../deploy/ringgate.toml");
 
 /// Keys of the reference that are required or marked as examples; all others show their default.
-const EXAMPLES: [&str; 27] = [
+const EXAMPLES: [&str; 28] = [
     "real_server.addresses",
     "virtual_server.address",
     "virtual_server.servers.address",
@@ -89,6 +89,7 @@ const EXAMPLES: [&str; 27] = [
     "vrrp.VI_6.addresses",
     "vrrp_script.backend.script",
     "vrrp_sync_group.VG_1.group",
+    "tracing.endpoint",
     "upstream.api.check.http",
     "upstream.api.outlier.error_percent",
     "upstream.api.servers.address",

@@ -4,6 +4,7 @@ mod datapath;
 mod director;
 mod health;
 mod tls;
+mod tracing;
 mod upgrade;
 mod virtual_servers;
 mod vrrp;
@@ -99,6 +100,7 @@ pub fn render(state: &State, format: Format) -> String {
     upstreams(&mut page, state);
     servers(&mut page, state);
     health::write(&mut page, state);
+    tracing::write(&mut page, state);
     tls::write(&mut page, state);
     if let Some(ha) = state.ha.get() {
         vrrp::write(&mut page, &ha.board.read());

@@ -20,6 +20,7 @@ use crate::control::logger::Logger;
 use crate::control::resolve::{self, Name, Resolver};
 use crate::control::state::{ListenerState, Phase, State, UpstreamState};
 use crate::control::supervise::{Desk, connections_max, start_ha};
+use crate::control::tracing;
 use crate::control::vrrp;
 use crate::l7::config::{Listener, ServerAddress, Upstream};
 use crate::l7::generation::Tables;
@@ -204,6 +205,16 @@ impl Reloader {
         crate::control::health::watch(&self.ring, &self.state, self.logger);
     }
 
+    /// The exporter of before ends with the last request that hands it a span.
+    fn renew_tracing(&self, config: &Config) {
+        if let Some(traces) = &config.service.tracing
+            && let Err(error) = tracing::start(traces, self.logger)
+        {
+            self.logger.error("traces cannot be exported", &[("error", &error.to_string())]);
+        }
+        self.state.tracing.replace(config.service.tracing.clone());
+    }
+
     /// Returns the number of the generation that is in force then.
     async fn apply(&self, config: Config, parts: Parts) -> Result<u64, String> {
         let old = Arc::clone(&self.config.borrow());
@@ -227,6 +238,7 @@ impl Reloader {
         self.renew_checks(&config);
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
         director::configure(&self.state, &old, &config);
+        self.renew_tracing(&config);
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
         if config.log.level != old.log.level {
             self.logger.set_level(config.log.level);

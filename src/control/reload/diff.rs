@@ -52,7 +52,7 @@ pub struct Side<'a> {
 /// Compares one part of the file.
 type Part = fn(&str, &Side<'_>, &Side<'_>, &mut Diff);
 
-const PARTS: [(&str, Part); 15] = [
+const PARTS: [(&str, Part); 16] = [
     ("node", node),
     ("admin", admin),
     ("log", plain),
@@ -60,6 +60,7 @@ const PARTS: [(&str, Part); 15] = [
     ("tls", plain),
     ("http", plain),
     ("limits", plain),
+    ("tracing", plain),
     ("listener", listeners),
     ("route", routes),
     ("upstream", upstreams),

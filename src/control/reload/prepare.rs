@@ -15,6 +15,7 @@ use crate::control::certificates;
 use crate::control::config::{self, Config, Log, Steering};
 use crate::control::resolve::{self, Name};
 use crate::control::supervise::{await_free, cannot_listen, open_log};
+use crate::control::tracing;
 use crate::l7::generation::Tables;
 use crate::sys::{cpu, socket};
 
@@ -67,6 +68,8 @@ pub(super) fn prepare(job: &Job) -> Result<Prepared, String> {
         // What is known of client addresses stays.
         config.service.clients.clone_from(&job.old.service.clients);
     }
+    config.service.tracing =
+        tracing::succeed(job.old.service.tracing.as_ref(), config.service.tracing.take());
     let diff = compare(job, &config)?;
     let parts = if diff.is_empty() || diff.is_refused() {
         None

@@ -25,6 +25,7 @@ use crate::control::reload::{self, apply::Reloader};
 use crate::control::resolve;
 use crate::control::state::{ListenerState, Phase, State};
 use crate::control::systemd;
+use crate::control::tracing;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
@@ -228,6 +229,7 @@ impl Control {
             drain_timeout: Cell::new(self.config.node.drain_timeout),
             log: RefCell::new(self.config.log.clone()),
             tuning,
+            tracing: RefCell::new(self.start_tracing()?),
             upgrade: office,
         });
         let mut acceptors = Vec::new();
@@ -295,6 +297,9 @@ impl Control {
             l4.stop();
         }
         systemd::notify("STOPPING=1\n");
+        if let Some(traces) = &*state.tracing.borrow() {
+            tracing::finish(traces);
+        }
         if let Some(path) = pid_path.as_deref() {
             pid_file::remove(path);
         }

@@ -24,6 +24,7 @@ use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
 use crate::control::servers::Servers;
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
+use crate::control::tracing;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::standing::{Handed, MemberHealth, Since};
 use crate::ha::handoff::Takeover;
@@ -32,6 +33,7 @@ use crate::ha::{self, Ha};
 use crate::l7;
 use crate::l7::generation::Tables;
 use crate::l7::tls::Current;
+use crate::l7::tracing::Traces;
 use crate::l7::upstream::SharedUpstream;
 use crate::ring::{Ring, Settings, buffers, probe};
 use crate::shard::accept::ConnectionLimit;
@@ -208,6 +210,16 @@ impl Control {
                 .warn("the first round of health checks is not over, serving all the same", &[]);
         }
         Ok(checks)
+    }
+
+    /// Starts the exporter of traces, if there are any.
+    pub(super) fn start_tracing(&self) -> Result<Option<Arc<Traces>>, Failed> {
+        let traces = self.config.service.tracing.clone();
+        if let Some(traces) = &traces {
+            tracing::start(traces, self.logger)
+                .map_err(|error| Failed(format!("cannot start the export of traces: {error}")))?;
+        }
+        Ok(traces)
     }
 
     /// The token of the loopback listener, if there is one.

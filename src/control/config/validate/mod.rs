@@ -13,6 +13,7 @@ mod node;
 mod real_server;
 mod routes;
 mod tls;
+mod tracing;
 mod tuning;
 mod upstreams;
 mod virtual_servers;
@@ -29,8 +30,9 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let node = node::node(&root, file);
     let log = node::log(&root, file);
     let admin = node::admin(&root, file);
-    let http = http::http(&root, file);
+    let mut http = http::http(&root, file);
     let clients = limits::limits(&root, file);
+    let traced = tracing::tracing(&root, file, &mut http);
     let (tls, policy) = tls::settings(&root, file);
     let admin_address = admin.as_ref().ok().copied().flatten();
     let listeners = listeners::listeners(&root, file, admin_address, policy);
@@ -52,7 +54,15 @@ pub(super) fn config(report: &Report<'_>, file: &raw::File) -> Result<Config, Re
     let real_server = real_server::role(&root, file);
     let admin_socket = node::admin_socket(&root, file);
     let admin_token = node::admin_token(&root, file);
-    let service = Service { http, tls, listeners, routes: routes?, upstreams: upstreams?, clients };
+    let service = Service {
+        http,
+        tls,
+        listeners,
+        routes: routes?,
+        upstreams: upstreams?,
+        clients,
+        tracing: traced,
+    };
     let (base, loaded) = Default::default();
     let text = String::new();
     Ok(Config {
