@@ -333,6 +333,10 @@ def test_key_update(start, origin, authority, pair):
          "-tls1_3", "-crlf", "-msg"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
 
+    output = bytearray()
+    reader = threading.Thread(target=lambda: [output.extend(piece) for piece in iter(lambda: client.stdout.read(4096), b"")])
+    reader.start()
+
     def taken():
         """It takes a command only at the start of what it reads, which is what there is."""
         left = lambda: int.from_bytes(fcntl.ioctl(client.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
@@ -346,9 +350,13 @@ def test_key_update(start, origin, authority, pair):
                 taken()
             client.stdin.write(text.replace("\r", "").encode())
             eventually(lambda: len(origin.requests) == step, 5, f"request {step}")
+            # New keys come in front of the response.
+            eventually(lambda: output.count(b"HTTP/1.1 200 ") == step, 5, f"response {step}")
     finally:
         client.kill()
-        text = client.communicate(timeout=5)[0].decode(errors="replace")
+        client.wait(timeout=5)
+        reader.join(5)
+        text = output.decode(errors="replace")
     # Whatever was asked since is one change, in front of what is sent next.
     assert len(re.findall("<<< .*KeyUpdate", text)) == 3, text
     assert len(re.findall(">>> .*KeyUpdate", text)) == 6, text
