@@ -405,7 +405,7 @@ fn shown(map: &Map, slot: usize) -> &[u8] {
 
 /// The slot that was filled first: the kernel fills them one after the other, and we empty them so.
 fn oldest(slots: usize, is_full: impl Fn(usize) -> bool) -> Option<usize> {
-    let before = |slot: usize| slot.checked_sub(1).unwrap_or(slots.saturating_sub(1));
+    let before = |slot: usize| slot.checked_sub(1).unwrap_or_else(|| slots.saturating_sub(1));
     let begins = (0..slots).find(|slot| is_full(*slot) && !is_full(before(*slot)));
     // Without a gap it is full, and nobody knows where it began.
     begins.or_else(|| (0..slots).find(|slot| is_full(*slot)))
