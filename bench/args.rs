@@ -94,6 +94,10 @@ pub(crate) struct Hostile {
     /// Send them here instead of judging them; needs root
     #[arg(long, value_name = "NAME")]
     pub(crate) interface: Option<String>,
+    /// At a real server: look at what the director sends to this interface until a signal comes; exit code 1 if it should not
+    /// have
+    #[arg(long, value_name = "NAME", conflicts_with = "interface")]
+    pub(crate) watch: Option<String>,
     /// The director's hardware address
     #[arg(long, default_value = "02:00:00:00:00:01", value_name = "MAC")]
     pub(crate) to: Hardware,

@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
 """Failover measured from a client: how long no request succeeds. Ringgate beside keepalived and nginx, in turns.
 
-    bench/ha.py [--repeat 50] [--only kill,stop,cable,partition,reload,release] [--intervals 100,10] [--loops 0,8,16]
+    bench/ha.py [--repeat 50] [--only kill,stop,cable,partition,reload,release,prefer] [--intervals 100,10]
+    bench/ha.py --repeat 0 --false-takeovers 8,16 [--seconds 60]
 
 Each pair of nodes is on a switch of its own (network namespaces); a client starts a request every 4 ms, each on a new
-connection. The gap is the longest time between two successes around the fault. `--loops` counts take-overs that nothing caused while busy loops use the CPUs. Needs root, keepalived and nginx.
+connection. The gap is the longest time between two successes around the fault. A partition is measured twice: when it
+comes, and when it heals. One pair at a time is touched and measured; the others only wait meanwhile, for a lease to end or
+for the first node to be active again. `--false-takeovers` counts take-overs that nothing caused while so many busy loops
+use the CPUs. Needs root, keepalived and nginx.
 """
 
 import argparse
@@ -14,146 +18,25 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from harness.client import tool  # noqa: E402
-from harness.lan import Keepalived, Lan, Load, Ringgate  # noqa: E402
-from harness.process import Process  # noqa: E402
-from harness.proxy import run_once  # noqa: E402
+from ha_nodes import VIP, KeepalivedNode, RinggateNode  # noqa: E402
+from ha_overload import false_takeovers  # noqa: E402
+from harness.lan import Lan, Load  # noqa: E402
 from harness.tools import PATIENCE, eventually  # noqa: E402
 
-VIP = "10.77.0.100"
 # Seconds after a repair in which the client has to reach the first node again.
-HEALED_IN = 10
-FAULTS = ("kill", "stop", "cable", "partition", "reload", "release")
-
-
-class RinggateNode:
-    """Ringgate: proxy and VRRP in one process."""
-
-    def __init__(self, host, directory, name, priority, interval_ms, node=""):
-        vrrp = (
-            f'[vrrp.VI_1]\ninterface = "eth0"\nvirtual_router_id = 51\npriority = {priority}\n'
-            f'advertise = "{interval_ms}ms"\naddresses = ["{VIP}/24"]\n'
-        )
-        self.host, self.name = host, name
-        self.ringgate = Ringgate(host, directory, name, vrrp, node=node)
-        self.text, self.reloads = self.ringgate.file.read_text(), 0
-
-    def start(self):
-        self.ringgate.start()
-
-    def stop(self):
-        self.ringgate.stop(check=False)
-
-    def kill(self):
-        self.ringgate.kill()
-
-    def cleaned(self):
-        """The kernel drops what a killed process left."""
-        return VIP not in self.host.addresses()
-
-    def signal(self, number):
-        os.kill(self.ringgate.pid, number)
-
-    def reload(self):
-        """With another file each time."""
-        self.reloads += 1
-        self.ringgate.file.write_text(f'{self.text}[http]\nkeepalive_timeout = "{60 + self.reloads}s"\n')
-        done = run_once("ctl", "--socket", self.ringgate.socket, "reload")
-        assert done.returncode == 0, done.stderr
-
-    def release(self):
-        self.ringgate.ctl("release")
-
-    def unrelease(self):
-        self.ringgate.ctl("resume")
-
-    def said(self):
-        return self.ringgate.log() if self.ringgate.process else ""
-
-    def takeovers(self):
-        return self.said().count("to=active")
-
-
-class KeepalivedNode:
-    """keepalived and nginx, as one would run them."""
-
-    def __init__(self, host, directory, name, priority, interval_ms, node=""):
-        self.host, self.name = host, name
-        self.directory = directory / f"nginx-{name}"
-        self.directory.mkdir(parents=True, exist_ok=True)
-        text = (
-            f"global_defs {{\n router_id {name}\n vrrp_version 3\n{node}}}\n"
-            "vrrp_instance VI_1 {\n interface eth0\n virtual_router_id 51\n"
-            f" priority {priority}\n advert_int {interval_ms / 1000}\n"
-            f" virtual_ipaddress {{\n {VIP}/24\n }}\n}}\n"
-        )
-        self.keepalived = Keepalived(host, directory, text)
-        self.file = self.directory / "nginx.conf"
-        self.file.write_text(
-            f"daemon off; worker_processes 1; pid {self.directory}/pid; error_log {self.directory}/error;\n"
-            "events {}\nhttp { access_log off; server { listen 80 reuseport; "
-            f'return 200 "{name}"; }} }}\n'
-        )
-        self.nginx = None
-
-    def start(self):
-        argv = self.host.argv(tool("nginx"), "-p", self.directory, "-c", self.file)
-        self.nginx = Process(argv, self.directory / "log")
-        eventually(lambda: (self.directory / "pid").exists(), 5)
-        self.keepalived.start()
-
-    def stop(self):
-        self.keepalived.stop()
-        if self.nginx:
-            self.nginx.terminate(5)
-            self.nginx = None
-
-    def _pids(self):
-        nginx = self.nginx.pid
-        children = Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split()
-        return [self.keepalived.process.pid, self.keepalived.vrrp_pid(), nginx, *map(int, children)]
-
-    def kill(self):
-        for pid in self._pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.keepalived.process.kill()
-        self.keepalived.process = None
-        self.nginx.kill()
-        self.nginx = None
-
-    def cleaned(self):
-        """Nobody drops what a killed keepalived left, so this does, to go on."""
-        self.host.ip("addr", "del", f"{VIP}/24", "dev", "eth0", check=False)
-        return True
-
-    def signal(self, number):
-        for pid in self._pids():
-            os.kill(pid, number)
-
-    def reload(self):
-        for pid in (self.keepalived.process.pid, self.nginx.pid):
-            os.kill(pid, signal.SIGHUP)
-
-    def release(self):
-        self.keepalived.stop()
-
-    def unrelease(self):
-        self.keepalived.start()
-
-    def said(self):
-        return self.keepalived.log() if self.keepalived.process else ""
-
-    def takeovers(self):
-        return self.said().count("Entering MASTER")
+HEALED_IN = 5
+FAULTS = ("kill", "stop", "cable", "partition", "reload", "release", "prefer")
+# Clients' attempts are waited for in hand-overs: a handshake that is ignored is tried again after 1 and 3 s.
+PLANNED = ("reload", "release", "prefer")
+KINDS = {"ringgate": RinggateNode, "keepalived+nginx": KeepalivedNode}
 
 
 class Pair:
@@ -178,27 +61,49 @@ class Pair:
         holders = [one for one in (self.a, self.b) if VIP in one.host.addresses("eth0")]
         return holders == [self.a]
 
-    def once(self, fault):
-        """One fault and its repair: the gap in seconds, requests lost, and who answered last."""
-        eventually(self.settled, 20, "the first node holds the address", every=0.02)
-        patience = 5.0 if fault == "release" else 1.0
-        with Load(self.client, VIP, patience=patience) as load:
-            load.await_from("a", HEALED_IN / PATIENCE)
-            time.sleep(0.1 + random.uniform(0, self.interval_ms / 1000))
-            at = time.monotonic()
-            self._break(fault)
-            if fault == "reload":
-                time.sleep(0.3 + 5 * self.interval_ms / 1000)  # nobody is to take over meanwhile
-            else:
-                load.await_from("b", 10)
-            time.sleep(0.05)
-            end = time.monotonic()
-        lost = len([f for f in load.failures if at <= f[0] <= end])
-        gap = load.gap(at, end)
-        if gap > 10 * self.interval_ms / 1000 + 0.5:
-            self.explain(fault, gap)
-        self._mend(fault)
-        return gap, lost
+    def await_settled(self):
+        eventually(self.settled, 20 / PATIENCE, "the first node holds the address", every=0.1)
+
+    def once(self, fault, alone):
+        """One fault, and the end of a partition: what -> (gap in seconds, attempts that failed)."""
+        load, spans = Load(self.client, VIP, patience=5.0 if fault in PLANNED else 1.0), {}
+        try:
+            with alone:
+                load.__enter__()
+                load.await_from("a", HEALED_IN / PATIENCE)
+                spans[fault] = self._measured(load, fault, self._break, "b")
+                if fault == "partition":
+                    time.sleep(0.1)
+                    spans["heal"] = self._measured(load, fault, self._mend, "a")
+                load.over.set()
+        finally:
+            # Attempts that are under way end, or fail.
+            load.__exit__()
+        results = {}
+        for name, (gap, at, end) in spans.items():
+            lost = len([f for f in load.failures if at <= f[0] <= end])
+            results[name] = gap, lost
+            if gap > 10 * self.interval_ms / 1000 + 0.5:
+                self.explain(name, gap)
+        if results.get("heal", (0, 0))[0] == float("inf"):
+            self.client.ip("neigh", "flush", "dev", "eth0")  # or it would go on asking the wrong node
+        return results
+
+    def _measured(self, load, fault, act, answers):
+        """The gap around what `act` does until this node answers, and between what times that was."""
+        time.sleep(0.1 + random.uniform(0, self.interval_ms / 1000))
+        at = time.monotonic()
+        act(fault)
+        if fault == "reload":
+            time.sleep(0.3 + 5 * self.interval_ms / 1000)  # nobody is to take over meanwhile
+        else:
+            try:
+                load.await_from(answers, HEALED_IN / PATIENCE)
+            except AssertionError:
+                return float("inf"), at, time.monotonic()
+        time.sleep(0.05)
+        end = time.monotonic()
+        return load.gap(at, end), at, end
 
     def explain(self, fault, gap):
         """What the nodes and the client's kernel say about an unusually long gap."""
@@ -221,11 +126,12 @@ class Pair:
                 self.a.reload()
             case "release":
                 self.a.release()
+            case "prefer":
+                self.b.prefer()
 
     def _mend(self, fault):
         match fault:
             case "kill":
-                eventually(lambda: self.a.cleaned(), 10, "the address of the dead gone")
                 self.a.start()
             case "stop":
                 self.a.signal(signal.SIGCONT)
@@ -235,27 +141,67 @@ class Pair:
                 self.a.host.isolate("eth0", False)
             case "release":
                 self.a.unrelease()
+            case "prefer":
+                self.b.unprefer()
+
+    def round(self, fault, alone):
+        """Once, with the rest of the bench at rest while it counts."""
+        self.await_settled()
+        results = self.once(fault, alone)
+        if fault == "kill":
+            eventually(self.a.cleaned, 10, "the address of the dead gone", every=0.1)
+        if fault != "partition":
+            with alone:
+                self._mend(fault)
+        return results
+
+
+class Turns:
+    """`with turns:` for one at a time, in the order of asking."""
+
+    def __init__(self):
+        self.condition, self.next, self.served = threading.Condition(), 0, 0
+
+    def __enter__(self):
+        with self.condition:
+            mine, self.next = self.next, self.next + 1
+            self.condition.wait_for(lambda: self.served == mine)
+
+    def __exit__(self, *_):
+        with self.condition:
+            self.served += 1
+            self.condition.notify_all()
 
 
 def faults(options, directory):
-    """Gaps of every fault, contenders in turns."""
+    """Gaps of every fault: (fault, contender) -> [(gap, attempts that failed)]."""
     contenders = {
         f"{name} {ms} ms": Pair(kind, ms, Path(directory) / f"{name}{ms}")
         for ms in options.intervals
-        for name, kind in (("ringgate", RinggateNode), ("keepalived+nginx", KeepalivedNode))
+        for name, kind in KINDS.items()
     }
-    results = {}
+    results, alone = {}, Turns()
+
+    def run(name, pair, fault):
+        for _ in range(options.repeat):
+            try:
+                found = pair.round(fault, alone)
+            except (AssertionError, OSError) as error:
+                print(f"{fault} {name}: {error}", file=sys.stderr)
+                found = {fault: (float("inf"), 0)}
+            for what, value in found.items():
+                results.setdefault((what, name), []).append(value)
+
     try:
         for fault in options.only:
-            for _ in range(options.repeat):
-                for name, pair in contenders.items():
-                    try:
-                        results.setdefault((fault, name), []).append(pair.once(fault))
-                    except AssertionError as error:
-                        print(f"{fault} {name}: {error}", file=sys.stderr)
-                        results.setdefault((fault, name), []).append((float("inf"), 0))
-            for name in contenders:
-                show(fault, name, results[fault, name])
+            threads = [threading.Thread(target=run, args=(n, p, fault)) for n, p in contenders.items()]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for what in (fault, "heal") if fault == "partition" else (fault,):
+                for name in contenders:
+                    show(what, name, results[what, name])
     finally:
         for pair in contenders.values():
             pair.close()
@@ -263,64 +209,40 @@ def faults(options, directory):
 
 
 def show(fault, name, values):
-    gaps = sorted(gap * 1000 for gap, _ in values)
-    lost = sum(count for _, count in values)
-    print(
-        f"{fault:10} {name:26} n={len(gaps):3} gap ms min {gaps[0]:7.1f} median {statistics.median(gaps):7.1f} "
-        f"max {gaps[-1]:7.1f}   attempts that failed {lost}",
-        flush=True,
-    )
+    gaps = sorted(gap * 1000 for gap, _ in values if gap != float("inf"))
+    lost, never = sum(count for _, count in values), len(values) - len(gaps)
+    text = "none healed"
+    if gaps:
+        text = f"gap ms min {gaps[0]:7.1f} median {statistics.median(gaps):7.1f} max {gaps[-1]:7.1f}"
+    failed = f"not healed in {HEALED_IN} s: {never}" if never else ""
+    print(f"{fault:10} {name:26} n={len(values):3} {text}   attempts that failed {lost} {failed}", flush=True)
 
 
-def under_load(loops, seconds, directory):
-    """Take-overs that nothing caused, of all contenders at once, while `loops` busy loops run."""
-    kinds = {
-        "ringgate": (RinggateNode, ""),
-        "ringgate without real-time": (RinggateNode, "vrrp_rt_priority = 0"),
-        "keepalived": (KeepalivedNode, ""),
-        "keepalived real-time": (KeepalivedNode, " vrrp_rt_priority 50\n"),
-    }
-    pairs = {}
-    with contextlib.ExitStack() as stack:
-        for name, (kind, node) in kinds.items():
-            for ms in (10, 100):
-                pair = Pair(kind, ms, Path(directory) / f"{loops}-{name}-{ms}".replace(" ", "-"), node)
-                stack.callback(pair.close)
-                pairs[f"{name} {ms} ms"] = pair
-        for pair in pairs.values():
-            eventually(pair.settled, 20, "settled")
-        before = {name: pair.a.takeovers() + pair.b.takeovers() for name, pair in pairs.items()}
-        hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(loops)]
-        try:
-            time.sleep(seconds)
-        finally:
-            for hog in hogs:
-                hog.kill()
-                hog.wait()
-        counts = {}
-        for name, pair in pairs.items():
-            counts[name] = pair.a.takeovers() + pair.b.takeovers() - before[name]
-            print(f"{loops:2} busy loops, {seconds} s: {name:34} false take-overs {counts[name]}", flush=True)
-    return counts
+def numbers(text):
+    return [int(number) for number in text.split(",") if number]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(FAULTS))
-    parser.add_argument("--intervals", type=lambda text: [int(i) for i in text.split(",")], default=[100, 10])
-    parser.add_argument("--loops", type=lambda text: [int(i) for i in text.split(",") if i], default=[])
-    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--intervals", type=numbers, default=[100, 10], help="between advertisements, ms")
+    parser.add_argument("--false-takeovers", type=numbers, default=[], metavar="LOOPS")
+    parser.add_argument("--seconds", type=int, default=60, help="for --false-takeovers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    print(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, loadavg {os.getloadavg()[0]:.1f}")
+    began = time.monotonic()
+    print(f"{os.cpu_count()} CPUs, Linux {os.uname().release}, loadavg {os.getloadavg()[0]:.1f}", flush=True)
+    results = {}
     with tempfile.TemporaryDirectory(prefix="ringgate-ha-") as directory:
-        results = {}
         if options.repeat:
             gaps = faults(options, directory)
             results["gaps_s"] = {f"{fault} {name}": [gap for gap, _ in v] for (fault, name), v in gaps.items()}
-        for loops in options.loops:
-            results[f"false take-overs with {loops} loops"] = under_load(loops, options.seconds, directory)
+            results["failed"] = {f"{fault} {name}": sum(n for _, n in v) for (fault, name), v in gaps.items()}
+        for loops in options.false_takeovers:
+            found = false_takeovers(Pair, loops, options.intervals, options.seconds, Path(directory))
+            results[f"false take-overs with {loops} loops"] = found
+    print(f"{time.monotonic() - began:.0f} s", flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

@@ -18,10 +18,12 @@ use ringgate::l4::registry::Registry;
 use ringgate::l4::tables::Neighbour;
 use ringgate::l4::{Director, Frame, Verdict};
 use ringgate::packet::ring::{Refusal, Sender};
+use ringgate::protocol::checksum::Sum;
 use ringgate::protocol::ethernet::{Mac, View};
 use ringgate::protocol::ip::Packet;
 
 use crate::args::Hostile;
+use crate::watch;
 
 const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const HERE: u32 = 2;
@@ -30,6 +32,9 @@ const FLOWS: u32 = 4096;
 
 /// Prints what became of the frames.
 pub(crate) fn run(options: &Hostile) -> Result<u8, String> {
+    if let Some(name) = &options.watch {
+        return watch::run(options, name);
+    }
     let began = Instant::now();
     let told = match &options.interface {
         None => judged(options)?,
@@ -40,11 +45,16 @@ pub(crate) fn run(options: &Hostile) -> Result<u8, String> {
     Ok(0)
 }
 
-/// Puts them on the wire.
-fn sent(options: &Hostile, name: &str) -> Result<String, String> {
+/// An interface's number.
+pub(crate) fn index(name: &str) -> Result<u32, String> {
     let path = format!("/sys/class/net/{name}/ifindex");
     let index = fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let index = index.trim().parse().map_err(|error| format!("{path}: {error}"))?;
+    index.trim().parse().map_err(|error| format!("{path}: {error}"))
+}
+
+/// Puts them on the wire.
+fn sent(options: &Hostile, name: &str) -> Result<String, String> {
+    let index = index(name)?;
     let mut sender = Sender::new().map_err(|error| format!("packet socket: {error}"))?;
     let mut frames = Frames::new(options, options.to.0);
     let (mut refused, mut full) = (0_u64, 0_u64);
@@ -153,24 +163,11 @@ fn server(of: IpAddr, number: u8) -> IpAddr {
 }
 
 fn service(address: IpAddr, protocol: Protocol, port: u16) -> VirtualServer {
-    let server = |number| RealServer {
-        address: server(address, number),
-        weight: 1,
-        uthreshold: 0,
-        lthreshold: 0,
-        inhibit_on_failure: false,
-    };
+    let servers = (1..=3).map(|number| RealServer::new(server(address, number), 1)).collect();
     VirtualServer {
-        key: ServiceKey { protocol, address, port },
-        scheduler: Scheduler::Wlc,
-        one_packet: false,
-        persistence: None,
         forward: if protocol == Protocol::Udp { Forward::Ipip } else { Forward::Dr },
         on_server_down: OnServerDown::Reset,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (1..=3).map(server).collect(),
+        ..VirtualServer::new(ServiceKey { protocol, address, port }, Scheduler::Wlc, servers)
     }
 }
 
@@ -209,6 +206,10 @@ impl Frames {
             let at = 14 + self.below(frame.len() - 14);
             frame[at] = self.byte();
         }
+        // A header that was changed would else be dropped for its checksum alone.
+        if frame.get(12..14) == Some(&[8, 0]) && self.below(2) == 0 {
+            complete(&mut frame[14..]);
+        }
         match self.below(16) {
             0..3 => frame.truncate(14 + self.below(frame.len() - 14)),
             3 => drop(frame.splice(12..12, [0x81, 0, 0, 7])),
@@ -219,6 +220,15 @@ impl Frames {
         self.frame = frame;
         &self.frame
     }
+}
+
+/// Makes the checksum of an IPv4 header right.
+fn complete(packet: &mut [u8]) {
+    let length = packet.first().map_or(0, |first| usize::from(first & 15) * 4);
+    let Some(header) = packet.get_mut(..length).filter(|header| header.len() >= 20) else { return };
+    header[10..12].fill(0);
+    let sum = Sum::new().bytes(header).finish();
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// TCP, UDP, SCTP and ICMP errors; whole, as fragments, with IP options, with extension headers.
@@ -235,7 +245,8 @@ fn corpus(to: Mac, four: Ipv4Addr, six: Ipv6Addr) -> Vec<Vec<u8>> {
             let length = u16::try_from(20 + options.len() + body.len()).unwrap_or_default();
             let [high, low] = length.to_be_bytes();
             let head = [first, 0, high, low, 0, 1, flags[0], flags[1], 64, protocol, 0, 0];
-            let packet = [&head[..], &client, &four.octets(), options, body].concat();
+            let mut packet = [&head[..], &client, &four.octets(), options, body].concat();
+            complete(&mut packet);
             all.push([&ethernet[..], &[8, 0], &packet].concat());
         };
         v4(0x45, [0, 0], &[]);
@@ -268,6 +279,7 @@ mod tests {
             address: [10, 77, 0, 100].into(),
             address6,
             interface: None,
+            watch: None,
             to: crate::args::Hardware(OURS),
         };
         let told = judged(&options).unwrap();

@@ -166,12 +166,12 @@ def nftables(_):
     inside(FORWARDER, "nft", "flush", "ruleset")
 
 
-def director(options, interface="in0", server="10.78.1.1", protocol="udp", datapath="packet"):
-    virtual = f'[[virtual_server]]\naddress = "{VIP}:{PORT}"\nprotocol = "{protocol}"\nscheduler = "rr"\n'
+def director(options, interface="in0", server="10.78.1.1", protocol="udp", datapath="packet", scheduler="rr"):
+    virtual = f'[[virtual_server]]\naddress = "{VIP}:{PORT}"\nprotocol = "{protocol}"\nscheduler = "{scheduler}"\n'
     settings = f'flows_max = {2 * MILLION}\nnew_flows_per_second = 0\nseed = "0123456789abcdef0123"\n'
     return running(
         options,
-        f'[director]\ninterfaces = ["{interface}"]\ndatapath = "{datapath}"\n{settings}'
+        f'[director]\ninterfaces = {json.dumps(interface.split())}\ndatapath = "{datapath}"\n{settings}'
         f'{virtual}servers = [{{ address = "{server}" }}]\n',
     )
 

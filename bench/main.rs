@@ -43,6 +43,7 @@ mod tally;
 mod target;
 mod tls;
 mod verdict;
+mod watch;
 mod wire;
 mod xdp;
 

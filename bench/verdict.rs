@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use ringgate::l4::config::{
-    Forward, L4, OnServerDown, Protocol, RealServer, Scheduler, ServiceKey, Settings, VirtualServer,
+    L4, Protocol, RealServer, Scheduler, ServiceKey, Settings, VirtualServer,
 };
 use ringgate::l4::registry::Registry;
 use ringgate::l4::tables::Neighbour;
@@ -214,25 +214,9 @@ fn write(frame: &mut [u8; LENGTH], flow: u32, flags: u8) {
 }
 
 fn configuration(servers: u16) -> L4 {
-    let server = |number| RealServer {
-        address: server(number),
-        weight: 1,
-        uthreshold: 0,
-        lthreshold: 0,
-        inhibit_on_failure: false,
-    };
-    let service = VirtualServer {
-        key: ServiceKey { protocol: Protocol::Tcp, address: VIP.into(), port: 80 },
-        scheduler: Scheduler::Rr,
-        one_packet: false,
-        persistence: None,
-        forward: Forward::Dr,
-        on_server_down: OnServerDown::Reschedule,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (0..servers).map(server).collect(),
-    };
+    let key = ServiceKey { protocol: Protocol::Tcp, address: VIP.into(), port: 80 };
+    let servers = (0..servers).map(|number| RealServer::new(server(number), 1)).collect();
+    let service = VirtualServer::new(key, Scheduler::Rr, servers);
     let director = Settings { new_flows_per_second: 0, ..Settings::default() };
     L4 { director, services: vec![service] }
 }

@@ -9,9 +9,7 @@ use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use ringgate::l4::config::{
-    Forward, L4, OnServerDown, Protocol, RealServer, Scheduler, ServiceKey, VirtualServer,
-};
+use ringgate::l4::config::{L4, Protocol, RealServer, Scheduler, ServiceKey, VirtualServer};
 use ringgate::l4::offload::translate;
 use ringgate::l4::registry::Registry;
 use ringgate::l4::tables::Neighbour;
@@ -129,25 +127,9 @@ impl Bench {
 }
 
 fn configuration(servers: u16) -> L4 {
-    let server = |number| RealServer {
-        address: server(number),
-        weight: 1,
-        uthreshold: 0,
-        lthreshold: 0,
-        inhibit_on_failure: false,
-    };
-    let service = VirtualServer {
-        key: ServiceKey { protocol: Protocol::Udp, address: VIP.into(), port: 80 },
-        scheduler: Scheduler::Mh,
-        one_packet: false,
-        persistence: None,
-        forward: Forward::Dr,
-        on_server_down: OnServerDown::Reschedule,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (0..servers).map(server).collect(),
-    };
+    let key = ServiceKey { protocol: Protocol::Udp, address: VIP.into(), port: 80 };
+    let servers = (0..servers).map(|number| RealServer::new(server(number), 1)).collect();
+    let service = VirtualServer::new(key, Scheduler::Mh, servers);
     L4 { services: vec![service], ..L4::default() }
 }
 

@@ -7,6 +7,7 @@ import pytest
 from harness import Origin
 from harness.proxy import one
 from harness.standin import proxy_kind
+from harness.tools import held_ports, release_ports
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +84,14 @@ def web(start, serve):
         return start(one(back, http=http, **keys)), back
 
     return begin
+
+
+@pytest.fixture(autouse=True)
+def _ports():
+    """A test's ports are given back with it; those of wider fixtures, which come first, stay theirs."""
+    before = held_ports()
+    yield
+    release_ports(held_ports() - before)
 
 
 @pytest.fixture(autouse=True)

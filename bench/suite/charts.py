@@ -69,6 +69,7 @@ class Svg:
 
 def ticks(top, about=5):
     """Round steps from 0 to at least `top`."""
+    top = top if top > 0 else 1.0
     step = 10 ** math.floor(math.log10(top / about))
     step *= next(factor for factor in (1, 2, 5, 10) if top / (step * factor) <= about)
     return [step * number for number in range(math.ceil(top / step) + 1)]
@@ -135,9 +136,11 @@ def ranges(title, note, groups, entries):
     height = top + row_height * rows + HEADING * len(groups) + 52
     svg = Svg(height, title, note)
     svg.legend(entries)
-    values = [value for _, found in groups for _, _, *latencies in found for value in latencies]
-    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    across = lambda us: left + (math.log10(us) - first) / max(1, last - first) * (WIDTH - left - right)
+    # Nothing was measured where there is 0.
+    values = [value for _, found in groups for _, _, *latencies in found for value in latencies if value > 0] or [1.0]
+    least = min(values)
+    first, last = math.floor(math.log10(least)), math.ceil(math.log10(max(values)))
+    across = lambda us: left + (math.log10(max(us, least)) - first) / max(1, last - first) * (WIDTH - left - right)
     bottom = height - 36
     for power in range(first, last + 1):
         svg.line(across(10 ** power), top - 10, across(10 ** power), bottom, "grid")

@@ -81,7 +81,7 @@ ALL = (
     *SECURE,
     Scenario("routes-1000", "1,000 routes", "Routes and balancing", 256, routes=1000, contenders=PROXIES, rounds=0.6),
     *(Scenario(f"balance-{method}", f"{method}, 8 servers", "Routes and balancing", 256, balance=method, servers=8,
-               contenders=PROXIES, rounds=0.4, syscalls=False) for method in BALANCE),
+               contenders=PROXIES, rounds=0.6, syscalls=False) for method in BALANCE),
     Scenario("reload", "64 connections, a reload every 0.25 s", "Reload under load", 64, routes=100, contenders=PROXIES, rounds=0.6,
              seconds=2.0, reload=True, syscalls=False),
     Scenario("idle-10000", "10,000 idle connections", "Idle connections", 10_000, contenders=PROXIES, rounds=0.4,

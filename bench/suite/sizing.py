@@ -1,7 +1,10 @@
 """From measured figures to hardware, with the arithmetic shown and what is extrapolated said."""
 
+import json
 import math
+import statistics
 
+from . import machine
 from .text import digits, table
 
 # Assumptions, all of which the page names.
@@ -9,13 +12,18 @@ BUSY = 0.7
 NETWORK = 1.5
 NODE_CORES = 32
 QUEUE_PACKETS = 1e6
-DIRECTOR_PACKETS = 1e6
 DIRECTOR_CORES = 8
+# Nanoseconds a packet of the director where bench/l4.py was not run.
+DIRECTOR_NS = 1000.0
 NIC_GBIT = 100
 RATES = (1_000_000, 10_000_000)
 SCENARIOS = ("keepalive-256", "keepalive-64", "new-connections", "body-16k")
 # Payload of a full TCP segment with timestamps at an MTU of 1,500, and what surrounds it on the wire.
 SEGMENT_BYTES, FRAME_BYTES = 1448, 90
+# The smallest frame with its preamble and the gap behind it (IEEE 802.3, clauses 3.1.1 and 4.4.2).
+SMALLEST_FRAME_BYTES = 64 + 8 + 12
+PORTS_GBIT = (10, 25, 100)
+RESULTS = machine.ROOT / "bench/results"
 
 
 def page(scenarios):
@@ -24,10 +32,45 @@ def page(scenarios):
     chosen = [found[name] for name in SCENARIOS if name in found and not (name == "keepalive-64" and "keepalive-256" in found)]
     if not chosen:
         return []
-    rows = [row for one, figures in chosen for rate in RATES for row in [line(one, figures, rate)]]
-    return ["## Sizing: one million and ten million requests a second", "", *explanation(chosen[0]), "",
+    measured = director()
+    rows = [line(one, figures, rate, measured) for one, figures in chosen for rate in RATES]
+    return ["## Sizing: one million and ten million requests a second", "", *explanation(chosen[0], measured), "",
             *table(["load", "requests/s", "CPU-seconds a second", "cores", "L7 nodes", "packets/s a core", "Gbit/s",
-                    "100G ports", "director cores", "L4 directors"], rows), "", *caveats()]
+                    "100G ports", "director cores", "L4 directors"], rows), "", *ports(chosen, measured), *caveats(measured)]
+
+
+def director(results=None):
+    """Nanoseconds a packet of the layer-4 director, by what takes the packets, and where that was measured."""
+    files = sorted((results or RESULTS).glob("*-l4.json"))
+    if not files:
+        return {"XDP": DIRECTOR_NS, "source": None}
+    rounds = json.loads(files[-1].read_text())["forward"]
+    cost = lambda name: statistics.median(one[name]["ns_per_packet"] for one in rounds if name in one)
+    kinds = {"XDP": "ringgate, XDP", "packet sockets": "ringgate"}
+    known = {kind: cost(name) for kind, name in kinds.items() if any(name in one for one in rounds)}
+    return {"XDP": DIRECTOR_NS} | known | {"source": files[-1].name}
+
+
+def ports(chosen, measured):
+    """What a port of a network card asks of a director and of a proxy."""
+    one, row = chosen[0]
+    kinds = [kind for kind in ("XDP", "packet sockets") if kind in measured]
+    a_request, cpu = wire_bytes(one, row), row["cpu_us_per_request"]["median"]
+    cores = lambda per_second, ns: math.ceil(per_second * ns / 1e9 / BUSY)
+    rows = []
+    for gbit in PORTS_GBIT:
+        frames, requests = gbit * 1e9 / 8 / SMALLEST_FRAME_BYTES, gbit * 1e9 * BUSY / 8 / a_request
+        rows.append([f"{gbit} Gbit/s", f"{frames / 1e6:.2f} million", *(cores(frames, measured[kind]) for kind in kinds),
+                     digits(requests), cores(requests, cpu * NETWORK * 1000)])
+    gbit = PORTS_GBIT[0]
+    frames, ns = gbit * 1e9 / 8 / SMALLEST_FRAME_BYTES, measured["XDP"]
+    return ["### By the port", "",
+            *table(["port", "smallest frames/s", *(f"director cores, {kind}" for kind in kinds), f"requests/s at {BUSY:.0%}",
+                    "L7 cores"], rows), "",
+            f"Smallest frames take {SMALLEST_FRAME_BYTES} bytes of the wire (64, preamble 8, gap 12; IEEE 802.3): {gbit} × 10⁹ ÷ 8 ÷ "
+            f"{SMALLEST_FRAME_BYTES} = {frames / 1e6:.2f} million/s; × {ns:,.0f} ns ÷ {BUSY} = {cores(frames, ns)} cores of a director with "
+            f"XDP. That is the worst that a port can bring, not a load. Requests ({one['title']}): {gbit} × 10⁹ × {BUSY} ÷ 8 ÷ "
+            f"{a_request:,.0f} bytes, × {cpu:.2f} µs × {NETWORK} ÷ {BUSY}.", ""]
 
 
 def packets(one, row):
@@ -41,32 +84,33 @@ def wire_bytes(one, row):
     return row["loopback_bytes_per_request"]["median"] + packets(one, row) * FRAME_BYTES
 
 
-def needs(one, row, rate):
+def needs(one, row, rate, measured=None):
     """What a rate needs."""
+    director_ns = (measured or director())["XDP"]
     cpu = rate * row["cpu_us_per_request"]["median"] / 1e6
     cores = math.ceil(cpu * NETWORK / BUSY)
     per_second = rate * packets(one, row)
     gbit = rate * wire_bytes(one, row) * 8 / 1e9
     # Of the four ways (client to proxy and back, proxy to origin and back) a director sees one.
-    director = math.ceil(per_second / 4 / (DIRECTOR_PACKETS * BUSY))
+    director_cores = math.ceil(per_second / 4 * director_ns / 1e9 / BUSY)
     return {"cpu": cpu, "cores": cores, "nodes": math.ceil(cores / NODE_CORES) + 1, "packets_a_core": per_second / cores,
-            "gbit": gbit, "ports": math.ceil(gbit / (NIC_GBIT * BUSY)), "director_cores": director,
-            "directors": math.ceil(director / DIRECTOR_CORES) + 1}
+            "gbit": gbit, "ports": math.ceil(gbit / (NIC_GBIT * BUSY)), "director_cores": director_cores,
+            "directors": math.ceil(director_cores / DIRECTOR_CORES) + 1}
 
 
-def line(one, row, rate):
+def line(one, row, rate, measured):
     """A row of the table."""
-    need = needs(one, row, rate)
+    need = needs(one, row, rate, measured)
     title = one["title"] if one["name"] != "keepalive-256" else "small keep-alive, 256 connections"
     return [title, f"{rate:,}", digits(need["cpu"]), need["cores"], need["nodes"], digits(need["packets_a_core"]),
             digits(need["gbit"]), need["ports"], need["director_cores"], need["directors"]]
 
 
-def explanation(chosen):
+def explanation(chosen, measured):
     """The arithmetic, once through with the numbers of the first load."""
     one, row = chosen
     cpu, segments = row["cpu_us_per_request"]["median"], packets(one, row)
-    need, rate = needs(one, row, RATES[0]), RATES[0]
+    need, rate = needs(one, row, RATES[0], measured), RATES[0]
     return [
         f"Measured ({one['title']}, {one['body']}-byte bodies): **{cpu:.2f} µs** of CPU, **{segments:.1f} TCP segments** and "
         f"**{row['loopback_bytes_per_request']['median']:,.0f} bytes** a request, both connections together. For "
@@ -80,17 +124,21 @@ def explanation(chosen):
         f"- Bytes: {rate:,} × ({row['loopback_bytes_per_request']['median']:,.0f} + {segments:.1f} × {FRAME_BYTES} of framing) × 8 = "
         f"{digits(need['gbit'])} Gbit/s over all nodes, **{need['ports']}** ports of {NIC_GBIT} Gbit/s at {BUSY:.0%}.",
         f"- L4 directors (direct return: they see only what clients send, a quarter of the packets): {rate:,} × {segments:.1f} ÷ 4 "
-        f"÷ ({DIRECTOR_PACKETS:,.0f} × {BUSY}) = **{need['director_cores']} cores**, in boxes of {DIRECTOR_CORES} and one that may fail: "
+        f"× {measured['XDP']:,.0f} ns ÷ {BUSY} = **{need['director_cores']} cores**, in boxes of {DIRECTOR_CORES} and one that may fail: "
         f"**{need['directors']}**.",
     ]
 
 
-def caveats():
+def caveats(measured):
     """What is not measured."""
+    of_director = (f"What the director's packets cost is measured (`bench/results/{measured['source']}`: CPU of the whole machine, over "
+                   "veth pairs; Linux' XDP runs before a buffer is allocated, so that a driver's own work comes on top). "
+                   if measured["source"] else
+                   f"What the director's packets cost, {measured['XDP']:,.0f} ns, is an assumption: `bench/l4.py` was not run. ")
     return [
         "What is extrapolated, plainly: everything beyond one core. Cores are taken to add up (shards share no locks on the "
         "request path, but memory bandwidth, caches and turbo frequencies are shared). The factor "
-        f"{NETWORK} for real network cards, {QUEUE_PACKETS:,.0f} packets/s a queue and {DIRECTOR_PACKETS:,.0f} packets/s "
-        "a director core are assumptions, not measurements of ours. For bodies over one segment, packets "
+        f"{NETWORK} for real network cards and {QUEUE_PACKETS:,.0f} packets/s a queue are assumptions, not measurements of "
+        f"ours. {of_director}For bodies over one segment, packets "
         "are reckoned at an MTU of 1,500 with an acknowledgement for every other one, since loopback's segments are up to 64 KiB. "
         "Without TLS; the section on HTTPS and HTTP/2 has what a request costs with it."]

@@ -59,6 +59,19 @@ impl RetryBudget {
         self.retries.add(now, 1);
         true
     }
+
+    /// Requests and retries in the window, for another process; see [`restore`](Self::restore).
+    #[must_use]
+    pub fn standing(&self, now_ms: u64) -> (u32, u32) {
+        let sum = |window: &Window| u32::try_from(window.sum(second(now_ms))).unwrap_or(u32::MAX);
+        (sum(&self.requests), sum(&self.retries))
+    }
+
+    /// Goes on from what another process counted, as if it had been this very second.
+    pub fn restore(&self, now_ms: u64, (requests, retries): (u32, u32)) {
+        self.requests.add(second(now_ms), requests);
+        self.retries.add(second(now_ms), retries);
+    }
 }
 
 /// Seconds, modulo 2^32: only differences count.
@@ -115,6 +128,20 @@ mod tests {
 
     fn allowed(budget: &RetryBudget, now_ms: u64, percent: u32) -> usize {
         (0..100_000).take_while(|_| budget.try_retry(now_ms, percent)).count()
+    }
+
+    #[test]
+    fn a_successor_goes_on_with_it() {
+        let (old, new) = (RetryBudget::new(), RetryBudget::new());
+        old.requests(2_000, 600);
+        old.requests(9_000, 400);
+        assert_eq!(allowed(&old, 9_500, 10), 100);
+        assert_eq!(old.standing(9_900), (1_000, 100));
+        new.restore(9_900, old.standing(9_900));
+        assert_eq!(allowed(&new, 9_900, 10), 0);
+        new.requests(9_900, 500);
+        assert_eq!(allowed(&new, 9_900, 10), 50);
+        assert_eq!(allowed(&new, 20_000, 10), 10, "the window is over");
     }
 
     #[test]

@@ -19,7 +19,8 @@ const PROBING: u64 = 0xffff;
 /// - After that, [`admit`](Self::admit) lets one probe through for each `fail_timeout`. Its success
 ///   brings the member back with a clean slate, its failure keeps it out for `fail_timeout` more.
 ///   A probe that never reports is replaced by another after `fail_timeout`.
-/// - Only a probe brings a member back, not a late success of a request sent before.
+/// - Only a probe brings a member back, not a late success of a request sent before; or a health check that has found it
+///   well for long enough since ([`vouch`](Self::vouch)).
 ///
 /// The whole state is one atomic word changed by compare and swap, so that no failure is lost and
 /// no two shards get the same probe. What remains inexact: shards pass times that differ by as much
@@ -34,6 +35,8 @@ pub struct Passive {
     /// Count or state in the high 16 bits. Below: a time in ms, the end of the window while
     /// failures are counted, else when the next probe may go. 0: no failures.
     state: AtomicU64,
+    /// How often a check has found the member well since it went out: the count above the time of `state`.
+    vouched: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -92,7 +95,7 @@ impl Passive {
     /// A member without failures.
     #[must_use]
     pub const fn new() -> Self {
-        Self { state: AtomicU64::new(0) }
+        Self { state: AtomicU64::new(0), vouched: AtomicU64::new(0) }
     }
 
     /// Reports a failed attempt; true if it took the member out (a failed probe leaves it out, and
@@ -155,6 +158,25 @@ impl Passive {
         self.state.store(State::CLEAN.word(), Relaxed);
     }
 
+    /// A health check has found the member well, and not for the first time in a row. When it has done so `enough`
+    /// times since the member went out, the failures are forgotten, and this is true. The first time does not count:
+    /// that check may have begun before the failure. For one caller at a time.
+    pub fn vouch(&self, enough: u32) -> bool {
+        let word = self.state.load(Relaxed);
+        let state = State::from_word(word);
+        if !state.is_out() {
+            return false;
+        }
+        let seen = State::from_word(self.vouched.load(Relaxed));
+        let times = if seen.until_ms == state.until_ms { seen.kind + 1 } else { 0 };
+        if times < u64::from(enough).min(FAILS_MAX) {
+            self.vouched.store(State { kind: times, ..state }.word(), Relaxed);
+            return false;
+        }
+        // A failure meanwhile is newer.
+        self.state.compare_exchange(word, State::CLEAN.word(), Relaxed, Relaxed).is_ok()
+    }
+
     /// True if the member is out, a probe under way or due included (for status pages).
     #[must_use]
     pub fn is_out(&self) -> bool {
@@ -191,6 +213,24 @@ mod tests {
     #[test]
     fn a_cache_line_each() {
         assert_eq!((size_of::<Passive>(), align_of::<Passive>()), (64, 64));
+    }
+
+    #[test]
+    fn a_check_brings_it_back_before_its_time() {
+        let member = Passive::new();
+        assert!(!member.vouch(1), "it is in");
+        assert!(member.failure(1000, 1, 10_000));
+        assert!(!member.vouch(2) && !member.vouch(2), "the first may be older than the failure");
+        assert!(!member.available(1500));
+        assert!(member.vouch(2));
+        assert!(member.available(1500) && !member.is_out());
+        // Another failure: from the beginning.
+        assert!(member.failure(2000, 1, 10_000));
+        assert!(!member.vouch(1));
+        assert!(member.admit(13_000, 10_000));
+        assert!(!member.vouch(1), "a probe is under way, and its failure would be newer");
+        assert!(!member.failure(13_001, 1, 10_000));
+        assert!(!member.vouch(1) && member.vouch(1));
     }
 
     #[test]

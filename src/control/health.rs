@@ -109,6 +109,11 @@ impl Sink for MemberSink {
             self.member.gate.down();
         }
     }
+
+    fn well(&self, rise: u32) {
+        // It failed requests and no check: what made it fail was over before the checks had counted to `fall`.
+        self.member.passive.vouch(rise);
+    }
 }
 
 /// The verdict of another process, if it was made by the same kind of check of the same address.
@@ -177,7 +182,12 @@ impl Checks {
         let known: HashMap<_, _> =
             before.iter().map(|one| ((one.upstream.as_str(), one.server), one)).collect();
         let mut records = self.records.borrow_mut();
+        let now = since(self.epoch);
         for upstream in upstreams {
+            let passed = before.iter().filter(|one| one.upstream == upstream.shared.config.name);
+            passed
+                .filter_map(|one| one.budget)
+                .for_each(|sums| upstream.shared.budget.restore(now, sums));
             let config = &upstream.shared.config;
             let set = upstream.set.borrow();
             for member in &set.members {
@@ -211,6 +221,7 @@ impl Checks {
         let mut all = Vec::new();
         for upstream in upstreams {
             let name = &upstream.shared.config.name;
+            let mut budget = Some(upstream.shared.budget.standing(since(self.epoch)));
             for member in &upstream.set.borrow().members {
                 let row = rows.get(&(name.clone(), member.label.clone()));
                 let outlier = records.get(&(name.clone(), member.address));
@@ -225,6 +236,7 @@ impl Checks {
                         times: judged.record.times(),
                         reason: judged.reason,
                     }),
+                    budget: budget.take(),
                 });
             }
         }

@@ -20,6 +20,7 @@ use crate::control::resolve::{self, Name, Resolver};
 use crate::control::servers::Servers;
 use crate::control::tuning::Standing;
 use crate::control::upgrade::Office;
+use crate::control::vrrp::HandOvers;
 use crate::ha::Ha;
 use crate::ha::health::Health;
 use crate::l4::engine::Engine;
@@ -68,6 +69,8 @@ pub struct State {
     pub tls: Arc<Board>,
     /// VRRP, if it is or was configured.
     pub ha: OnceCell<Ha>,
+    /// Hand-overs of its instances.
+    pub hand_overs: HandOvers,
     /// The layer-4 director and real server, if either is configured.
     pub l4: Option<Engine>,
     /// Health checks of its real servers, if there are any.

@@ -1,6 +1,7 @@
 //! VRRP as the control thread sees it: its log lines, its page, the orders of the operator, and the unix socket
 //! through which those come.
 
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,6 +38,8 @@ const LOOK_EVERY_MS: u64 = 5;
 const ORDER_PATIENCE: Duration = Duration::from_secs(2);
 /// A hand-over that nobody has taken up after this will not be.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
+/// A peer has handed over after this, or was preempted.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(20);
 /// Idle connections are closed within this, before new ones are refused.
 const CLOSING_PATIENCE: Duration = Duration::from_millis(1_200);
 /// Requests under way get this long then.
@@ -58,6 +61,11 @@ pub fn log(logger: Logger, event: &Event) {
                 ("reason", reason),
                 ("priority", &priority.to_string()),
             ],
+        ),
+        Event::Asked { .. } => {}
+        Event::HandOver { instance, news, peer } => logger.warn(
+            "vrrp hand-over",
+            &[("instance", instance), ("peer", &peer.to_string()), ("what", &news.to_string())],
         ),
         Event::Trouble(text) => logger.warn("vrrp trouble", &[("what", text)]),
     }
@@ -127,13 +135,24 @@ pub async fn carry_out(
     let before = active(Role::Active);
     let hand_over = order == Order::Release && before > 0;
     if hand_over {
+        let turn = state.hand_overs.turn(&timer).await;
         finish_requests(&timer, state).await;
-    }
-    let result = obeyed(&timer, ha, order, instance.clone(), hand_over).await;
-    if hand_over {
+        let given = obeyed(&timer, ha, order, instance.clone()).await;
+        let result = match given {
+            Ok(()) => {
+                handed_over(&timer, ha, |name| instance.as_deref().is_none_or(|i| i == name)).await
+            }
+            Err(why) => Err(why),
+        };
         tell_shards(state, None);
+        drop(turn);
+        result?;
+    } else {
+        obeyed(&timer, ha, order, instance.clone()).await?;
     }
-    result?;
+    if order == Order::Prefer {
+        taken_over(&timer, ha, concerned).await?;
+    }
     Ok(format!("{} active here", active(Role::Active)))
 }
 
@@ -165,13 +184,12 @@ async fn obeyed(
     ha: &Ha,
     order: Order,
     instance: Option<String>,
-    hand_over: bool,
 ) -> Result<(), String> {
-    let answer = ha.order(order, instance.clone());
+    let answer = ha.order(order, instance);
     let began = Instant::now();
     loop {
         match answer.try_recv() {
-            Ok(result) => break result?,
+            Ok(result) => return result,
             Err(std::sync::mpsc::TryRecvError::Disconnected) => {
                 return Err("VRRP is busy: try again".into());
             }
@@ -182,19 +200,16 @@ async fn obeyed(
             }
         }
     }
-    if !hand_over {
-        // The page is as new as the order.
-        timer.set(LOOK_EVERY_MS);
-        timer.fired().await;
-        return Ok(());
-    }
+}
+
+/// Waits until another router has taken the named instances over.
+async fn handed_over(timer: &Timer, ha: &Ha, named: impl Fn(&str) -> bool) -> Result<(), String> {
+    let began = Instant::now();
     while began.elapsed() < HAND_OVER_PATIENCE {
         timer.set(LOOK_EVERY_MS);
         timer.fired().await;
         let board = ha.board.read();
-        let concerned =
-            |one: &&InstanceStatus| instance.as_ref().is_none_or(|name| *name == one.name);
-        let mut ours = board.instances.iter().filter(concerned);
+        let mut ours = board.instances.iter().filter(|one| named(&one.name));
         if !ours.clone().any(|one| one.state == Role::Active) {
             return Ok(());
         }
@@ -203,6 +218,82 @@ async fn obeyed(
         }
     }
     Err("nobody took over: this node serves on with the lowest priority until `resume`".into())
+}
+
+/// Waits until the instances are active, which a peer that finishes what is under way may put off for seconds.
+async fn taken_over(
+    timer: &Timer,
+    ha: &Ha,
+    concerned: impl Fn(&&InstanceStatus) -> bool,
+) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        let board = ha.board.read();
+        let mut left = board.instances.iter().filter(&concerned);
+        let mut left = left.by_ref().filter(|one| one.state != Role::Active).peekable();
+        if left.peek().is_none() {
+            return Ok(());
+        }
+        if began.elapsed() > TAKE_OVER_PATIENCE || left.all(|one| !one.preferred) {
+            return Err("not active after all: `ringgate ctl vrrp status` says why".into());
+        }
+        timer.set(LOOK_EVERY_MS);
+        timer.fired().await;
+    }
+}
+
+/// A peer asks for an instance's addresses: finishes what is under way, then offers them. Requests that come while
+/// another hand-over is under way wait for it, and are carried out together.
+pub async fn heed(ring: Rc<Ring>, state: Rc<State>, instance: String) {
+    let Some(ha) = state.ha.get() else { return };
+    let timer = Timer::new(&ring);
+    state.hand_overs.asked.borrow_mut().push(instance);
+    let turn = state.hand_overs.turn(&timer).await;
+    let is_active = |name: &String| {
+        let board = ha.board.read();
+        board.instances.iter().any(|one| one.name == *name && one.state == Role::Active)
+    };
+    state.hand_overs.asked.borrow_mut().retain(is_active);
+    if !state.hand_overs.asked.borrow().is_empty() {
+        finish_requests(&timer, &state).await;
+        let asked = state.hand_overs.asked.take();
+        for name in &asked {
+            // It may have become a backup meanwhile.
+            let _ = obeyed(&timer, ha, Order::HandOver, Some(name.clone())).await;
+        }
+        // If nobody takes over after all, the router goes on, which its log says.
+        let _ = handed_over(&timer, ha, |name| asked.iter().any(|one| one == name)).await;
+        tell_shards(&state, None);
+    }
+    drop(turn);
+}
+
+/// Hand-overs that finish what is under way: one at a time.
+#[derive(Debug, Default)]
+pub struct HandOvers {
+    busy: Rc<Cell<bool>>,
+    /// Instances that a peer asks for.
+    asked: RefCell<Vec<String>>,
+}
+
+impl HandOvers {
+    /// Waits for those before.
+    async fn turn(&self, timer: &Timer) -> Turn {
+        while self.busy.replace(true) {
+            timer.set(LOOK_EVERY_MS);
+            timer.fired().await;
+        }
+        Turn(Rc::clone(&self.busy))
+    }
+}
+
+/// The right to tell the shards; dropping it ends that.
+struct Turn(Rc<Cell<bool>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
 }
 
 /// Hands over and ends the HA thread.
@@ -272,6 +363,7 @@ fn instance(one: &InstanceStatus) -> Value {
         "peers": one.peers.iter().map(peer).collect::<Vec<_>>(),
         "misconfigurations": one.findings,
         "problems": one.problems,
+        "hand_over": one.hand_over,
         "last_transition": last,
         "adverts_sent": one.counts.sent,
         "adverts_received": one.counts.received,

@@ -23,9 +23,7 @@ use super::tracking::Sources;
 use super::{Command, Event, Order, Reporter, What};
 use crate::packet::frames::FrameSender;
 use crate::packet::vrrp_socket::Buffers;
-use crate::protocol::vrrp::{
-    Action, Error, Moment, OWNER, Packet, State, Transition, group, is_own,
-};
+use crate::protocol::vrrp::{Action, Error, Moment, Packet, State, Transition, group, is_own};
 use crate::sys::notify::EventFd;
 use crate::sys::poll;
 
@@ -282,6 +280,11 @@ impl Engine {
 
     pub(super) fn carry_out(&mut self, place: usize, actions: &mut Vec<Action>, now: Moment) {
         for action in actions.drain(..) {
+            match action {
+                Action::Finish { .. } => self.finish(place),
+                Action::Tell { news, peer } => self.tell_hand_over(place, news, peer),
+                _ => {}
+            }
             let Some(instance) = self.instances.get_mut(place) else { continue };
             let mut world = World {
                 network: &mut self.network,
@@ -355,23 +358,15 @@ impl Engine {
             return Err(format!("there is no such instance; there are: {}", names.join(", ")));
         }
         let (mut out, mut refused) = (Vec::new(), Vec::new());
+        let named = self.instances.iter().position(|one| Some(one.config.name.as_str()) == name);
+        let concerned = named.map(|place| self.group_of(place));
         for place in 0..self.instances.len() {
-            let instance = &mut self.instances[place];
-            if name.is_some_and(|name| instance.config.name != name) {
+            if concerned.as_ref().is_some_and(|places| !places.contains(&place)) {
                 continue;
             }
-            let router = &mut instance.router;
-            match order {
-                Order::Release => router.release(now, &mut out),
-                Order::Resume => router.resume(now, &mut out),
-                Order::Prefer => {
-                    if let Err(why) = router.prefer(now, &mut out) {
-                        refused.push(format!("{}: {why}", instance.config.name));
-                    }
-                }
-                Order::Stop if instance.config.priority == OWNER => router.shutdown(now, &mut out),
-                Order::Stop => router.release(now, &mut out),
-                Order::StopNow => router.shutdown(now, &mut out),
+            let instance = &mut self.instances[place];
+            if let Err(why) = instance.obey(order, now, &mut out) {
+                refused.push(format!("{}: {why}", instance.config.name));
             }
             self.carry_out(place, &mut out, now);
         }

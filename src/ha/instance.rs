@@ -16,8 +16,9 @@ use super::vmac::Vmac;
 use crate::packet::frames::FrameSender;
 use crate::protocol::ethernet::Mac;
 use crate::protocol::vrrp::{
-    Accepts, Action, Announce, Config, Datagram, Error, Family, Heard, HopLimit, Moment, Observer,
-    Own, Packet, Path, Reason, Receiver, Sender, State, Transition, Version, VirtualRouter,
+    Accepts, Action, Announce, Config, Datagram, Error, Family, Heard, HopLimit, Kind, Moment,
+    Observer, Own, Packet, Path, Reason, Receiver, Sender, State, Transition, Version,
+    VirtualRouter,
 };
 use crate::protocol::{arp, ndp};
 
@@ -64,13 +65,13 @@ pub(super) struct Instance {
     pub(super) config: config::Instance,
     pub(super) router: VirtualRouter,
     pub(super) receiver: Receiver,
-    sender: Sender,
+    pub(super) sender: Sender,
     observer: Observer,
     lease: Lease,
     vmac: Option<Vmac>,
     ways: Vec<Way>,
     advertised: Vec<IpAddr>,
-    counts: Counts,
+    pub(super) counts: Counts,
     standing: Standing,
     grouped: bool,
     started: bool,
@@ -78,7 +79,7 @@ pub(super) struct Instance {
     /// Trouble with addresses as of the last attempt, and with the way out.
     lease_problems: Vec<String>,
     way_problem: Option<String>,
-    payload: Vec<u8>,
+    pub(super) payload: Vec<u8>,
     /// When to announce the addresses next against one that hangs, and until when.
     contest: Option<(Moment, Moment)>,
     active_since: Moment,
@@ -151,6 +152,12 @@ impl Instance {
         }
         let place = self.ways.iter().position(|way| way.index == Some(index))?;
         u8::try_from(place).ok().map(Path)
+    }
+
+    /// Its interface's index and its own address on a path.
+    pub(super) fn way_out(&self, path: Path) -> Option<(u32, IpAddr)> {
+        let way = self.ways.get(usize::from(path.0))?;
+        Some((way.index?, way.source?))
     }
 
     /// Sockets it needs now.
@@ -329,6 +336,9 @@ impl Instance {
         out: &mut Vec<Action>,
     ) {
         let Some(path) = self.path(heard.interface, heard.family) else { return };
+        if heard.packet.kind != Kind::Advertisement {
+            return self.hear_signal(heard, path, now, own, out);
+        }
         let advert = match self.receiver.judge(heard.datagram, heard.packet, own, heard.unix) {
             Ok(advert) => advert,
             Err(error) => {
@@ -350,7 +360,7 @@ impl Instance {
         observer.accepted(now, path, &advert, &own);
     }
 
-    fn refuse(&mut self, source: IpAddr, error: Error, now: Moment) {
+    pub(super) fn refuse(&mut self, source: IpAddr, error: Error, now: Moment) {
         if let Some(count) = self.counts.dropped.get_mut(error.index()) {
             *count += 1;
         }
@@ -370,6 +380,12 @@ impl Instance {
     ) -> Option<Transition> {
         match action {
             Action::Advertise { priority } => self.advertise(priority, world.sockets),
+            Action::Ask => self.ask(world.sockets),
+            Action::Answer { path, peer, accepted } => {
+                self.answer(path, peer, accepted, world.sockets);
+            }
+            // The engine's.
+            Action::Finish { .. } | Action::Tell { .. } => {}
             Action::Claim => {
                 let problems = self.lease.take(world.network, world.now);
                 self.note(problems);
@@ -479,7 +495,8 @@ impl Instance {
     /// Whether it is certain that the addresses are ours: active, and not wondering whether another took
     /// over while this process was held up.
     fn holds(&self) -> bool {
-        let offered = self.router.is_released() || !self.router.is_healthy();
+        let offered =
+            self.router.is_released() || !self.router.is_healthy() || self.router.is_offering();
         self.router.state() == State::Active && (!self.router.is_listening() || offered)
     }
 
@@ -573,6 +590,7 @@ impl Instance {
             peers: self.peers(now),
             findings: self.findings(now),
             problems: self.problems().cloned().collect(),
+            hand_over: self.hand_over_text(),
             last: self.last,
             counts: Counts { late: self.router.late_wakeups(), ..self.counts },
         }

@@ -10,6 +10,7 @@ mod clock;
 pub mod config;
 mod engine;
 pub mod handoff;
+mod handover;
 pub mod health;
 mod instance;
 mod keeper;
@@ -24,6 +25,7 @@ mod vmac;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -40,7 +42,7 @@ use self::notify::Notifier;
 use self::status::Board;
 use self::tracking::Sources;
 use crate::packet::frames::FrameSender;
-use crate::protocol::vrrp::State;
+use crate::protocol::vrrp::{HandOver, State};
 use crate::sys::notify::EventFd;
 use crate::sys::realtime;
 
@@ -54,10 +56,12 @@ const END_PATIENCE: Duration = Duration::from_millis(500);
 pub enum Order {
     /// Hand over to a peer; serve on with the lowest priority if none takes over.
     Release,
-    /// Take over with the highest priority.
+    /// Take over with the highest priority, if it can be once the active router has finished what is under way.
     Prefer,
     /// Go back to the ordinary priority.
     Resume,
+    /// What a peer wanted finished is: offer it the addresses, this once.
+    HandOver,
     /// Hand over, then end.
     Stop,
     /// Resign, drop the addresses, end.
@@ -91,6 +95,20 @@ pub enum Event {
         reason: String,
         /// Effective priority.
         priority: u8,
+    },
+    /// A peer asks for an instance's addresses: finish what is under way, then order [`Order::HandOver`].
+    Asked {
+        /// The instance.
+        instance: String,
+    },
+    /// What became of a request to hand over.
+    HandOver {
+        /// The instance.
+        instance: String,
+        /// What.
+        news: HandOver,
+        /// The other router.
+        peer: IpAddr,
     },
     /// Something is wrong that was not before.
     Trouble(String),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::protocol::vrrp::{Error, State};
+use crate::protocol::vrrp::{Error, HandOver, State};
 
 /// Reasons for which a datagram is dropped.
 pub const REASONS: usize = Error::ALL.len();
@@ -80,6 +80,8 @@ pub struct InstanceStatus {
     pub findings: Vec<String>,
     /// Trouble with addresses, sockets and interfaces, as of now.
     pub problems: Vec<String>,
+    /// A request to hand over that is under way.
+    pub hand_over: Option<String>,
     /// The last change of state.
     pub last: Option<LastTransition>,
     /// Its figures.
@@ -141,6 +143,8 @@ pub struct Counts {
     pub lease_errors: u64,
     /// Times that somebody else was seen to claim an address while this router was active.
     pub claims: u64,
+    /// Requests to hand over, by what became of them ([`HandOver::index`]).
+    pub hand_overs: [u64; HandOver::ALL.len()],
     /// Claims put off because this process had not run.
     pub late: u64,
 }

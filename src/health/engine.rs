@@ -443,6 +443,9 @@ impl Engine {
                 }
             }
         }
+        if good && changed.is_none() && probe.course.good() == Some(true) {
+            probe.listeners.iter().for_each(|listener| listener.sink.well(check.rise));
+        }
         if !known && check.warm_up.is_zero() {
             self.table.totals.unknown.fetch_sub(1, Relaxed);
         }

@@ -35,6 +35,11 @@ use crate::sys::notify::EventFd;
 pub trait Sink: Send + Sync {
     /// The endpoint is up or down. `change`: it was the other before, and not merely unknown to this sink.
     fn set(&self, up: bool, change: bool);
+
+    /// A probe has found the endpoint well, which was up already; it is up after `rise` in a row.
+    fn well(&self, rise: u32) {
+        let _ = rise;
+    }
 }
 
 /// An endpoint to be watched.

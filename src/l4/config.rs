@@ -222,6 +222,33 @@ pub struct RealServer {
     pub inhibit_on_failure: bool,
 }
 
+impl VirtualServer {
+    /// With everything else as in a file that says no more: direct routing, no persistence.
+    #[must_use]
+    pub fn new(key: ServiceKey, scheduler: Scheduler, servers: Vec<RealServer>) -> Self {
+        Self {
+            key,
+            scheduler,
+            one_packet: false,
+            persistence: None,
+            forward: Forward::Dr,
+            on_server_down: OnServerDown::Reschedule,
+            quorum: 1,
+            hysteresis: 0,
+            sorry_server: None,
+            servers,
+        }
+    }
+}
+
+impl RealServer {
+    /// Without thresholds.
+    #[must_use]
+    pub const fn new(address: IpAddr, weight: u32) -> Self {
+        Self { address, weight, uthreshold: 0, lthreshold: 0, inhibit_on_failure: false }
+    }
+}
+
 /// Who gets new flows; the names are `ipvsadm`'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheduler {

@@ -1,6 +1,7 @@
 //! A client connection from the first byte to the last: one request after the other.
 
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::Poll;
@@ -58,6 +59,8 @@ pub enum After {
     Keep,
     /// An orderly end, in which the client takes what was sent and closes too.
     Close,
+    /// The same for a client that has said that this was its last request, and has sent all of it.
+    Finish,
     /// An orderly end without waiting: nothing sent can still be under way.
     CloseIdle,
     /// At once, so that the client does not take what it has for whole.
@@ -108,7 +111,7 @@ pub async fn serve<S>(
     key: usize,
     seat: S,
 ) {
-    let Some(addresses) = addresses_of(&stream) else { return worker.leave(key) };
+    let Some(addresses) = addresses_of(&stream, listening.bind) else { return worker.leave(key) };
     listening.figures().accepted.increment();
     worker.metrics.opened.increment();
     let mut client = Client::new(worker, stream.into(), listening, addresses, Some(key));
@@ -121,10 +124,10 @@ pub async fn serve<S>(
         match after {
             After::Reset => client.stream.reset_on_close(),
             After::CloseIdle => client.say_goodbye().await,
-            _ => client.close().await,
+            after => client.close(after == After::Finish).await,
         }
     } else {
-        client.close().await; // what a refusal said, if anything
+        client.close(false).await; // what a refusal said, if anything
     }
     drop((client, seat));
 }
@@ -143,9 +146,10 @@ impl Drop for Client {
     }
 }
 
-fn addresses_of(stream: &Stream) -> Option<Addresses> {
+fn addresses_of(stream: &Stream, bound: SocketAddr) -> Option<Addresses> {
     let peer = socket::peer_address(stream.as_fd()).ok()?;
-    let local = socket::local_address(stream.as_fd()).ok()?;
+    let is_whole = !bound.ip().is_unspecified() && bound.port() != 0;
+    let local = if is_whole { bound } else { socket::local_address(stream.as_fd()).ok()? };
     Some(Addresses { peer, local })
 }
 
@@ -230,6 +234,9 @@ impl Client {
                 Ok(Parsed::Complete { header, consumed }) => {
                     if let Some((peer, local)) = header.addresses {
                         self.addresses = Addresses { peer, local };
+                    }
+                    if bytes.len() == consumed {
+                        self.ask_for_the_rest();
                     }
                     self.input.put_back(bytes.split_off(consumed));
                     return true;
@@ -517,6 +524,7 @@ impl Client {
             // Most heads arrive whole: only the others need the deadline.
             if !std::mem::replace(&mut timed, true) {
                 self.timer.set(millis(self.generation.service.http.client_header_timeout));
+                self.ask_for_the_rest();
             }
             self.timer.poll_fired(cx).map(|()| Err(Elapsed))
         })
@@ -537,6 +545,15 @@ impl Client {
                 exchange.outcome.error = Some("client_header_timeout");
                 Err(self.refuse(exchange, 408))
             }
+        }
+    }
+
+    /// Acknowledges the beginning of a first message. A listener's connections do so with the first response only,
+    /// and a client may send the rest of its request when it knows that the beginning has arrived.
+    pub(super) fn ask_for_the_rest(&self) {
+        if self.requests <= 1 && self.key.is_some() {
+            // A connection that is gone tells its receive.
+            let _ = socket::acknowledge_at_once(self.stream.transport().as_fd());
         }
     }
 
@@ -634,8 +651,8 @@ impl Client {
     }
 
     /// Ends the connection so that the client gets everything that was written: flush, FIN, and
-    /// reading until the client has closed too.
-    async fn close(&mut self) {
+    /// reading until the client has closed too, unless it has said that nothing more comes.
+    async fn close(&mut self, finished: bool) {
         self.renew();
         let generation = Rc::clone(&self.generation);
         let send_timeout = millis(generation.service.http.send_timeout);
@@ -645,8 +662,14 @@ impl Client {
         if self.stream.sent() == 0 && self.stream.queued() == 0 {
             return;
         }
-        self.stream.shutdown_write(); // before the flush: the FIN rides on the last segment
-        if flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await.is_err() {
+        // Before the flush: the FIN rides on the last segment.
+        let finished = finished && self.input.is_empty() && self.stream.is_quiet();
+        let finished = finished && self.stream.transport().shutdown_both();
+        if !finished {
+            self.stream.shutdown_write();
+        }
+        let flushed = flush_at(&self.stream, 0, &self.answer_timer, send_timeout, pace).await;
+        if finished || flushed.is_err() {
             return;
         }
         self.timer.set(LINGER_MS);

@@ -97,6 +97,14 @@ impl Transport {
         }
     }
 
+    /// See [`Stream::shutdown_both`]; false inside TLS, whose peer answers the end with one of its own.
+    pub fn shutdown_both(&self) -> bool {
+        if self.tls.is_none() {
+            self.stream.shutdown_both();
+        }
+        self.tls.is_none()
+    }
+
     /// True while nothing has been received that nobody took: no data, no end, no error.
     #[inline]
     #[must_use]

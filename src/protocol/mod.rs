@@ -9,6 +9,7 @@ pub mod icmp;
 pub mod ip;
 pub mod ndp;
 pub mod proxy_protocol;
+pub mod segments;
 pub mod tls;
 pub mod trace_context;
 pub mod transport;

@@ -140,6 +140,17 @@ pub fn stream(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// The same, for a side that speaks first and as soon as it is connected: the handshake's last
+/// acknowledgement rides on what it sends (`TCP_QUICKACK` off), or goes out 200 ms later.
+///
+/// # Errors
+/// What socket(2) says, EMFILE for one.
+pub fn eager_stream(address: SocketAddr) -> io::Result<OwnedFd> {
+    let fd = stream(address)?;
+    set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
+    Ok(fd)
+}
+
 /// Begins to connect a socket of [`stream`]; true when it is connected already, else it is once it can be
 /// written to and has no error.
 ///
@@ -225,6 +236,25 @@ pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers are passed.
     check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) })?;
     Ok(())
+}
+
+/// The same, and receives end as well (`SHUT_RDWR`): what the peer sends from now on resets the connection.
+///
+/// # Errors
+/// ENOTCONN when the connection has ended already.
+pub fn shutdown_both(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) })?;
+    Ok(())
+}
+
+/// Acknowledges at once what has come, and what comes next: a peer that waits for that before it sends the rest
+/// of a message (Nagle's algorithm) is not kept waiting (`TCP_QUICKACK`).
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn acknowledge_at_once(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1)
 }
 
 /// Makes a listening socket ignore new handshakes, while those under way still complete: the kernel

@@ -103,7 +103,7 @@ def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
 
 def test_a_whole_run_fits_into_a_quarter_of_an_hour():
     entered = [contenders.Contender(kind, kind, kind) for kind in contenders.NAMES]
-    assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 870
+    assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 890
 
 
 # Charts and arithmetic
@@ -132,6 +132,32 @@ def test_sizing_is_the_arithmetic_that_it_shows():
     assert sizing.page([]) == []
 
 
+def test_sizing_takes_the_directors_cost_from_its_own_measurement(tmp_path):
+    row = {"kind": "ringgate", "cpu_us_per_request": spread(10.0), "segments_per_request": spread(4.0),
+           "loopback_bytes_per_request": spread(890.0)}
+    one = {"name": "keepalive-256", "title": "small", "body": 128, "rows": [row]}
+    assert sizing.director(tmp_path) == {"XDP": sizing.DIRECTOR_NS, "source": None}
+    assert "is an assumption" in "\n".join(sizing.caveats(sizing.director(tmp_path)))
+    rounds = [{"ringgate, XDP": {"ns_per_packet": ns}, "ringgate": {"ns_per_packet": 4000.0}} for ns in (300.0, 350.0, 900.0)]
+    (tmp_path / "2026-11-22-l4.json").write_text(json.dumps({"forward": rounds}))
+    measured = sizing.director(tmp_path)
+    assert measured == {"XDP": 350.0, "packet sockets": 4000.0, "source": "2026-11-22-l4.json"}
+    assert sizing.needs(one, row, 10_000_000, measured)["director_cores"] == math.ceil(10e6 * 350e-9 / 0.7)
+    page = "\n".join(sizing.ports([(one, row)], measured))
+    # 10 Gbit/s of 84 bytes a frame; of 1,250 bytes a request, at 70 %.
+    for part in ("14.88 million", f"{math.ceil(14.881e6 * 350e-9 / 0.7)} ", "148.81 million", "700,000"):
+        assert part in page, page
+
+
+def test_a_disturbed_slice_is_measured_once_more():
+    quiet, busy = {"disturbed": False, "n": 1}, {"disturbed": True, "n": 2}
+    take = lambda *slices: measure.undisturbed(lambda left=list(slices): left.pop(0))
+    assert take(quiet) == quiet
+    assert take(busy, quiet) == quiet | {"repeated": True}
+    assert take(busy, busy | {"n": 3}) == busy | {"repeated": True}
+    assert take({"rss_per_connection": 5}) == {"rss_per_connection": 5}
+
+
 def test_the_share_of_cryptography_is_the_arithmetic_that_it_shows(monkeypatch):
     speed = {"version": "X", "small_record_us": 0.5, "full_record_us": 4.0, "sign_us": 20.0, "exchange_us": 30.0}
     assert crypto.cost(speed, 128) == 1.0
@@ -146,6 +172,13 @@ def test_the_share_of_cryptography_is_the_arithmetic_that_it_shows(monkeypatch):
     seen = crypto.measure((0,))
     assert seen["version"].startswith("OpenSSL") and seen["small_record_us"] < seen["full_record_us"] < 1000
     assert 1 < seen["sign_us"] < 5000 and 1 < seen["exchange_us"] < 5000
+
+
+def test_charts_bear_what_was_not_measured():
+    nothing = [("small, 30 %", [("ringgate, 9/s", "ringgate", 0.0, 0.0, 0.0)])]
+    for groups in (nothing, [*nothing, ("small, 70 %", [("ringgate, 9/s", "ringgate", 0.0, 20.0, 300.0)])]):
+        assert charts.ranges("A title", "note", groups, [("ringgate", "ringgate")]).endswith("</svg>\n")
+    assert charts.ticks(0.0)[0] == 0
 
 
 def every_chart():

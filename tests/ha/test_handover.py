@@ -1,12 +1,13 @@
 """Planned hand-over: the peer is active before the address goes, and no request is lost."""
 
 import socket
+import threading
 import time
 
-from harness.lan import Load, in_namespace
+from harness.lan import Load, Ringgate, in_namespace
 from harness.tools import eventually
 
-from .common import VIP, holds
+from .common import VIP, holds, vrrp
 
 
 class KeepAlive:
@@ -41,6 +42,52 @@ class KeepAlive:
         self.thread.join(6)
 
 
+class SlowOrigin:
+    """A server on a host that answers when it is told to."""
+
+    def __init__(self, host):
+        self.host, self.asked, self.go, self.ready = host, threading.Event(), threading.Event(), threading.Event()
+
+    def __enter__(self):
+        self.thread = in_namespace(self.host.name, self._work)
+        assert self.ready.wait(10)
+        return self
+
+    def __exit__(self, *_):
+        self.go.set()
+        self.listener.close()
+
+    def _work(self):
+        with socket.create_server(("0.0.0.0", 8080)) as self.listener:
+            self.ready.set()
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            with client:
+                client.recv(4096)
+                self.asked.set()
+                self.go.wait(20)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
+
+
+class Slow:
+    """A request whose answer comes from a slow server: the connection is there, the answer is not."""
+
+    def __init__(self, host, address):
+        self.target, self.answer = (address, 80), None
+        self.thread = in_namespace(host.name, self._work)
+
+    def _work(self):
+        with socket.create_connection(self.target, 5) as client:
+            client.settimeout(10)
+            client.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b""
+            while chunk := client.recv(4096):
+                answer += chunk
+        self.answer = answer
+
+
 def test_release_and_resume_lose_nothing(pair):
     a, b, client = pair()
     keeping = [KeepAlive(client, VIP) for _ in range(3)]
@@ -71,10 +118,6 @@ def test_release_and_resume_lose_nothing(pair):
 
 
 def test_release_without_a_peer_serves_on(lan, tmp_path):
-    from harness.lan import Ringgate
-
-    from .common import vrrp
-
     host, client = lan.host(), lan.host()
     with Ringgate(host, tmp_path, "a", vrrp(100)) as a:
         a.await_role("active")
@@ -85,6 +128,73 @@ def test_release_without_a_peer_serves_on(lan, tmp_path):
         assert a.instance()["priority"] == 1
         a.ctl("resume")
         eventually(lambda: a.instance()["priority"] == 100, 5)
+
+
+def test_prefer_asks_the_active_node_which_finishes_first(lan, tmp_path):
+    """From the backup, under load: no request is lost, and one that was under way is answered by who had it."""
+    origin, client = lan.host(), lan.host()
+    with SlowOrigin(origin) as server:
+        slow = (
+            f'[upstream.slow]\nservers = [{{ address = "{origin.address}:8080" }}]\n'
+            '[[route]]\npath = "/slow"\nupstream = "slow"\n'
+        )
+        a = Ringgate(lan.host(), tmp_path, "a", vrrp(200), more=slow)
+        b = Ringgate(lan.host(), tmp_path, "b", vrrp(100), more=slow)
+        with a, b:
+            a.await_role("active")
+            b.await_role("backup")
+            eventually(lambda: b.instance()["active"], 5)
+            keeping = [KeepAlive(client, VIP) for _ in range(3)]
+            with Load(client, VIP, patience=5, every=0.01) as load:
+                load.await_from("a")
+                under_way = Slow(client, VIP)
+                assert server.asked.wait(10)
+                preferring = threading.Thread(target=lambda: answers.append(b.ctl("prefer")))
+                answers = []
+                preferring.start()
+                finishing = eventually(
+                    lambda: (one := a.instance())["hand_over"] and one, 5, "it finishes what is under way", every=0.02
+                )
+                assert "finishing what is under way" in finishing["hand_over"] and finishing["role"] == "active"
+                server.go.set()
+                under_way.thread.join(10)
+                assert under_way.answer and under_way.answer.endswith(b"slow"), under_way.answer
+                load.await_from("b")
+                preferring.join(20)
+                eventually(lambda: holds(b) and not holds(a), 5)
+            for one in keeping:
+                one.stop()
+            assert answers[0].stdout.strip() == "1 active here"
+            assert not load.failures, load.failures
+            assert not [one.failures for one in keeping if one.failures]
+            assert {"a", "b"} <= {answer for one in keeping for answer in one.answers}
+            eventually(lambda: "handed over to" in a.log(), 5)
+            assert "resigned" in b.instance()["last_transition"]["reason"]
+            # It takes part as before, and gets the addresses back the same way.
+            assert (a.instance()["role"], a.instance()["priority"]) == ("backup", 200)
+            eventually(lambda: a.instance()["active"], 5)
+            a.ctl("prefer")
+            eventually(lambda: holds(a) and not holds(b), 5)
+            assert "resigned" in a.instance()["last_transition"]["reason"]
+
+
+def test_prefer_moves_a_sync_group_as_one(lan, tmp_path):
+    more = '[vrrp_sync_group.G]\ngroup = ["VI_1", "VI_2"]\n'
+
+    def two(priority):
+        second = vrrp(priority, addresses='"10.77.0.101/24"').replace("VI_1", "VI_2").replace("= 51", "= 52")
+        return vrrp(priority) + second + more
+
+    a, b = (Ringgate(lan.host(), tmp_path, name, two(priority)) for name, priority in (("a", 200), ("b", 100)))
+    with a, b:
+        for name in ("VI_1", "VI_2"):
+            a.await_role("active", name)
+            eventually(lambda n=name: b.instance(n)["active"], 5)
+        assert b.ctl("prefer", "VI_1").stdout.strip() == "1 active here"
+        for name in ("VI_1", "VI_2"):
+            b.await_role("active", name)
+        assert "preempted" not in b.log()
+        eventually(lambda: all(holds(b, vip) and not holds(a, vip) for vip in (VIP, "10.77.0.101")), 5)
 
 
 def test_prefer_takes_over_from_a_better_router(pair):

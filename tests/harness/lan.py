@@ -73,6 +73,19 @@ class Host:
         else:
             self.lan.switch("link", "set", self.port(device), "master", self.lan.bridge_of(device))
 
+    def cut(self, device, direction):
+        """Cuts one direction at the switch port, without any link going down: frames "from" the host vanish, or those "to"
+        it; None mends both."""
+        port = self.port(device)
+        argv = ["ip", "netns", "exec", self.lan.name, tool("tc")]
+        tc = lambda *args, check=True: subprocess.run([*_SUDO, *argv, *args], check=check, capture_output=True, timeout=10)
+        tc("qdisc", "del", "dev", port, "clsact", check=False)
+        if direction:
+            hook = {"from": "ingress", "to": "egress"}[direction]
+            tc("qdisc", "add", "dev", port, "clsact")
+            # ret TC_ACT_SHOT
+            tc("filter", "add", "dev", port, hook, "bpf", "da", "bytecode", "1,6 0 0 2,")
+
 
 class Lan:
     """A namespace with a bridge for each kind of interface, and hosts around it."""
@@ -366,10 +379,10 @@ class Ringgate:
 
 
 class Keepalived:
-    """keepalived's VRRP on a host."""
+    """keepalived's VRRP on a host; `urgent`: with a real-time priority that it was not asked for."""
 
-    def __init__(self, host, directory, text, options=()):
-        self.host, self.process = host, None
+    def __init__(self, host, directory, text, options=(), urgent=True):
+        self.host, self.process, self.urgent = host, None, urgent
         self.directory = directory / f"keepalived{next(_numbers)}"
         self.directory.mkdir(parents=True)
         self.file = self.directory / "keepalived.conf"
@@ -380,7 +393,7 @@ class Keepalived:
         for name in ("pid", "vrrp.pid"):
             (self.directory / name).unlink(missing_ok=True)  # of one that was killed
         # As a service that has the machine's ear: what it does late would be laid at our door.
-        urgent = ("sh", "-c", 'chrt -f -p 30 $$ 2>/dev/null; exec "$0" "$@"')
+        urgent = ("sh", "-c", 'chrt -f -p 30 $$ 2>/dev/null; exec "$0" "$@"') if self.urgent else ()
         argv = self.host.argv(
             *urgent, tool("keepalived"), "-n", "-l", "-D", "-P", "-f", self.file,
             "-p", self.directory / "pid", "-r", self.directory / "vrrp.pid", *self.options,

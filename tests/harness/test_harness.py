@@ -10,7 +10,7 @@ from harness import Client, HAProxy, NetNs, Nginx, Origin, curl, eventually, fre
 from harness.client import message, url
 from harness.message import Closed, Malformed
 from harness.proxy import parse_metrics
-from harness.tools import toml
+from harness.tools import held_ports, release_ports, toml
 
 
 @pytest.fixture(params=["nginx", "haproxy"])
@@ -143,6 +143,15 @@ def test_origin_handler_failure_fails_the_test():
         with Origin(handler) as origin, Client(origin.address) as client:
             client.send(message())
             assert client.closed()
+
+
+def test_ports_are_given_back():
+    before = held_ports()
+    port = free_port()
+    assert held_ports() - before == {port}
+    release_ports({port})
+    assert held_ports() == before
+    assert free_port() != port, "its turn comes last"
 
 
 def test_ports_are_distinct_across_threads_and_bindable():

@@ -50,25 +50,41 @@ def eventually(condition, timeout=10.0, what=None, every=0.01):
 
 _LOCKS = Path("/tmp/ringgate-test-ports")
 _held = {}
+_given = 0
 
 
 def free_port():
-    """A TCP port on loopback that nobody uses and that no other caller gets while this process lives.
+    """A TCP port on loopback that nobody uses and that no other caller gets until `release_ports`.
 
     The port lies below the ephemeral range, so outgoing connections cannot take it, and a lock file
-    keeps concurrent test processes apart.
+    keeps concurrent test processes apart. It comes round again last: what an earlier test left behind
+    may still call the ports of its own time.
     """
+    global _given
     _LOCKS.mkdir(mode=0o1777, exist_ok=True)
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     first, last = (12000, low - 1) if low > 13000 else (61001, 65535)
-    start = (os.getpid() * 7919 + len(_held) * 13) % (last - first)
-    for step in range(last - first):
-        port = first + (start + step) % (last - first)
+    start = os.getpid() * 7919
+    for _ in range(last - first):
+        _given += 1
+        port = first + (start + _given) % (last - first)
         if port in _held or not _lock(port):
             continue
         if _bindable(port):
             return port
+        os.close(_held.pop(port))
     raise RuntimeError("no free port")
+
+
+def held_ports():
+    """Those whose lock files are open now, each with a descriptor of this process."""
+    return set(_held)
+
+
+def release_ports(ports):
+    """Lets others have them: the test that they were for is over."""
+    for port in ports:
+        os.close(_held.pop(port))
 
 
 def _lock(port):

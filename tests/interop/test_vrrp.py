@@ -125,6 +125,7 @@ def ringgate_as_backup_of_keepalived(name, lan, tmp_path):
             before = ringgate.instance()["adverts_received"]
             eventually(lambda: ringgate.instance()["adverts_received"] >= before + 3, 10)
             assert ringgate.instance()["role"] == "backup"
+            preferring_us_is_no_question_for_it(ringgate, keepalived)
             keepalived.stop()
             with Load(client, VIP) as load:
                 load.await_from("a")
@@ -133,6 +134,18 @@ def ringgate_as_backup_of_keepalived(name, lan, tmp_path):
             keepalived.await_state("MASTER")
             ringgate.await_role("backup")
             assert ringgate.instance()["packets_dropped"] == {}
+
+
+def preferring_us_is_no_question_for_it(ringgate, keepalived):
+    """keepalived discards our request to hand over, so it is preempted; nothing else happens to it."""
+    assert ringgate.ctl("prefer").stdout.strip() == "1 active here"
+    settle(ringgate, keepalived, "active", "BACKUP")
+    assert ringgate.instance()["last_transition"]["reason"] == "preferred by the operator"
+    assert "does not answer requests to hand over" in ringgate.log()
+    said = [line for line in keepalived.log().splitlines() if "packet type" in line]
+    assert len(said) <= 1, said
+    ringgate.ctl("resume")
+    settle(ringgate, keepalived, "backup", "MASTER")
 
 
 def settle(ringgate, keepalived, role, state):

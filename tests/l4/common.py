@@ -1,5 +1,6 @@
 """A director's network: a client, directors and real servers on one switch."""
 
+import ctypes
 import errno
 import itertools
 import json
@@ -19,6 +20,7 @@ from harness.tools import eventually
 
 VIP, VIP6 = "10.77.0.100", "fd77::100"
 SINK = Path(__file__).with_name("sink.py")
+BPF = 321  # the system call's number on x86-64
 _numbers = itertools.count()
 
 
@@ -94,6 +96,57 @@ def with_datapath(config):
     return config.replace("[director]\n", line, 1) if "[director]" in config else line + config
 
 
+class Descriptor:
+    """Closed when nobody needs it any more."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.close(self.number)
+
+
+def pass_everything(namespace, device):
+    """Puts an XDP program that does nothing on an interface; it stays as long as what this returns."""
+    libc, result = ctypes.CDLL(None, use_errno=True), []
+
+    def bpf(command, attributes):
+        buffer = ctypes.create_string_buffer(attributes)
+        descriptor = libc.syscall(BPF, command, buffer, len(attributes))
+        assert descriptor >= 0, os.strerror(ctypes.get_errno())
+        return descriptor
+
+    def attach():
+        # r0 = XDP_PASS; exit
+        code = ctypes.create_string_buffer(bytes.fromhex("b700000002000000 9500000000000000"))
+        license = ctypes.create_string_buffer(b"MIT")
+        pointers = ctypes.addressof(code), ctypes.addressof(license)
+        program = bpf(5, struct.pack("=IIQQIIQII16sII", 6, 2, *pointers, 0, 0, 0, 0, 0, b"pass", 0, 37))
+        result.append(bpf(28, struct.pack("=IIII", program, socket.if_nametoindex(device), 37, 4)))
+        os.close(program)
+
+    in_namespace(namespace, attach).join(5)
+    return Descriptor(result[0])
+
+
+def prepare_for_native(host):
+    """What native XDP on veth needs: a program at the other ends of the director's interfaces, and hosts that complete
+    checksums themselves."""
+    host.other_ends = vars(host).get("other_ends", {})
+    for other in host.lan.hosts:
+        for device in devices(other):
+            other.run("ethtool", "-K", device, "tx", "off")
+    for device in devices(host):
+        if device not in host.other_ends:
+            host.other_ends[device] = pass_everything(host.lan.name, host.port(device))
+
+
+def devices(host):
+    """The interfaces of a host that are on the switch."""
+    names = [link["ifname"] for link in json.loads(host.ip("-json", "link", "show", "type", "veth"))]
+    return [name for name in names if name.startswith("eth")]
+
+
 class Node(Ringgate):
     """Ringgate as a director: listens for HTTP on port 8000 of every address."""
 
@@ -103,6 +156,11 @@ class Node(Ringgate):
         super().__init__(host, directory, name, config, node=node)
         text = self.file.read_text()
         self.file.write_text(text.replace("0.0.0.0:80", f"0.0.0.0:{listen}").replace("[::]:80", f"[::]:{listen}"))
+
+    def start(self):
+        if 'datapath = "native"' in self.file.read_text():
+            prepare_for_native(self.host)
+        return super().start()
 
     def await_neighbours(self, count):
         """Until the director has found so many neighbours."""

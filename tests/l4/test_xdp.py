@@ -1,21 +1,19 @@
 """The XDP datapath: what the program forwards, what it leaves, and that it goes with the process."""
 
-import ctypes
 import hashlib
 import json
 import os
 import socket
-import struct
 import threading
 
 import pytest
 
 from harness.lan import Lan, in_namespace
+from harness.proxy import binary
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Node, Server, curl, spread, virtual_server
+from .common import VIP, VIP6, Capture, Node, Server, curl, mac, spread, virtual_server
 
-BPF = 321  # the system call's number
 FRAMES = "ringgate_director_xdp_frames_total"
 
 
@@ -96,6 +94,16 @@ def network(tmp_path):
             server.stop()
 
 
+def told_before(host, node, why):
+    """`tune plan` finds the director's interface and says of it what the director says."""
+    xdp = json.loads(host.run(binary(), "tune", "plan", node.file, "--profile", "director", "--json").stdout)["xdp"]
+    assert xdp["kernel"]["met"] is True and xdp["datapath"] == "auto", xdp
+    (one,) = xdp["interfaces"]
+    assert (one["interface"], one["driver"], one["modes"], one["why"]) == ("eth0", "veth", ["generic"], why), one
+    needs = {need["about"]: need["met"] for need in one["native_needs"]}
+    assert needs["mtu"] and needs["lro"] and needs["checksums"] is needs["other end"] is None, one
+
+
 def test_the_program_forwards(network, tmp_path):
     lan, client, servers = network
     four = [server.host.address for server in servers]
@@ -111,6 +119,7 @@ def test_the_program_forwards(network, tmp_path):
         eventually(lambda: "datapath=xdp-generic" in node.log() and program(host) == "xdpgeneric", 5)
         status = json.loads(host.run("curl", "-s", "http://127.0.0.1:9090/status").stdout)
         assert [(one["interface"], one["datapath"]) for one in status["director"]["datapaths"]] == [("eth0", "xdp-generic")]
+        told_before(host, node, status["director"]["datapaths"][0]["why"])
         counted = Counted(node)
         # mh: the program chooses; nothing of these connections goes up.
         for url in (f"http://{VIP}:8080/", f"http://[{VIP6}]/"):
@@ -155,38 +164,13 @@ def test_taps_see_only_what_goes_up(network, tmp_path):
             assert tap.count(protocol=6, port=8080) == 0
 
 
-def pass_everything(namespace, device):
-    """Puts an XDP program that does nothing on an interface; it stays until the descriptor that this returns is closed."""
-    libc, result = ctypes.CDLL(None, use_errno=True), []
-
-    def bpf(command, attributes):
-        buffer = ctypes.create_string_buffer(attributes)
-        descriptor = libc.syscall(BPF, command, buffer, len(attributes))
-        assert descriptor >= 0, os.strerror(ctypes.get_errno())
-        return descriptor
-
-    def attach():
-        # r0 = XDP_PASS; exit
-        code = ctypes.create_string_buffer(bytes.fromhex("b700000002000000 9500000000000000"))
-        license = ctypes.create_string_buffer(b"MIT")
-        pointers = ctypes.addressof(code), ctypes.addressof(license)
-        program = bpf(5, struct.pack("=IIQQIIQII16sII", 6, 2, *pointers, 0, 0, 0, 0, 0, b"pass", 0, 37))
-        result.append(bpf(28, struct.pack("=IIII", program, socket.if_nametoindex(device), 37, 4)))
-        os.close(program)
-
-    in_namespace(namespace, attach).join(5)
-    return result[0]
-
-
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the number of bpf(2) is x86-64's")
 def test_native(network, tmp_path):
     """In the driver: of veth, the other end needs a program too, and clients complete checksums themselves."""
     lan, client, servers = network
     four = [server.host.address for server in servers]
-    client.run("ethtool", "-K", "eth0", "tx", "off")
     services = virtual_server(f"{VIP}:8080", four, scheduler="mh") + virtual_server(f"{VIP}:80", four)
     host, config = director(lan, "native", services)
-    other_end = pass_everything(lan.name, host.port())
     with Node(host, tmp_path, "a", config) as node:
         node.await_neighbours(3)
         eventually(lambda: "datapath=xdp-native" in node.log() and program(host) == "xdp", 5)
@@ -195,7 +179,46 @@ def test_native(network, tmp_path):
         assert sum(names.values()) == 30 and set(names) == {"s1", "s2", "s3"}, names
         assert spread(client, f"http://{VIP}/", 9) == {"s1": 3, "s2": 3, "s3": 3}
         eventually(lambda: counted().get("forwarded", 0) >= 30 * 4, 5, "frames are counted")
-    os.close(other_end)
+
+
+@pytest.mark.parametrize("mode", ["generic", "native"])
+def test_servers_on_another_interface(tmp_path, mode):
+    """The program redirects (XDP_REDIRECT): requests go out by eth1, answers come straight to the client."""
+    with Lan() as lan:
+        client, both = lan.host(), ("eth0", "eth1")
+        servers = [Server(lan.host(both), tmp_path, f"s{n}") for n in (1, 2)]
+        there = [(f"10.77.1.{server.host.number}", f"fd77:1::{server.host.number}") for server in servers]
+        host = lan.host(both)
+        host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+        host.ip("addr", "add", f"{VIP6}/64", "dev", "eth0", "nodad")
+        four, six = zip(*there)
+        services = virtual_server(f"{VIP}:8080", four, scheduler="mh") + virtual_server(f"[{VIP6}]:8080", six, scheduler="mh")
+        services += virtual_server(f"{VIP}:80", four)
+        config = f'[director]\ndatapath = "{mode}"\n' + services
+        with Node(host, tmp_path, "a", config) as node:
+            node.await_neighbours(4)
+            attached = {"generic": "xdpgeneric", "native": "xdp"}[mode]
+            eventually(lambda: [program(host, device) for device in both] == [attached] * 2, 5, "both have the program")
+            counted, urls = Counted(node), (f"http://{VIP}:8080/", f"http://[{VIP6}]:8080/")
+            forwards = lambda: spread(client, urls[0], 3) and counted().get("forwarded", 0) > 0
+            eventually(forwards, 10, "the program forwards", every=0.3)
+            sent = node.metric("ringgate_director_sent_total")
+            with Capture(servers[0].host, "eth1", tmp_path / "frames") as frames:
+                for url in urls:
+                    names = spread(client, url, 20)
+                    assert sum(names.values()) == 20 and set(names) == {"s1", "s2"}, names
+            rows = frames.fields("eth.src", "eth.dst", only=f"tcp.dstport == 8080 and (ip.dst == {VIP} or ipv6.dst == {VIP6})")
+            assert {tuple(row) for row in rows} == {(mac(host, "eth1"), mac(servers[0].host, "eth1"))}, rows[:3]
+            # No packet socket had a part in it.
+            assert node.metric("ringgate_director_sent_total") == sent
+            body = hashlib.shake_128(b"upload").digest(4 << 20)
+            (tmp_path / "body").write_bytes(body)
+            for url in urls:
+                done = curl(client, "-T", tmp_path / "body", url, timeout=30)
+                assert done.stdout.split()[1:] == [hashlib.sha256(body).hexdigest()], done
+            assert spread(client, f"http://{VIP}/", 6) == {"s1": 3, "s2": 3}
+        for server in servers:
+            server.stop()
 
 
 class Talk:

@@ -143,6 +143,38 @@ set = { "vm.swappiness" = false, "net.core.somaxconn" = 20000, "net.ipv4.tcp_syn
     assert root.snapshot() == before
 
 
+def test_a_director_is_told_what_xdp_needs(root, tmp_path):
+    file = tmp_path / "site.toml"
+    director = '[tuning]\nprofile = "director"\n[director]\ndatapath = "auto"\ninterfaces = ["eth0"]\ncpus = "0-3"\n'
+    service = '[[virtual_server]]\naddress = "10.0.0.1:80"\nservers = [{ address = "10.0.0.2" }]\n'
+    file.write_text(director + service)
+    root.write("ethtool/eth0/driver", "ena\n")
+    root.write("sys/class/net/eth0/mtu", "9001\n")
+    root.write("ethtool/eth0/channels", "8\n")
+    before = root.snapshot()
+
+    def needs():
+        xdp = root.json("plan", file)["xdp"]
+        (one,) = xdp["interfaces"]
+        assert (xdp["datapath"], one["interface"], one["driver"]) == ("auto", "eth0", "ena")
+        return one, {need["about"]: (need["met"], need["says"]) for need in one["native_needs"]}
+
+    one, found = needs()
+    assert one["modes"] == ["generic"] and one["why"] == found["lro"][1]
+    for about, remedy in (
+        ("lro", "ethtool -K eth0 lro off"), ("mtu", "ip link set eth0 mtu 3498"), ("channels", "ethtool -L eth0 combined 4"),
+    ):  # fmt: skip
+        assert found[about][0] is False and remedy in found[about][1], found
+        assert remedy in root.tune("plan", file, expect=0).stdout
+    assert root.snapshot() == before
+    for name, value in (("ethtool/eth0/lro", 0), ("ethtool/eth0/channels", 4), ("sys/class/net/eth0/mtu", 1500)):
+        root.write(name, f"{value}\n")
+    one, found = needs()
+    assert one["modes"] == ["native", "generic"] and one["why"] == "the driver ena takes the program"
+    assert all(found[about][0] is True for about in ("lro", "mtu", "channels")), found
+    assert "xdp" not in root.json("plan", *EDGE), "no director, no XDP"
+
+
 def test_without_privilege_everything_is_reported_and_nothing_changed(public):
     root, program = Root(public / "root"), public / "ringgate"
     shutil.copy(binary(), program)

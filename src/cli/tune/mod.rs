@@ -4,6 +4,7 @@ pub mod args;
 mod cpu;
 mod lint;
 mod render;
+mod xdp;
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use self::args::{Place, Tune, What};
 use crate::control::config;
+use crate::l4::config::L4;
 use crate::sys::process::new_session;
 use crate::tune::apply::rollback;
 use crate::tune::journal::{Journal, Lock, Store};
@@ -96,13 +98,22 @@ pub(super) fn run(command: &Tune, out: &mut dyn Write, err: &mut dyn Write) -> u
 
 /// What is to be tuned, and on which machine.
 fn chosen(what: &What, place: &Place, err: &mut dyn Write) -> Result<(Config, Machine), Stopped> {
-    let mut tuning = match &what.file {
+    chosen_with_director(what, place, err).map(|(config, machine, _)| (config, machine))
+}
+
+/// The same, and what the director is to do.
+fn chosen_with_director(
+    what: &What,
+    place: &Place,
+    err: &mut dyn Write,
+) -> Result<(Config, Machine, L4), Stopped> {
+    let (mut tuning, l4) = match &what.file {
         Some(file) => {
             let loaded = config::load(file).map_err(Stopped::usage)?;
             loaded.warnings.iter().for_each(|warning| super::print(err, &format!("{warning}\n")));
-            loaded.tuning
+            (loaded.tuning, loaded.l4)
         }
-        None => Config { shards: Shards::Auto, ..Config::default() },
+        None => (Config { shards: Shards::Auto, ..Config::default() }, L4::default()),
     };
     if !what.profile.is_empty() {
         for name in &what.profile {
@@ -128,7 +139,7 @@ fn chosen(what: &What, place: &Place, err: &mut dyn Write) -> Result<(Config, Ma
         tuning.state_dir.clone_from(state_dir);
     }
     let machine = Machine::new(&tuning.root);
-    Ok((tuning, machine))
+    Ok((tuning, machine, l4))
 }
 
 /// The watcher of a trial runs in another directory. Without a current directory the path stays as it is.
@@ -163,15 +174,19 @@ fn failed(store: &Store) -> impl Fn(io::Error) -> Stopped {
 }
 
 fn plan(what: &What, place: &Place, err: &mut dyn Write, verify: bool) -> Result<Answer, Stopped> {
-    let (config, machine) = chosen(what, place, err)?;
+    let (config, machine, l4) = chosen_with_director(what, place, err)?;
     let store = Store::new(&machine, &config.state_dir);
     let plan = look(&config, &machine, Process::Other, &store, false).map_err(Stopped::failed)?;
     let standing = trial::standing(&store).unwrap_or(Standing::None);
     let drift = plan.drift().count();
-    let text = if verify { render::drift(&plan) } else { render::plan(&plan) };
+    let mut text = if verify { render::drift(&plan) } else { render::plan(&plan) };
     let code = if verify && drift > 0 { DRIFT } else { DONE };
     let mut json = plan_json(&plan);
     json["trial"] = render::standing_json(&standing);
+    if let Some(xdp) = xdp::look(&config, &machine, &l4, &plan).filter(|_| !verify) {
+        text.push_str(&xdp.text());
+        json["xdp"] = xdp.json();
+    }
     Ok(Answer { text: text + &render::standing(&standing), json, code })
 }
 

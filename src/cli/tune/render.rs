@@ -15,7 +15,7 @@ use crate::tune::trial::Standing;
 use crate::tune::wanted::{selected, tidy};
 
 /// Rows of cells in columns as wide as their widest cell; the last is not padded.
-fn columns(rows: &[Vec<String>], indent: &str) -> String {
+pub(super) fn columns(rows: &[Vec<String>], indent: &str) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         for (index, cell) in row.iter().enumerate() {

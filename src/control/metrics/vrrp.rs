@@ -2,7 +2,7 @@
 
 use super::Page;
 use crate::ha::status::{InstanceStatus, Snapshot};
-use crate::protocol::vrrp::{Error, State as Role};
+use crate::protocol::vrrp::{Error, HandOver, State as Role};
 
 /// A family of VRRP instances, its kind, its help, and its value.
 type OfInstance = (&'static str, &'static str, &'static str, fn(&InstanceStatus) -> u64);
@@ -57,6 +57,7 @@ const OF_INSTANCES: [OfInstance; 12] = [
 pub(super) fn write(page: &mut Page, snapshot: &Snapshot) {
     const STATE: &str = "ringgate_vrrp_state";
     const TRANSITIONS: &str = "ringgate_vrrp_transitions_total";
+    const HAND_OVERS: &str = "ringgate_vrrp_hand_over_requests_total";
     const DROPPED: &str = "ringgate_vrrp_packets_dropped_total";
     let roles = [Role::Initialize, Role::Backup, Role::Active];
     page.family(STATE, "gauge", "1 for the state that the instance is in.");
@@ -71,6 +72,17 @@ pub(super) fn write(page: &mut Page, snapshot: &Snapshot) {
         for (role, count) in roles.into_iter().zip(one.counts.transitions) {
             let labels = [("instance", one.name.as_str()), ("to", role.name())];
             page.sample(TRANSITIONS, &labels, count);
+        }
+    }
+    page.family(
+        HAND_OVERS,
+        "counter",
+        "Requests to hand over, sent and received, by what became of them.",
+    );
+    for one in &snapshot.instances {
+        for (news, count) in HandOver::ALL.into_iter().zip(one.counts.hand_overs) {
+            let labels = [("instance", one.name.as_str()), ("result", news.name())];
+            page.sample(HAND_OVERS, &labels, count);
         }
     }
     page.family(DROPPED, "counter", "Packets that were not believed, by reason.");

@@ -2,13 +2,11 @@
 //! judging, comparing, opening sockets and files, looking names up, building tables.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use toml::Table;
 
@@ -16,15 +14,12 @@ use super::diff::{Diff, Side};
 use crate::control::certificates;
 use crate::control::config::{self, Config, Log, Steering};
 use crate::control::resolve::{self, Name};
-use crate::control::supervise::{cannot_listen, open_log};
+use crate::control::supervise::{await_free, cannot_listen, open_log};
 use crate::l7::generation::Tables;
 use crate::sys::{cpu, socket};
 
 /// How long names that are new are waited for.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
-/// An address that an earlier reload has just closed is free within this.
-const CLOSING: Duration = Duration::from_millis(1_500);
-const CLOSING_STEP: Duration = Duration::from_millis(20);
 /// The thread's nice value: on a busy machine they go first.
 const NICENESS: i32 = 10;
 
@@ -132,16 +127,7 @@ fn probe_one(old: &Config, bind: SocketAddr) -> Result<(), String> {
     if old.service.listeners.iter().any(|known| known.bind.port() == bind.port()) {
         return Ok(());
     }
-    let began = Instant::now();
-    loop {
-        match socket::probe_bind(bind) {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < CLOSING => {
-                thread::sleep(CLOSING_STEP);
-            }
-            Err(error) => return Err(cannot_listen(bind, &error).to_string()),
-        }
-    }
+    await_free(bind).map_err(|failed| failed.to_string())
 }
 
 fn probe(old: &Config, new: &Config) -> Result<(), String> {

@@ -44,7 +44,7 @@ use crate::sys::limits;
 use crate::sys::notify::EventFd;
 use crate::sys::signal::SignalFd;
 use start::{Begin, placement};
-pub(in crate::control) use start::{cannot_listen, connections_max, start_ha};
+pub(in crate::control) use start::{await_free, cannot_listen, connections_max, start_ha};
 use watch::Watch;
 pub(in crate::control) use watch::open_log;
 
@@ -221,6 +221,7 @@ impl Control {
             ha,
             l4,
             l4_checks,
+            hand_overs: vrrp::HandOvers::default(),
             roles: RefCell::default(),
             health,
             reload: reload::Standing::at_start(&self.config.text, unix_ms()),

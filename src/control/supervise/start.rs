@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::watch::open_log;
 use super::{Control, Desk, Failed, News};
@@ -43,6 +44,9 @@ const RESOLVE_FIRST: Duration = Duration::from_secs(2);
 /// Length of the admin token.
 const TOKEN_MIN: usize = 16;
 const TOKEN_MAX: usize = 512;
+/// An address that a reload has just closed is free within this.
+const CLOSING: Duration = Duration::from_millis(1_500);
+const CLOSING_STEP: Duration = Duration::from_millis(20);
 /// Descriptors that are not client or upstream connections.
 const DESCRIPTORS_RESERVED: u64 = 64;
 
@@ -418,6 +422,21 @@ pub(super) fn listen_once(bind: SocketAddr) -> Result<OwnedFd, Failed> {
     socket::probe_bind(bind)
         .and_then(|()| socket::listen(bind, 128))
         .map_err(|error| cannot_listen(bind, &error))
+}
+
+/// Waits until nobody listens at an address any more: one that a reload has just closed is served for a
+/// moment yet, by this process or by the one it succeeds.
+pub(in crate::control) fn await_free(bind: SocketAddr) -> Result<(), Failed> {
+    let began = Instant::now();
+    loop {
+        match socket::probe_bind(bind) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < CLOSING => {
+                thread::sleep(CLOSING_STEP);
+            }
+            Err(error) => return Err(cannot_listen(bind, &error)),
+        }
+    }
 }
 
 pub(in crate::control) fn cannot_listen(bind: SocketAddr, error: &io::Error) -> Failed {

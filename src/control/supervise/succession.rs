@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use super::start::{cannot_listen, listen_once};
+use super::start::{await_free, cannot_listen, listen_once};
 use super::watch::Watch;
 use super::{Control, Failed};
 use crate::control::metrics::connections;
@@ -40,13 +40,19 @@ impl Control {
     /// some shards get several sockets of a listener.
     pub(super) fn listen(&self, shards: usize, office: &Office) -> Result<Sockets, Failed> {
         let mut sockets: Sockets = (0..shards).map(|_| Vec::new()).collect();
+        // As in a reload, our own sockets of a port, such as the wildcard's, do not count as somebody else's.
+        let ours = self.inherited.as_ref().map(|inherited| inherited.listener_ports());
         for (number, listener) in self.config.service.listeners.iter().enumerate() {
             let bind = listener.bind;
             let failed = |error: io::Error| cannot_listen(bind, &error);
             let inherited = self.inherited.as_ref().map(|inherited| inherited.take_listeners(bind));
             let mut opened = inherited.unwrap_or_default();
             if opened.is_empty() {
-                socket::probe_bind(bind).map_err(failed)?;
+                match &ours {
+                    Some(ports) if ports.contains(&bind.port()) => {}
+                    Some(_) => await_free(bind)?,
+                    None => socket::probe_bind(bind).map_err(failed)?,
+                }
             }
             for socket in &opened {
                 passing::set_backlog(socket.as_fd(), listener.backlog).map_err(failed)?;

@@ -20,6 +20,7 @@ use crate::control::logger::Logger;
 use crate::control::reload::Cause;
 use crate::control::state::{Phase, State};
 use crate::control::{health, resolve, systemd, tuning, vrrp};
+use crate::ha;
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
 use crate::ring::{Ring, probe};
@@ -138,6 +139,12 @@ impl Watch {
                     News::Ha(event) => {
                         director::transition(&self.state, &event);
                         vrrp::log(self.logger, &event);
+                        if let ha::Event::Asked { instance } = event {
+                            spawn(
+                                &ring,
+                                vrrp::heed(Rc::clone(&ring), Rc::clone(&self.state), instance),
+                            );
+                        }
                     }
                     News::L4(event) => director::log(self.logger, &event),
                     News::Resolved { name, result } => self.apply_resolved(&name, result),

@@ -1,6 +1,7 @@
 //! The successor's side: what an earlier process passed, and the steps until it serves in its place.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::parent_id;
@@ -153,6 +154,16 @@ impl Inherited {
     pub fn tickets(&self) -> Vec<Secret> {
         let imported = |(period, bytes): &(u64, Vec<u8>)| Secret::import(*period, bytes.clone());
         self.hello.tickets.iter().map(imported).collect()
+    }
+
+    /// The ports of the listeners that nobody has taken yet.
+    #[must_use]
+    pub fn listener_ports(&self) -> HashSet<u16> {
+        let port = |(what, _): &(Socket, OwnedFd)| match what {
+            Socket::Listener { bind, .. } => Some(bind.port()),
+            _ => None,
+        };
+        self.sockets.borrow().iter().filter_map(port).collect()
     }
 
     /// The sockets that listen at this address, in the order of the old shards.

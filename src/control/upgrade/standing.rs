@@ -38,6 +38,9 @@ pub struct MemberHealth {
     /// What is known of it as an outlier.
     #[serde(default)]
     pub outlier: Option<OutlierHealth>,
+    /// Requests and retries that its upstream's retry budget goes by; with the first server of each.
+    #[serde(default)]
+    pub budget: Option<(u32, u32)>,
 }
 
 /// A health check's verdict.
@@ -313,6 +316,7 @@ mod tests {
                 row: 7,
             }),
             outlier: None,
+            budget: Some((7, 1)),
         };
         let all: Vec<_> = (0..3000).map(member).collect();
         let messages = packed(all.clone(), |members| Message::Health { members });

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use self::assign::{Choice, Kind};
 use self::foresee::Foreseen;
 use self::fragments::{Datagram, Fate, Fragments, Held};
-use super::config::{Protocol, ServiceKey};
+use super::config::{Forward, Protocol, ServiceKey};
 use super::figures::{Overall, REASONS};
 use super::flow::{FlowTable, Ticks, tick};
 use super::hash::Tuple;
@@ -205,6 +205,21 @@ impl Director {
     /// The next frame to be judged is the one with this place, from 0, among those that were foreseen.
     pub fn select(&mut self, place: usize) {
         self.core.foreseen.select(place);
+    }
+
+    /// Whether this frame is for a virtual server whose servers are reached through a tunnel, which carries packets one by
+    /// one.
+    #[must_use]
+    pub fn tunnels(&self, frame: &[u8]) -> bool {
+        let service = || {
+            let bytes = frame.get(View::parse(frame)?.payload..)?;
+            let packet = Packet::parse(bytes, usize::MAX).ok()?;
+            let port = Ports::parse(bytes.get(packet.payload..)?)?.destination;
+            let protocol = Protocol::from_number(packet.protocol)?;
+            let key = ServiceKey { protocol, address: packet.destination, port };
+            self.tables.service(key)
+        };
+        service().is_some_and(|(_, service)| service.forward != Forward::Dr)
     }
 
     /// What is to be done with a frame; `now` is any steady clock in milliseconds.

@@ -36,7 +36,6 @@ const SETTLE_EVERY_MS: u64 = 500;
 const COUNT_EVERY_MS: u64 = 5_000;
 /// Memory of one ring: 4096 ordinary frames.
 const RING_MEMORY: usize = 8 << 20;
-const LOOPBACK: u32 = 1;
 
 /// What was said of a real server.
 #[derive(Debug, Clone, Copy, Default)]
@@ -461,8 +460,7 @@ impl Manager {
         self.registry.set_peers(macs);
     }
 
-    /// The interfaces that frames come in by: as configured, or those that have a virtual address, those that it
-    /// would be reached by, and those of servers and peers.
+    /// The interfaces that frames come in by: as configured, or as found.
     fn wanted_interfaces(&mut self) -> BTreeSet<u32> {
         let names = self.registry.config().director.interfaces.clone();
         if !names.is_empty() {
@@ -479,19 +477,8 @@ impl Manager {
             }
             return wanted;
         }
-        let vips: BTreeSet<IpAddr> =
-            self.registry.config().services.iter().map(|service| service.key.address).collect();
-        let mut wanted: BTreeSet<u32> = self.ways.values().map(|way| way.interface).collect();
-        for vip in vips {
-            wanted.extend(self.network.holders(vip));
-            if let Ok(route) = self.network.route(vip)
-                && !route.local
-            {
-                wanted.insert(route.interface);
-            }
-        }
-        wanted.remove(&LOOPBACK);
-        wanted
+        let ways = self.ways.values().map(|way| way.interface).collect();
+        self.network.frames_come_by(self.registry.config(), ways)
     }
 
     fn reconcile_rings(&mut self) {

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 pub use self::keeper::{COMMAND as KEEP_SILENCE, keep_silence};
 use self::manager::Manager;
 pub use self::neighbours::{NeighbourView, Standing};
+pub use self::network::interfaces;
 pub use self::real_server::RealServer;
 use self::succession::{Parts, Standby, Step};
 pub use self::succession::{Passing, Succession};

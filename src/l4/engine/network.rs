@@ -1,10 +1,12 @@
 //! This host's links and addresses, and the ways to others, as the kernel has them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use super::neighbours::Target;
+use crate::l4::config::L4;
 use crate::packet::netlink::address::Assigned;
 use crate::packet::netlink::link::Link;
 use crate::packet::netlink::route::Route;
@@ -14,6 +16,29 @@ use crate::protocol::ethernet::Mac;
 /// Event datagrams read in one go at most.
 const DATAGRAMS_MAX: usize = 64;
 const LOOPBACK: u32 = 1;
+
+/// The names of the interfaces that a director of this configuration would take frames from, as the network is now.
+///
+/// # Errors
+/// What netlink says.
+pub fn interfaces(config: &L4) -> io::Result<Vec<String>> {
+    if !config.director.interfaces.is_empty() {
+        return Ok(config.director.interfaces.clone());
+    }
+    let mut network = Network::open()?;
+    let mut ways = BTreeSet::new();
+    let servers = config.services.iter().flat_map(|service| {
+        service.servers.iter().map(|server| server.address).chain(service.sorry_server)
+    });
+    for address in servers.chain(config.director.peers.iter().copied()) {
+        // Without a route there is no way.
+        let route = network.route(address).ok().filter(|route| !route.local);
+        ways.extend(route.map(|route| route.interface));
+    }
+    let found = network.frames_come_by(config, ways);
+    let name = |index: &u32| network.link(*index).map(|link| link.name.clone());
+    Ok(found.iter().filter_map(name).collect())
+}
 
 /// What there is.
 #[derive(Debug)]
@@ -99,6 +124,24 @@ impl Network {
     /// The way to an address.
     pub(super) fn route(&mut self, address: IpAddr) -> io::Result<Route> {
         self.requests.route(address)
+    }
+
+    /// The interfaces that frames come in by, unless the configuration names them: those that have a virtual address, those
+    /// that it would be reached by, and those on the `ways` to servers and peers.
+    pub(super) fn frames_come_by(&mut self, config: &L4, ways: BTreeSet<u32>) -> BTreeSet<u32> {
+        let vips: BTreeSet<IpAddr> =
+            config.services.iter().map(|service| service.key.address).collect();
+        let mut wanted = ways;
+        for vip in vips {
+            wanted.extend(self.holders(vip));
+            if let Ok(route) = self.route(vip)
+                && !route.local
+            {
+                wanted.insert(route.interface);
+            }
+        }
+        wanted.remove(&LOOPBACK);
+        wanted
     }
 
     /// Interfaces, other than loopback, that have this address.

@@ -17,8 +17,9 @@ use crate::l4::offload::Learner;
 use crate::l4::tables::{ServerId, Tables};
 use crate::l4::{Director, Frame, Verdict};
 use crate::packet::ring::bpf::Program;
-use crate::packet::ring::{Fate, Judge, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
+use crate::packet::ring::{Fate, Judge, Merged, Received, Refusal, Ring, Sender, Sent, Tag, Turn};
 use crate::protocol::checksum::Sum;
+use crate::protocol::segments;
 use crate::sys::cpu;
 
 /// Frames judged between two clock reads.
@@ -33,8 +34,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The loopback interface, on which what is for this host itself is delivered.
 const LOOPBACK: u32 = 1;
 const VLAN: u16 = 0x8100;
-/// Frames of our own that one batch may give rise to.
-const OWN_MAX: usize = 2 * BATCH;
+/// Frames of our own that one batch may give rise to: so many as the largest merged frames of a turn are cut into.
+const OWN_MAX: usize = 16 * BATCH;
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -104,6 +105,10 @@ impl Counts {
         if let Some(counter) = self.outcomes.get(which) {
             counter.increment();
         }
+    }
+
+    fn replied(&self) -> u64 {
+        self.outcomes.get(REPLIED).map_or(0, Counter::value)
     }
 
     fn sent(&self, sent: &Sent) {
@@ -438,12 +443,49 @@ impl Judge for Judging<'_> {
     /// Asks for the verdict on a frame and does what takes no sending.
     fn judge(&mut self, place: usize, received: Received<'_>) -> Fate {
         let Received { frame: bytes, tag, merged, partial } = received;
+        self.director.select(place);
+        match merged {
+            Some(merged) if self.director.tunnels(bytes) => self.cut(bytes, tag, merged),
+            _ => self.one(bytes, tag, partial),
+        }
+    }
+}
+
+impl Judging<'_> {
+    /// A tunnel has no place for "these are several packets": each has a verdict of its own.
+    fn cut(&mut self, frame: &[u8], tag: Option<Tag>, merged: Merged) -> Fate {
+        let mut count = 0;
+        let mut answered = false;
+        let size = if merged.separable { usize::from(merged.size) } else { 0 };
+        let whole = segments::cut(frame, size, |segment| {
+            count += 1;
+            if answered {
+                // One answer is enough for all.
+                self.counts.outcome(DROPPED);
+                return;
+            }
+            let replied = self.counts.replied();
+            let fate = self.one(segment, tag, None);
+            answered = self.counts.replied() != replied;
+            if let Fate::Send(interface, tag) = fate {
+                self.keep(tagged_as(segment, tag), interface);
+            }
+        });
+        match whole {
+            // The frame itself is counted by who took it out of the ring.
+            Some(_) => self.counts.received.add(count - 1),
+            None => self.counts.outcome(UNSENT),
+        }
+        Fate::Release
+    }
+
+    /// One packet.
+    fn one(&mut self, bytes: &mut [u8], tag: Option<Tag>, partial: Option<(u16, u16)>) -> Fate {
         let (length, interface) = (bytes.len(), self.interface);
         let vlan = tag.map(|tag| tag.control);
         let learner = self.learner.as_mut();
         let note = learner.and_then(|one| one.prepare(self.director, bytes, self.now));
         let mut frame = Frame { bytes, vlan, ifindex: interface, length };
-        self.director.select(place);
         let verdict = self.director.judge(self.now, &mut frame);
         let bytes = frame.bytes;
         if let Some((learner, note)) = self.learner.as_mut().zip(note) {
@@ -469,13 +511,9 @@ impl Judge for Judging<'_> {
             }
             Verdict::Reply { ifindex, vlan } => {
                 self.counts.outcome(REPLIED);
-                if self.own.len() < OWN_MAX {
-                    let bytes = tagged(self.director.reply(), vlan);
-                    self.own.push(Own { bytes, interface: ifindex });
-                }
+                self.keep(tagged(self.director.reply(), vlan), ifindex);
             }
-            // A tunnel has no place for "these are several packets", so it cannot carry merged ones.
-            Verdict::Encapsulate { .. } if merged || self.own.len() >= OWN_MAX => {
+            Verdict::Encapsulate { .. } if self.own.len() >= OWN_MAX => {
                 self.counts.outcome(UNSENT);
             }
             Verdict::Encapsulate { ifindex, vlan, skip, .. } => {
@@ -483,10 +521,17 @@ impl Judge for Judging<'_> {
                 complete(bytes, partial);
                 let inner = bytes.get(skip..).unwrap_or_default();
                 let whole = [self.director.head(), inner].concat();
-                self.own.push(Own { bytes: tagged(&whole, vlan), interface: ifindex });
+                self.keep(tagged(&whole, vlan), ifindex);
             }
         }
         Fate::Release
+    }
+
+    /// A frame of our own, to be sent after the batch.
+    fn keep(&mut self, bytes: Vec<u8>, interface: u32) {
+        if self.own.len() < OWN_MAX {
+            self.own.push(Own { bytes, interface });
+        }
     }
 }
 
@@ -495,6 +540,11 @@ fn to_loopback(frame: &mut [u8]) {
     if let Some(destination) = frame.first_chunk_mut::<6>() {
         *destination = [0; 6];
     }
+}
+
+/// A copy with the tag it is to have.
+fn tagged_as(frame: &[u8], tag: Option<Tag>) -> Vec<u8> {
+    tagged(frame, tag.map(|tag| tag.control))
 }
 
 /// A copy, with a tag behind the addresses if there is to be one.

@@ -7,7 +7,7 @@
 
 mod account;
 mod learn;
-mod needs;
+pub mod needs;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use self::account::Account;
 pub use self::learn::Learner;
+use self::needs::{Choice, Facts};
 pub use self::tables::translate;
 use super::config::{Datapath, L4, Settings};
 use super::tables::Tables;
@@ -224,7 +225,8 @@ impl Offload {
             Err(why) => return path(None, why.clone()),
         };
         let setup = setup(interface, interface.mtu, tables, config);
-        let (mut modes, mut why) = needs::modes(self.wanted, &interface.name);
+        let facts = Facts::read(&interface.name, config);
+        let Choice { mut modes, mut why } = needs::choose(self.wanted, &facts);
         // The one that runs there already.
         let running = fast.inherited(interface.index);
         modes.sort_by_key(|mode| Some(*mode) != running);
@@ -242,7 +244,11 @@ impl Offload {
                     why = String::from("there is another XDP program");
                     break;
                 }
-                Err(error) => why = error.to_string(),
+                Err(error) => {
+                    let lacks = needs::lacks(&facts).filter(|_| mode == Mode::Native);
+                    why = lacks
+                        .map_or_else(|| error.to_string(), |lacks| format!("{error}; {lacks}"));
+                }
             }
         }
         fast.detach(interface.index);

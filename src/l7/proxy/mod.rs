@@ -485,6 +485,9 @@ impl Proxied<'_> {
         let reused = connection.is_reused();
         let keep_wanted = self.client.keeps(self.exchange);
         let listening = Rc::clone(&self.client.listening);
+        if !self.body.is_over() && self.client.input.is_empty() {
+            self.client.ask_for_the_rest();
+        }
         let Connection { stream: server, input: server_input, .. } = connection;
         let Client { stream, input, timer, answer_timer, addresses, .. } = &mut *self.client;
         let (stream, timer, addresses): (&Channel, &Timer, &Addresses) = (stream, timer, addresses);
@@ -549,6 +552,10 @@ impl Proxied<'_> {
         let reusable = x.response.persistent && pump.is_done() && server.queued() == 0;
         match sent {
             Ok(()) if keep => Ok(Done::Answered { after: After::Keep, reusable }),
+            // Of a body the client may send more than was read.
+            Ok(()) if !x.request.persistent && x.request.framing.is_empty() => {
+                Ok(Done::Answered { after: After::Finish, reusable })
+            }
             Ok(()) => Ok(Done::Answered { after: After::Close, reusable }),
             Err(Cut::Unbegun(failure)) => Err(failure),
             Err(cut) => {

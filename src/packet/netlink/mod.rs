@@ -4,6 +4,7 @@ pub mod address;
 pub mod link;
 pub mod message;
 pub mod neighbour;
+pub mod netdev;
 pub mod nft;
 pub mod route;
 
@@ -36,7 +37,19 @@ impl Requests {
     /// # Errors
     /// What socket(2) and bind(2) say.
     pub fn open() -> io::Result<Self> {
-        let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)?;
+        Self::of(libc::NETLINK_ROUTE)
+    }
+
+    /// For generic netlink's families.
+    ///
+    /// # Errors
+    /// What socket(2) and bind(2) say.
+    pub fn generic() -> io::Result<Self> {
+        Self::of(libc::NETLINK_GENERIC)
+    }
+
+    fn of(protocol: libc::c_int) -> io::Result<Self> {
+        let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         options::bind(&fd, address_of_groups(0))?;
         let patience = libc::timeval { tv_sec: PATIENCE_S, tv_usec: 0 };
         set(&fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, patience)?;

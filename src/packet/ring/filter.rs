@@ -51,7 +51,9 @@ pub fn services(services: &[Service]) -> Program {
     if coarse.len() <= STEPS_MAX { coarse } else { every_ip_frame() }
 }
 
-fn every_ip_frame() -> Program {
+/// Takes every frame of IPv4 and IPv6 for this host.
+#[must_use]
+pub fn every_ip_frame() -> Program {
     let mut program = Program::default();
     let (take, reject) = (program.label(), program.label());
     program.load_byte_of_type(reject);

@@ -72,10 +72,19 @@ pub struct Received<'a> {
     /// The tag that was on it.
     pub tag: Option<Tag>,
     /// Several packets in one (GRO): larger than the MTU, and yet to be passed on.
-    pub merged: bool,
+    pub merged: Option<Merged>,
     /// A checksum that the sender left to the hardware: where summing begins in the frame, and where from there
     /// the sum belongs.
     pub partial: Option<(u16, u16)>,
+}
+
+/// How several packets stand in one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Merged {
+    /// Bytes of payload of each.
+    pub size: u16,
+    /// They are segments of TCP or whole datagrams of UDP, which can be told apart again; else fragments.
+    pub separable: bool,
 }
 
 /// What becomes of it.
@@ -348,7 +357,7 @@ impl Ring {
                 judge.judge(place, Received { frame: frame.bytes(), tag, merged, partial })
             {
                 frame.put_tag(tag);
-                sender.queue(frame.whole(), to, merged);
+                sender.queue(frame.whole(), to, merged.is_some());
             }
         }
         turn.sent = sender.flush();
@@ -439,9 +448,14 @@ impl<'a> Frame<'a> {
         (buffer.len() >= begin + VNET + 14).then_some(Self { buffer, begin })
     }
 
-    /// Several segments.
-    fn merged(&self) -> bool {
-        self.buffer.get(self.begin + 1).is_some_and(|kind| *kind != 0)
+    /// Several segments (struct virtio_net_hdr, linux/virtio_net.h).
+    fn merged(&self) -> Option<Merged> {
+        const FRAGMENTS: u8 = 3;
+        const WITH_ECN: u8 = 0x80;
+        let header: &[u8; VNET] = self.buffer.get(self.begin..)?.first_chunk()?;
+        let [_, kind, _, _, a, b, ..] = *header;
+        let separable = kind & !WITH_ECN != FRAGMENTS;
+        (kind != 0).then_some(Merged { size: u16::from_ne_bytes([a, b]), separable })
     }
 
     fn partial(&self) -> Option<(u16, u16)> {
@@ -529,7 +543,7 @@ mod tests {
         buffer.extend([NEEDS_CHECKSUM, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0]);
         buffer.extend((0..14).chain([0x45, 0x46]));
         let mut frame = Frame::new(&mut buffer, TAG).expect("long enough");
-        assert!(frame.merged());
+        assert_eq!(frame.merged(), Some(Merged { size: 0x5b4, separable: true }));
         frame.put_tag(Some(Tag { kind: 0x8100, control: 0x2005 }));
         let expected: Vec<u8> = [NEEDS_CHECKSUM, 1, 58, 0, 0xb4, 5, 38, 0, 16, 0]
             .into_iter()

@@ -2,6 +2,7 @@
 //!
 //! - [`Datagram`] is what a socket received, [`Receiver`] judges it for one virtual router and
 //!   gives an [`Advert`]; [`Sender`] builds the payload of one.
+//! - [`Signal`]s are messages of our own, for a planned hand-over.
 //! - [`VirtualRouter`] is the state machine: inputs with the time passed in, [`Action`]s out.
 //! - [`group`] keeps routers of a sync group in the same state.
 //! - [`Observer`] remembers what peers say and names misconfigurations.
@@ -17,6 +18,7 @@ mod packet;
 mod receive;
 mod router;
 mod send;
+mod signal;
 mod time;
 
 #[cfg(test)]
@@ -31,9 +33,11 @@ pub use observe::{Finding, Observer, Own, Peer, Stranger};
 pub use packet::{Addresses, Advert, Datagram, Form, Packet};
 pub use receive::{Accepts, Auth, ChecksumPolicy, HopLimit, Receiver, is_own};
 pub use router::{
-    Action, Announce, Config, Heard, NotPreferred, Path, Reason, State, Transition, VirtualRouter,
+    Action, Announce, Config, HandOver, Heard, NotPreferred, Path, Reason, State, Transition,
+    VirtualRouter,
 };
 pub use send::{Forms, Sender};
+pub use signal::{Kind, Signal};
 pub use time::Moment;
 
 use super::ethernet::Mac;

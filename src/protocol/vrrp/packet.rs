@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::auth::HMAC_TRAILER;
-use super::{Error, Family, IP_PROTOCOL, Interval, MULTICAST_V4, Version};
+use super::{Error, Family, IP_PROTOCOL, Interval, Kind, MULTICAST_V4, Version};
 use crate::protocol::checksum::Sum;
 
 /// Fixed part of an advertisement.
@@ -106,10 +106,12 @@ impl<'a> Addresses<'a> {
     }
 }
 
-/// An advertisement whose structure holds; whom it is from and whether to believe it is not judged
-/// yet ([`super::Receiver::judge`]).
+/// An advertisement or a message of ours whose structure holds; whom it is from and whether to believe it is not judged
+/// yet ([`super::Receiver::judge`], [`super::Receiver::judge_signal`]).
 #[derive(Debug, Clone, Copy)]
 pub struct Packet<'a> {
+    /// An advertisement, or a message of ours.
+    pub kind: Kind,
     /// Version.
     pub version: Version,
     /// Virtual router ID.
@@ -161,9 +163,7 @@ impl<'a> Packet<'a> {
             (3, _) => Version::V3,
             _ => return Err(Error::Version),
         };
-        if kind & 0x0f != 1 {
-            return Err(Error::Type);
-        }
+        let kind = Kind::from_wire(kind & 0x0f)?;
         let addresses_end = HEADER + usize::from(count) * family.address_len();
         let pdu_len = match version {
             Version::V2 => addresses_end + AUTH_DATA,
@@ -187,7 +187,7 @@ impl<'a> Packet<'a> {
             Version::V3 => (Interval::from_centiseconds(u16::from_be_bytes([a, b]) & 0x0fff), None),
         };
         let interval = interval.ok_or(Error::Interval)?;
-        Ok(Self { version, vrid, priority, interval, addresses, auth, pdu, trailer })
+        Ok(Self { kind, version, vrid, priority, interval, addresses, auth, pdu, trailer })
     }
 
     /// In which form the checksum is right, `None` in none. More than one form can be right at

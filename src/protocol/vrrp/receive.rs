@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::auth::{self, HmacKey, HmacMode, Password, Replay, TrailerOf};
 use super::packet::{Advert, Datagram, Form, Packet};
-use super::{Error, Family, HOP_LIMIT, Interval, Version};
+use super::{Error, Family, HOP_LIMIT, Interval, Kind, Signal, Version};
 
 /// Peers whose checksum form is remembered.
 const PEERS: usize = 16;
@@ -125,19 +125,15 @@ impl Receiver {
         is_own: bool,
         unix: Duration,
     ) -> Result<Advert<'a>, Error> {
+        if packet.kind != Kind::Advertisement {
+            return Err(Error::Type);
+        }
         if packet.vrid != self.accepts.vrid {
             return Err(Error::Vrid);
         }
-        self.judge_path(datagram, is_own)?;
-        if packet.version != self.accepts.version {
-            return Err(Error::OtherVersion);
-        }
-        let form = self.judge_checksum(datagram, packet)?;
-        let authenticated = self.judge_auth(datagram, packet, unix)?;
-        if packet.version == Version::V2 && packet.interval != self.accepts.interval {
-            return Err(Error::IntervalMismatch);
-        }
-        self.learn(datagram.source, form);
+        judge_source(datagram.source, is_own)?;
+        self.judge_path(datagram)?;
+        let (form, authenticated) = self.judge_contents(datagram, packet, unix)?;
         Ok(Advert {
             source: datagram.source,
             priority: packet.priority,
@@ -148,15 +144,64 @@ impl Receiver {
         })
     }
 
-    /// Where it came from and how.
-    fn judge_path(&self, datagram: &Datagram<'_>, is_own: bool) -> Result<(), Error> {
-        let source = datagram.source;
-        if is_own {
-            return Err(Error::Own);
+    /// Judges a message of ours as [`Receiver::judge`] does an advertisement, but for the way: it comes by unicast
+    /// even where advertisements are multicast.
+    ///
+    /// # Errors
+    ///
+    /// The first check that fails. Nothing is learned from a datagram that fails one.
+    pub fn judge_signal(
+        &mut self,
+        datagram: &Datagram<'_>,
+        packet: &Packet<'_>,
+        is_own: bool,
+        unix: Duration,
+    ) -> Result<Signal, Error> {
+        let Kind::Signal(signal) = packet.kind else { return Err(Error::Type) };
+        if packet.vrid != self.accepts.vrid {
+            return Err(Error::Vrid);
         }
-        if source.is_unspecified() || source.is_multicast() || source.is_loopback() {
+        judge_source(datagram.source, is_own)?;
+        if datagram.destination.is_multicast() {
+            return Err(Error::Destination);
+        }
+        let known = self.accepts.peers.contains(&datagram.source);
+        if !known && !self.accepts.peers.is_empty() && !self.accepts.both_methods {
             return Err(Error::Source);
         }
+        let in_range = match &self.accepts.hop_limit {
+            HopLimit::Range(range) if known => range.contains(&datagram.hop_limit),
+            _ => datagram.hop_limit == HOP_LIMIT,
+        };
+        if !in_range {
+            return Err(Error::HopLimit);
+        }
+        self.judge_contents(datagram, packet, unix)?;
+        Ok(signal)
+    }
+
+    /// Everything but the way; learns the form.
+    fn judge_contents(
+        &mut self,
+        datagram: &Datagram<'_>,
+        packet: &Packet<'_>,
+        unix: Duration,
+    ) -> Result<(Form, bool), Error> {
+        if packet.version != self.accepts.version {
+            return Err(Error::OtherVersion);
+        }
+        let form = self.judge_checksum(datagram, packet)?;
+        let authenticated = self.judge_auth(datagram, packet, unix)?;
+        if packet.version == Version::V2 && packet.interval != self.accepts.interval {
+            return Err(Error::IntervalMismatch);
+        }
+        self.learn(datagram.source, form);
+        Ok((form, authenticated))
+    }
+
+    /// How it came.
+    fn judge_path(&self, datagram: &Datagram<'_>) -> Result<(), Error> {
+        let source = datagram.source;
         let multicast = datagram.destination.is_multicast();
         if multicast && datagram.destination != Family::of(source).multicast() {
             return Err(Error::Destination);
@@ -261,4 +306,15 @@ impl Receiver {
     pub fn learned(&self, peer: IpAddr) -> Option<Form> {
         self.forms.iter().find(|(who, _)| *who == peer).map(|(_, form)| *form)
     }
+}
+
+/// Whom it may not be from.
+fn judge_source(source: IpAddr, is_own: bool) -> Result<(), Error> {
+    if is_own {
+        return Err(Error::Own);
+    }
+    if source.is_unspecified() || source.is_multicast() || source.is_loopback() {
+        return Err(Error::Source);
+    }
+    Ok(())
 }

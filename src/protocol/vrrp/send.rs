@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::auth::{HmacMode, Stamp};
 use super::packet::{Form, checksum};
 use super::receive::{Auth, ChecksumPolicy, Receiver};
-use super::{ADDRESSES_MAX, Family, Interval, Version};
+use super::{ADDRESSES_MAX, Family, Interval, Kind, LAST_RESORT, Signal, Version};
 
 /// The forms of checksum that an advertisement has to be sent in: one, or two when multicast has
 /// to reach peers that disagree.
@@ -118,8 +118,34 @@ impl Sender {
         form: Form,
         unix: Duration,
     ) {
+        let what = (Kind::Advertisement, priority);
+        self.build_message(out, what, (source, destination), form, unix);
+    }
+
+    /// Puts the IP payload of a message of ours into `out`; as [`Sender::build`].
+    pub fn build_signal(
+        &mut self,
+        out: &mut Vec<u8>,
+        signal: Signal,
+        source: IpAddr,
+        destination: IpAddr,
+        form: Form,
+        unix: Duration,
+    ) {
+        let what = (Kind::Signal(signal), LAST_RESORT);
+        self.build_message(out, what, (source, destination), form, unix);
+    }
+
+    fn build_message(
+        &mut self,
+        out: &mut Vec<u8>,
+        (kind, priority): (Kind, u8),
+        (source, destination): (IpAddr, IpAddr),
+        form: Form,
+        unix: Duration,
+    ) {
         out.clear();
-        self.push_message(out, priority);
+        self.push_message(out, kind, priority);
         self.last = self.last.next(unix);
         self.push_trailer(out, source);
         let form = match (self.version, self.family) {
@@ -143,14 +169,14 @@ impl Sender {
         8 + self.addresses.len() * self.family.address_len() + auth
     }
 
-    fn push_message(&self, out: &mut Vec<u8>, priority: u8) {
+    fn push_message(&self, out: &mut Vec<u8>, kind: Kind, priority: u8) {
         // At most ADDRESSES_MAX, as `new` made sure.
         let count = u8::try_from(self.addresses.len()).unwrap_or(u8::MAX);
-        let (kind, [a, b]) = match self.version {
-            Version::V2 => (0x21, [u8::from(self.is_pass()), self.interval.seconds()]),
-            Version::V3 => (0x31, (self.interval.centiseconds() & 0x0fff).to_be_bytes()),
+        let (version, [a, b]) = match self.version {
+            Version::V2 => (0x20, [u8::from(self.is_pass()), self.interval.seconds()]),
+            Version::V3 => (0x30, (self.interval.centiseconds() & 0x0fff).to_be_bytes()),
         };
-        out.extend_from_slice(&[kind, self.vrid, priority, count, a, b, 0, 0]);
+        out.extend_from_slice(&[version | kind.to_wire(), self.vrid, priority, count, a, b, 0, 0]);
         for address in &self.addresses {
             match address {
                 IpAddr::V4(address) => out.extend_from_slice(&address.octets()),

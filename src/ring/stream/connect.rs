@@ -43,12 +43,13 @@ impl Inner {
 }
 
 impl Stream {
-    /// Connects to `address`. Dropping the future gives up.
+    /// Connects to `address`, to send at once: the peer may learn of the connection only then (see
+    /// [`socket::eager_stream`]). Dropping the future gives up.
     ///
     /// # Errors
     /// What socket(2) or connect(2) says.
     pub async fn connect(ring: &Rc<Ring>, address: SocketAddr) -> io::Result<Self> {
-        let stream = Self::new(ring, socket::stream(address)?);
+        let stream = Self::new(ring, socket::eager_stream(address)?);
         {
             let mut connect = stream.0.connect.borrow_mut();
             let address = connect.address.insert(Box::new(RawAddr::from(address)));

@@ -24,6 +24,8 @@ pub(super) struct Receive {
     /// Receive a buffer at a time instead of multishot.
     single: bool,
     eof: bool,
+    /// Receiving was shut down: the operation that is armed ends by itself.
+    pub(super) ending: bool,
     error: Option<i32>,
     pub(super) waker: Option<Waker>,
 }
@@ -112,7 +114,7 @@ impl Inner {
             // While no buffer comes back nobody else takes it off the list.
             self.ring.starved.borrow_mut().retain(|&key| key != self.key.get());
         }
-        if recv.armed && !recv.pausing {
+        if recv.armed && !recv.pausing && !recv.ending {
             self.ring.cancel(user_data(Tag::Recv, self.key.get()));
         }
     }

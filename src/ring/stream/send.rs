@@ -31,6 +31,8 @@ pub(super) struct Send {
     carried: usize,
     dirty: bool,
     shutdown: bool,
+    /// With the end of the output, receiving ends too.
+    both_ways: bool,
     pub(super) error: Option<i32>,
     /// Wake the owner once `queued` is at most this.
     low: usize,
@@ -81,7 +83,7 @@ impl Inner {
         let flags = libc::MSG_NOSIGNAL | if is_last { libc::MSG_MORE } else { 0 };
         let Some(first) = send.queue.front() else {
             if mem::take(&mut send.shutdown) {
-                self.shutdown_write();
+                self.shut_down(send.both_ways);
             }
             return;
         };
@@ -106,9 +108,12 @@ impl Inner {
     /// Not through the ring: the kernel gives that operation to a worker thread, which looks the
     /// descriptor up when it runs. By then a close may have freed the number and another socket
     /// have got it.
-    fn shutdown_write(&self) {
-        if let Some(fd) = &self.fd {
-            // Fails only for a connection that is gone, of which the receive tells.
+    fn shut_down(&self, both_ways: bool) {
+        let Some(fd) = &self.fd else { return };
+        // Fails only for a connection that is gone, of which the receive tells.
+        if both_ways {
+            self.recv.borrow_mut().ending = socket::shutdown_both(fd.as_fd()).is_ok();
+        } else {
             let _ = socket::shutdown_write(fd.as_fd());
         }
     }
@@ -216,6 +221,13 @@ impl Stream {
         let mut send = self.0.send.borrow_mut();
         send.shutdown = true;
         self.mark_dirty(&mut send);
+    }
+
+    /// The same for a peer that has nothing more to say: receiving ends with the output, and the stream may be dropped
+    /// once that is flushed. What the peer sends all the same resets the connection.
+    pub fn shutdown_both(&self) {
+        self.0.send.borrow_mut().both_ways = true;
+        self.shutdown_write();
     }
 
     fn mark_dirty(&self, send: &mut Send) {

@@ -1,6 +1,7 @@
 //! Letting go while the kernel holds on: nothing may leak, and nothing may hit the wrong socket.
 
 use std::io::{Read, Write};
+use std::thread;
 
 use super::super::accept::Acceptor;
 use super::*;
@@ -112,6 +113,40 @@ fn a_shutdown_never_reaches_the_next_socket_with_the_same_number() {
                 new.reset_on_close();
             }
         }
+    });
+}
+
+/// Nothing is cancelled: the receive under way ends with the output, although the peer keeps its side open.
+#[test]
+fn ending_both_ways_lets_go_of_a_peer_that_does_not_close() {
+    const BYTES: usize = 300_000;
+    let _alone = alone();
+    run(64, 64, |ring| async move {
+        let (listener, _) = listener();
+        turn(&ring).await;
+        let mut peers = Vec::new();
+        for (round, watches) in (0..40).zip([true, false].into_iter().cycle()) {
+            let (stream, peer) = connection(&ring, &listener);
+            let mut reader = peer.try_clone().expect("open");
+            if watches {
+                stream.watch();
+                turn(&ring).await;
+            }
+            let sent = noise(round, BYTES);
+            stream.write(bytes::Bytes::from(sent.clone()));
+            stream.shutdown_both();
+            let reader = thread::spawn(move || {
+                let mut all = Vec::new();
+                reader.read_to_end(&mut all).expect("an orderly end");
+                all
+            });
+            flushed(&stream).await.expect("the peer reads");
+            drop(stream);
+            assert!(reader.join().expect("the reader") == sent, "round {round}: the bytes differ");
+            peers.push(peer);
+        }
+        until(&ring, || is_clean(&ring)).await;
+        assert_eq!(peers.len(), 40, "none of them has closed");
     });
 }
 

@@ -11,8 +11,7 @@ use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
 use ringgate::l4::config::{
-    Forward, L4, OnServerDown, Protocol, RealServer, Scheduler, ServiceKey, Settings,
-    VirtualServer,
+    Forward, L4, OnServerDown, Protocol, RealServer, Scheduler, ServiceKey, Settings, VirtualServer,
 };
 use ringgate::l4::registry::{Registry, ServerState};
 use ringgate::l4::tables::Neighbour;
@@ -28,27 +27,19 @@ fn addresses() -> [IpAddr; 2] {
 }
 
 fn service(address: IpAddr, protocol: Protocol, port: u16, forward: Forward) -> VirtualServer {
-    let server = |n: u8| RealServer {
-        address: match address {
+    let server = |n: u8| {
+        let address = match address {
             IpAddr::V4(_) => IpAddr::from([10, 0, 0, n]),
             IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, n.into()]),
-        },
-        weight: 1,
-        uthreshold: 0,
-        lthreshold: 0,
-        inhibit_on_failure: false,
+        };
+        RealServer::new(address, 1)
     };
+    let scheduler = if port == 80 { Scheduler::Wlc } else { Scheduler::Mh };
+    let key = ServiceKey { protocol, address, port };
     VirtualServer {
-        key: ServiceKey { protocol, address, port },
-        scheduler: if port == 80 { Scheduler::Wlc } else { Scheduler::Mh },
-        one_packet: false,
-        persistence: None,
         forward,
         on_server_down: OnServerDown::Reset,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (1..=3).map(server).collect(),
+        ..VirtualServer::new(key, scheduler, (1..=3).map(server).collect())
     }
 }
 
@@ -69,8 +60,7 @@ fn registry() -> Registry {
     for n in 1..=2_u8 {
         let way = Neighbour { mac: Mac([2, 0, 0, 0, 1, n]), source: OWN, ifindex: 3, vlan: None };
         registry.set_neighbour(IpAddr::from([10, 0, 0, n]), Some(way));
-        registry
-            .set_neighbour(IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, n.into()]), Some(way));
+        registry.set_neighbour(IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, n.into()]), Some(way));
     }
     registry
 }
@@ -149,7 +139,8 @@ fuzz_target!(|input: &[u8]| {
         assert!(director.flows() <= 8);
     }
     let all = &tables.overall[0];
-    let some = [&all.passed, &all.local, &all.forwarded, &all.encapsulated, &all.replied, &all.held];
+    let some =
+        [&all.passed, &all.local, &all.forwarded, &all.encapsulated, &all.replied, &all.held];
     let counted: u64 = some.into_iter().chain(&all.dropped).map(|one| one.value()).sum();
     assert_eq!(counted, judged);
 });

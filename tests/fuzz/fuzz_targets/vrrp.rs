@@ -9,8 +9,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use ringgate::protocol::checksum::Sum;
 use ringgate::protocol::vrrp::{
-    Accepts, Auth, ChecksumPolicy, Datagram, Family, HmacKey, HmacMode, HopLimit, Interval, Packet,
-    Password, Receiver, Sender, Version,
+    Accepts, Auth, ChecksumPolicy, Datagram, Family, Form, HmacKey, HmacMode, HopLimit, Interval,
+    Kind, Packet, Password, Receiver, Sender, Version,
 };
 
 const NOW: Duration = Duration::from_secs(0x6800_0000);
@@ -40,6 +40,9 @@ fn check(version: Version, auth: Auth, datagram: &Datagram<'_>) {
         auth: auth.clone(),
         checksum: ChecksumPolicy::Auto,
     };
+    if let Kind::Signal(_) = packet.kind {
+        return check_signal(accepts, datagram, &packet);
+    }
     let Ok(advert) = Receiver::new(accepts.clone()).judge(datagram, &packet, false, NOW) else {
         return;
     };
@@ -59,6 +62,24 @@ fn check(version: Version, auth: Auth, datagram: &Datagram<'_>) {
     assert!(rebuilt.addresses.iter().eq(addresses));
 }
 
+/// A message of our own is never an advertisement, and can be built again as well.
+fn check_signal(accepts: Accepts, datagram: &Datagram<'_>, packet: &Packet<'_>) {
+    assert!(Receiver::new(accepts.clone()).judge(datagram, packet, false, NOW).is_err());
+    let mut receiver = Receiver::new(accepts.clone());
+    let Ok(signal) = receiver.judge_signal(datagram, packet, false, NOW) else { return };
+    let Accepts { version, vrid, auth, .. } = accepts.clone();
+    let addresses: Vec<IpAddr> = packet.addresses.iter().collect();
+    let mut sender = Sender::new(version, vrid, packet.interval, addresses, auth)
+        .expect("what was received can be sent");
+    let (source, destination) = (datagram.source, datagram.destination);
+    let mut out = Vec::new();
+    sender.build_signal(&mut out, signal, source, destination, Form::Message, NOW);
+    let again = Datagram { payload: &out, ..*datagram };
+    let packet = Packet::parse(&again).expect("built well");
+    let rebuilt = Receiver::new(accepts).judge_signal(&again, &packet, false, NOW);
+    assert_eq!(rebuilt, Ok(signal));
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((choice, bytes)) = input.split_first() else { return };
     let (version, auth) = auth(*choice);
@@ -67,7 +88,9 @@ fuzz_target!(|input: &[u8]| {
     }
     let source: IpAddr =
         if choice & 4 == 0 { [192, 0, 2, 2].into() } else { [0xfe80, 0, 0, 0, 0, 0, 0, 2].into() };
-    let destination = Family::of(source).multicast();
+    // Advertisements are multicast here, messages of our own unicast.
+    let ours = bytes.first().is_some_and(|kind| kind & 0x0f >= 13);
+    let destination = if ours { source } else { Family::of(source).multicast() };
     let datagram = Datagram { source, destination, hop_limit: 255, payload: bytes };
     check(version, auth.clone(), &datagram);
     // With its checksum put right, so that more gets through.

@@ -55,23 +55,12 @@ pub(super) fn server_mac(n: u8) -> Mac {
 }
 
 pub(super) fn real(address: IpAddr, weight: u32) -> RealServer {
-    let (uthreshold, lthreshold, inhibit_on_failure) = (0, 0, false);
-    RealServer { address, weight, uthreshold, lthreshold, inhibit_on_failure }
+    RealServer::new(address, weight)
 }
 
 pub(super) fn service(protocol: Protocol, port: u16, scheduler: Scheduler) -> VirtualServer {
-    VirtualServer {
-        key: ServiceKey { protocol, address: vip(), port },
-        scheduler,
-        one_packet: false,
-        persistence: None,
-        forward: Forward::Dr,
-        on_server_down: OnServerDown::Reschedule,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (1..=3).map(|n| real(server(n), 1)).collect(),
-    }
+    let key = ServiceKey { protocol, address: vip(), port };
+    VirtualServer::new(key, scheduler, (1..=3).map(|n| real(server(n), 1)).collect())
 }
 
 /// A registry that knows the way to all servers, for one director.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::frames::{Random, Target, untag};
 use super::{HERE, OURS, PEER};
 use crate::l4::config::{
-    Forward, L4, OnServerDown, Persistence, Protocol, RealServer, Scheduler, ServiceKey, Settings,
-    Timeouts, VirtualServer,
+    L4, OnServerDown, Persistence, Protocol, RealServer, Scheduler, ServiceKey, Settings, Timeouts,
+    VirtualServer,
 };
 use crate::l4::engine::forwarded_to;
 use crate::l4::offload::{Learner, tables, translate};
@@ -41,24 +41,11 @@ fn server(vip: IpAddr, last: u8) -> IpAddr {
 fn service(protocol: Protocol, vip: &str, port: u16, scheduler: Scheduler) -> VirtualServer {
     let vip = address(vip);
     let server = |last: u8| RealServer {
-        address: server(vip, last),
-        weight: u32::from(last % 3),
-        uthreshold: 0,
-        lthreshold: 0,
         inhibit_on_failure: last == 6,
+        ..RealServer::new(server(vip, last), u32::from(last % 3))
     };
-    VirtualServer {
-        key: ServiceKey { protocol, address: vip, port },
-        scheduler,
-        one_packet: false,
-        persistence: None,
-        forward: Forward::Dr,
-        on_server_down: OnServerDown::Reschedule,
-        quorum: 1,
-        hysteresis: 0,
-        sorry_server: None,
-        servers: (1..9).map(server).collect(),
-    }
+    let key = ServiceKey { protocol, address: vip, port };
+    VirtualServer::new(key, scheduler, (1..9).map(server).collect())
 }
 
 fn services() -> Vec<VirtualServer> {

@@ -87,6 +87,7 @@ impl VirtualRouter {
     pub fn release(&mut self, now: Moment, out: &mut Vec<Action>) {
         let before = self.released;
         self.preferred = false;
+        self.backup.asking = None;
         self.released = true;
         if !before {
             self.standing_changed(now, true, out);
@@ -99,8 +100,9 @@ impl VirtualRouter {
         self.released
     }
 
-    /// Takes over now with priority 254, whatever `preempt` says, and keeps that priority until
-    /// [`VirtualRouter::resume`] or [`VirtualRouter::release`].
+    /// Takes over with priority 254, whatever `preempt` says, and keeps that priority until [`VirtualRouter::resume`] or
+    /// [`VirtualRouter::release`]. A router that is active is asked to finish what is under way and to hand over; if it
+    /// does not answer or refuses, it is preempted, or left alone if it has priority 254 too and the higher address.
     ///
     /// # Errors
     ///
@@ -109,14 +111,17 @@ impl VirtualRouter {
         if self.state == State::Initialize || !self.healthy {
             return Err(NotPreferred::Unfit);
         }
-        if self.state == State::Backup && self.is_outranked() {
+        if self.state == State::Backup && self.backup.peer_priority == OWNER {
             return Err(NotPreferred::Outranked);
         }
         self.released = false;
         self.preferred = true;
         match self.state {
-            State::Backup if self.config.sync_group => self.backup.expired = true,
-            State::Backup => self.become_active(now, Reason::Preferred, out),
+            State::Backup => {
+                if !self.ask(now, out) {
+                    self.take(now, out);
+                }
+            }
             State::Initialize | State::Active => self.standing_changed(now, false, out),
         }
         Ok(())
@@ -133,6 +138,7 @@ impl VirtualRouter {
         let before = self.priority();
         self.released = false;
         self.preferred = false;
+        self.backup.asking = None;
         if self.priority() != before {
             self.standing_changed(now, false, out);
         }
@@ -198,7 +204,7 @@ impl VirtualRouter {
     }
 
     /// Whether the active router would not step down for priority 254.
-    fn is_outranked(&self) -> bool {
+    pub(super) fn is_outranked(&self) -> bool {
         let backup = &self.backup;
         match backup.peer_priority {
             OWNER => true,
@@ -273,7 +279,7 @@ impl VirtualRouter {
     }
 
     /// Resigns on the wire but keeps the addresses, for as long as the slowest backup needs.
-    fn offer(&mut self, now: Moment, out: &mut Vec<Action>) {
+    pub(super) fn offer(&mut self, now: Moment, out: &mut Vec<Action>) {
         out.push(Action::Advertise { priority: RESIGN });
         let wait = self.own_down() + self.config.interval.duration();
         self.listen(now.after(wait), true);

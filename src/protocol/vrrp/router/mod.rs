@@ -8,6 +8,7 @@
 
 mod announcer;
 mod control;
+mod handover;
 mod types;
 
 use std::net::IpAddr;
@@ -15,7 +16,10 @@ use std::time::Duration;
 
 use super::{Interval, LAST_RESORT, Moment, OWNER, RESIGN, Version, active_down, skew};
 use announcer::Announcer;
-pub use types::{Action, Announce, Config, Heard, NotPreferred, Path, Reason, State, Transition};
+use handover::{Asked, Asking};
+pub use types::{
+    Action, Announce, Config, HandOver, Heard, NotPreferred, Path, Reason, State, Transition,
+};
 
 /// Late wake-ups in a row that put off a claim. Beyond, an overloaded router is better than none.
 const RELISTENS_MAX: u8 = 4;
@@ -43,6 +47,7 @@ pub struct VirtualRouter {
 
     backup: Backup,
     active: Active,
+    asked: Asked,
     announcer: Announcer,
     late: u64,
 }
@@ -73,6 +78,8 @@ struct Backup {
     preempt_at: Option<Moment>,
     /// The timer has fired; a member of a sync group waits for the others.
     expired: bool,
+    /// The active router is asked to hand over.
+    asking: Option<Asking>,
 }
 
 /// What is known while in Active.
@@ -115,6 +122,7 @@ impl VirtualRouter {
                 peer_priority: 0,
                 preempt_at: None,
                 expired: false,
+                asking: None,
             },
             config,
             sources: [None; Path::MAX],
@@ -126,6 +134,7 @@ impl VirtualRouter {
             released: false,
             preferred: false,
             active: Active { advert_at: zero, sent: zero, listening: None, primary_heard: None },
+            asked: Asked::default(),
             announcer: Announcer::default(),
             late: 0,
         }
@@ -188,6 +197,13 @@ impl VirtualRouter {
         matches!(self.state, State::Active) && self.active.listening.is_some()
     }
 
+    /// Active, but silent because it offered to step down.
+    #[must_use]
+    pub fn is_offering(&self) -> bool {
+        let offered = self.active.listening.is_some_and(|listening| listening.offered);
+        self.state == State::Active && offered
+    }
+
     /// When to call [`VirtualRouter::on_timer`] at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Moment> {
@@ -196,7 +212,8 @@ impl VirtualRouter {
             State::Backup => {
                 let awake = self.backup.awake.after(self.backup.interval.duration());
                 let claim = self.backup.down_at.max(self.backup.listen_until);
-                Some(if self.backup.expired { awake } else { awake.min(claim) })
+                let due = if self.backup.expired { awake } else { awake.min(claim) };
+                Some(self.backup.asking.map_or(due, |asking| due.min(asking.due())))
             }
             State::Active => {
                 let advert = self.active.listening.map_or(self.active.advert_at, |l| l.until);
@@ -221,7 +238,9 @@ impl VirtualRouter {
             State::Initialize => {}
             State::Backup => {
                 self.note_awake(now);
-                if now >= self.backup.down_at.max(self.backup.listen_until) {
+                self.asking_timers(now, out);
+                let claim = self.backup.down_at.max(self.backup.listen_until);
+                if self.state == State::Backup && now >= claim {
                     self.down_timer_fired(now, out);
                 }
             }
@@ -318,6 +337,9 @@ impl VirtualRouter {
 
     /// Whether an inferior active router, heard at `at`, is to be preempted by now.
     fn may_preempt(&mut self, at: Moment) -> bool {
+        if self.backup.asking.is_some() {
+            return false;
+        }
         if self.priority() == OWNER || self.preferred {
             return true;
         }
@@ -521,11 +543,13 @@ impl VirtualRouter {
             peer_priority: 0,
             preempt_at: None,
             expired: false,
+            asking: None,
         };
         self.restart_down_timer();
     }
 
     fn enter(&mut self, now: Moment, to: State, reason: Reason, out: &mut Vec<Action>) {
+        self.asked = Asked::default();
         self.last = Transition { from: self.state, to, reason, at: now };
         self.state = to;
         out.push(Action::Transition(self.last));

@@ -148,6 +148,108 @@ pub enum Action {
     Announce,
     /// The state has changed: log, count, notify.
     Transition(Transition),
+    /// Ask the active router to hand over, on each way on which it is heard
+    /// ([`super::VirtualRouter::active_ways`]).
+    Ask,
+    /// Answer such a request.
+    Answer {
+        /// Where it came in.
+        path: Path,
+        /// Who sent it.
+        peer: IpAddr,
+        /// Whether it is heeded.
+        accepted: bool,
+    },
+    /// Finish what is under way, take on nothing new, then call [`super::VirtualRouter::hand_over`], or
+    /// [`super::VirtualRouter::cannot_finish`].
+    Finish {
+        /// Who asked for it.
+        peer: IpAddr,
+    },
+    /// What became of a request: log, count.
+    Tell {
+        /// What.
+        news: HandOver,
+        /// The other router.
+        peer: IpAddr,
+    },
+}
+
+/// What became of a request to hand over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HandOver {
+    /// This router asks the active one.
+    Asked,
+    /// The active one finishes what is under way.
+    Accepted,
+    /// It refuses and is preempted.
+    Refused,
+    /// It does not answer and is preempted.
+    Unanswered,
+    /// It accepted, but does not come to an end, and is preempted.
+    Overdue,
+    /// It does not hand over and cannot be preempted: it has the highest priority too, and the higher address.
+    Unbeaten,
+    /// This router was asked and finishes what is under way.
+    Heeded,
+    /// This router was asked and refuses: it owns the addresses, or nobody took up its last offer.
+    Declined,
+}
+
+impl HandOver {
+    /// All of them, in the order of [`HandOver::index`].
+    pub const ALL: [Self; 8] = [
+        Self::Asked,
+        Self::Accepted,
+        Self::Refused,
+        Self::Unanswered,
+        Self::Overdue,
+        Self::Unbeaten,
+        Self::Heeded,
+        Self::Declined,
+    ];
+
+    /// A dense number, to index an array of counters.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The value of the metric's `result` label.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Unanswered => "unanswered",
+            Self::Overdue => "overdue",
+            Self::Unbeaten => "unbeaten",
+            Self::Heeded => "heeded",
+            Self::Declined => "declined",
+        }
+    }
+}
+
+impl std::fmt::Display for HandOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "asked to hand over",
+            Self::Accepted => "finishes what is under way and hands over",
+            Self::Refused => "refuses to hand over: preempted, what is under way there is cut",
+            Self::Unanswered => {
+                "does not answer requests to hand over: preempted, what is under way there is cut"
+            }
+            Self::Overdue => {
+                "does not come to an end: preempted, what is under way there is cut"
+            }
+            Self::Unbeaten => "does not hand over and outranks this router: left active",
+            Self::Heeded => "asks for the addresses: finishing what is under way",
+            Self::Declined => {
+                "asks for the addresses: refused, as they are owned or were offered in vain just now"
+            }
+        })
+    }
 }
 
 /// A change of state.
@@ -274,7 +376,7 @@ impl std::fmt::Display for Reason {
 pub enum NotPreferred {
     /// Not started or not healthy.
     Unfit,
-    /// The active router's priority and address cannot be outranked.
+    /// The active router owns the addresses.
     Outranked,
 }
 
@@ -282,7 +384,7 @@ impl std::fmt::Display for NotPreferred {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Unfit => "this router is not started or not healthy",
-            Self::Outranked => "the active router owns the addresses or outranks priority 254",
+            Self::Outranked => "the active router owns the addresses",
         })
     }
 }

@@ -586,3 +586,131 @@ fn a_link_local_address_is_our_own_on_its_link_only() {
         assert_eq!(is_own(&own, interface, ip(source)), expected, "{source} on {interface}");
     }
 }
+
+/// What is judged as a message of ours, sent by unicast.
+fn judge_signal(
+    accepts: Accepts,
+    payload: &[u8],
+    change: impl FnOnce(&mut Datagram<'_>),
+) -> Result<Signal, Error> {
+    let (source, destination) = (ip("192.0.2.2"), ip("192.0.2.1"));
+    let mut datagram = Datagram { source, destination, hop_limit: 255, payload };
+    change(&mut datagram);
+    let own = is_own(&[(1, ip("192.0.2.1"))], 1, datagram.source);
+    Receiver::new(accepts).judge_signal(&datagram, &Packet::parse(&datagram)?, own, NOW)
+}
+
+#[test]
+fn our_own_messages_are_advertisements_of_another_type() {
+    let (source, destination) = (ip("192.0.2.2"), ip("192.0.2.1"));
+    let variants = [
+        (Version::V2, Auth::None),
+        (Version::V2, password("sesame")),
+        (Version::V3, Auth::None),
+        (Version::V3, hmac(HmacMode::Enforce)),
+    ];
+    for ((version, auth), form) in variants.iter().zip([Form::Message; 4]) {
+        for (signal, kind) in
+            [(Signal::HandOver, 13), (Signal::Accepted, 14), (Signal::Refused, 15)]
+        {
+            let mut out = Vec::new();
+            let mut sender = sender(*version, &["192.0.2.100"], auth.clone());
+            sender.build_signal(&mut out, signal, source, destination, form, NOW);
+            assert_eq!((out[0] & 0x0f, out[2]), (kind, LAST_RESORT));
+            let accepts = || accepts(*version, auth.clone());
+            assert_eq!(judge_signal(accepts(), &out, |_| ()), Ok(signal));
+            // No advertisement, however it comes.
+            let datagram = Datagram { source, destination, hop_limit: 255, payload: &out };
+            assert_eq!(judge(&mut Receiver::new(accepts()), &datagram).unwrap_err(), Error::Type);
+            let datagram = multicast("192.0.2.2", &out);
+            assert_eq!(judge(&mut Receiver::new(accepts()), &datagram).unwrap_err(), Error::Type);
+        }
+    }
+    // And an advertisement is none of them.
+    let advert = build(
+        &mut sender(Version::V3, &["192.0.2.100"], Auth::None),
+        100,
+        "192.0.2.2",
+        Form::Message,
+    );
+    assert_eq!(judge_signal(accepts(Version::V3, Auth::None), &advert, |_| ()), Err(Error::Type));
+}
+
+#[test]
+fn our_own_messages_are_believed_as_advertisements_are() {
+    let (source, destination) = (ip("192.0.2.2"), ip("192.0.2.1"));
+    let built = |version, auth: &Auth| {
+        let mut out = Vec::new();
+        let mut sender = sender(version, &["192.0.2.100"], auth.clone());
+        sender.build_signal(&mut out, Signal::HandOver, source, destination, Form::Message, NOW);
+        out
+    };
+    let plain = built(Version::V3, &Auth::None);
+    let v3 = || accepts(Version::V3, Auth::None);
+    let peers = |peers: &[&str], both_methods, hop_limit| Accepts {
+        peers: peers.iter().map(|text| ip(text)).collect(),
+        both_methods,
+        hop_limit,
+        ..v3()
+    };
+    type Row<'a> = (Accepts, &'a [u8], fn(&mut Datagram<'_>), Result<Signal, Error>);
+    let table: [Row<'_>; 13] = [
+        (v3(), &plain, |_| (), Ok(Signal::HandOver)),
+        (v3(), &plain, |d| d.hop_limit = 254, Err(Error::HopLimit)),
+        (v3(), &plain, |d| d.destination = ip("224.0.0.18"), Err(Error::Destination)),
+        (v3(), &plain, |d| d.source = ip("192.0.2.1"), Err(Error::Own)),
+        (v3(), &plain, |d| d.source = ip("127.0.0.1"), Err(Error::Source)),
+        (Accepts { vrid: 52, ..v3() }, &plain, |_| (), Err(Error::Vrid)),
+        (accepts(Version::V2, Auth::None), &plain, |_| (), Err(Error::OtherVersion)),
+        (accepts(Version::V3, hmac(HmacMode::Enforce)), &plain, |_| (), Err(Error::HmacMissing)),
+        (
+            peers(&["192.0.2.2"], false, HopLimit::Range(64..=255)),
+            &plain,
+            |d| d.hop_limit = 64,
+            Ok(Signal::HandOver),
+        ),
+        (
+            peers(&["192.0.2.3"], false, HopLimit::Range(64..=255)),
+            &plain,
+            |_| (),
+            Err(Error::Source),
+        ),
+        (
+            peers(&["192.0.2.3"], true, HopLimit::Range(64..=255)),
+            &plain,
+            |d| d.hop_limit = 64,
+            Err(Error::HopLimit),
+        ),
+        (
+            peers(&["192.0.2.3"], true, HopLimit::Range(64..=255)),
+            &plain,
+            |_| (),
+            Ok(Signal::HandOver),
+        ),
+        (
+            Accepts { checksum: ChecksumPolicy::Pseudo, ..v3() },
+            &plain,
+            |_| (),
+            Err(Error::Checksum),
+        ),
+    ];
+    for (place, (accepts, payload, change, expected)) in table.into_iter().enumerate() {
+        assert_eq!(judge_signal(accepts, payload, change), expected, "row {place}");
+    }
+    let with_password = built(Version::V2, &password("sesame"));
+    let other = accepts(Version::V2, password("other"));
+    assert_eq!(judge_signal(other, &with_password, |_| ()), Err(Error::Password));
+    // Neither a changed type nor a copy passes the HMAC.
+    let mut signed = built(Version::V3, &hmac(HmacMode::Enforce));
+    let enforce = || accepts(Version::V3, hmac(HmacMode::Enforce));
+    let mut receiver = Receiver::new(enforce());
+    let datagram = Datagram { source, destination, hop_limit: 255, payload: &signed };
+    let packet = Packet::parse(&datagram).unwrap();
+    assert!(receiver.judge_signal(&datagram, &packet, false, NOW).is_ok());
+    let again = receiver.judge_signal(&datagram, &packet, false, NOW);
+    assert_eq!(again, Err(Error::Replay));
+    signed[0] = 0x3e;
+    let sum = u16::from_be_bytes([signed[6], signed[7]]).wrapping_sub(0x100).to_be_bytes();
+    signed[6..8].copy_from_slice(&sum);
+    assert_eq!(judge_signal(enforce(), &signed, |_| ()), Err(Error::Hmac));
+}

@@ -280,9 +280,8 @@ fn release_without_a_successor_goes_on() {
 }
 
 #[test]
-fn prefer_claims_at_once() {
+fn prefer_claims_at_once_where_nobody_is_active() {
     let mut router = backup(nopreempt(100));
-    hear(&mut router, heard(50, 60, 200));
     let mut out = Vec::new();
     assert_eq!(router.prefer(at(60), &mut out), Ok(()));
     let (actions, reason) = split(out);
@@ -296,14 +295,15 @@ fn prefer_claims_at_once() {
     assert_eq!(stopped.prefer(at(0), &mut out), Err(NotPreferred::Unfit));
     for (from, priority, outcome) in [
         (60, 255, Err(NotPreferred::Outranked)),
-        (60, 254, Err(NotPreferred::Outranked)),
+        (60, 254, Ok(())),
         (40, 254, Ok(())),
         (60, 253, Ok(())),
     ] {
         let mut router = backup(Config::new(100));
         hear(&mut router, heard(50, from, priority));
         assert_eq!(router.prefer(at(60), &mut Vec::new()), outcome);
-        assert_eq!(router.state() == State::Active, outcome.is_ok());
+        assert_eq!(router.asking(), outcome.is_ok().then_some(false));
+        assert_eq!(router.is_preferred(), outcome.is_ok());
     }
     // After a hand-over it is the way back.
     let mut router = active(Config::new(100));

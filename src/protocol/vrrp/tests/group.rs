@@ -127,9 +127,6 @@ fn an_unfit_member_keeps_the_group_down() {
 #[test]
 fn prefer_needs_all_members() {
     let mut pair = Pair::started(100, 100);
-    for place in 0..2 {
-        pair.hear(10, place, 200);
-    }
     pair.input(20, 0, |router, now, out| assert_eq!(router.prefer(now, out), Ok(())));
     assert_eq!(pair.states(), BOTH_BACKUP);
     pair.input(20, 1, |router, now, out| assert_eq!(router.prefer(now, out), Ok(())));

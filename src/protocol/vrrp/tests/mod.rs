@@ -1,6 +1,7 @@
 mod codec;
 mod extensions;
 mod group;
+mod handover;
 mod observe;
 mod rfc;
 mod sim;

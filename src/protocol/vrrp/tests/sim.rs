@@ -11,6 +11,11 @@ use std::fmt::Write as _;
 
 use super::*;
 
+/// An active router that is asked to hand over has finished what is under way after this at most.
+const FINISHED_WITHIN: Duration = Duration::from_millis(700);
+/// Until a request is answered, taken up, or given up: three requests, or a second after an answer.
+const ASKED_WITHIN: Duration = Duration::from_millis(1_800);
+
 /// SplitMix64.
 struct Random(u64);
 
@@ -60,6 +65,8 @@ struct Node {
     queue: Vec<Heard>,
     /// The wake-up that counts; older ones in the event queue do not.
     wake: Moment,
+    /// It does not know requests to hand over, as routers of other makers.
+    deaf: bool,
     /// Whether the last advertisement to each other node was lost.
     lost: [bool; 5],
 }
@@ -78,6 +85,9 @@ enum Fault {
 
 enum Event {
     Deliver { to: usize, from: usize, priority: u8, interval: Interval },
+    Asked { to: usize, from: usize },
+    Answered { to: usize, from: usize, accepted: bool },
+    Finished(usize),
     Wake(usize),
     Fault,
     Repair,
@@ -148,6 +158,7 @@ impl World {
                 part: 0,
                 queue: Vec::new(),
                 wake: Moment::default(),
+                deaf: place % 3 == 2,
                 lost: [false; 5],
             })
             .collect();
@@ -242,6 +253,22 @@ impl World {
                 self.nodes[place].holds = false;
             }
             Action::Announce => assert!(self.nodes[place].holds),
+            Action::Ask => {
+                let asked = self.nodes[place].router.active_peer().map(|(peer, _)| peer);
+                let to = (0..self.nodes.len()).find(|to| Some(Self::source(*to)) == asked);
+                self.signal(place, to, |to, from| Event::Asked { to, from });
+            }
+            Action::Answer { peer, accepted, .. } => {
+                let to = (0..self.nodes.len()).find(|to| Self::source(*to) == peer);
+                self.signal(place, to, |to, from| Event::Answered { to, from, accepted });
+            }
+            Action::Finish { .. } => {
+                let within = self.random.duration(Duration::ZERO, FINISHED_WITHIN);
+                self.push(self.now.after(within), Event::Finished(place));
+            }
+            Action::Tell { news, peer } => {
+                self.note(&format!("{place}: {} {peer}", news.name()));
+            }
             Action::Transition(transition) => {
                 self.transitions += 1;
                 let Transition { from, to, reason, .. } = transition;
@@ -280,6 +307,21 @@ impl World {
                 let interval = self.nodes[from].router.config().interval;
                 self.push(self.now.after(delay), Event::Deliver { to, from, priority, interval });
             }
+        }
+    }
+
+    /// One of our own messages, lost now and then.
+    fn signal(
+        &mut self,
+        from: usize,
+        to: Option<usize>,
+        event: impl FnOnce(usize, usize) -> Event,
+    ) {
+        let Some(to) = to else { return };
+        let apart = self.nodes[to].part != self.nodes[from].part;
+        if !apart && !self.random.percent(self.loss) {
+            let delay = self.random.duration(Duration::ZERO, self.delay);
+            self.push(self.now.after(delay), event(to, from));
         }
     }
 
@@ -427,6 +469,7 @@ impl World {
             + self.offered_within()
             + self.heard_within() * 2
             + self.interval * 9
+            + ASKED_WITHIN
     }
 
     fn disturb(&mut self) {
@@ -498,6 +541,28 @@ impl World {
                 Event::Deliver { to, from, priority, interval } => {
                     let (path, source) = (Path::PRIMARY, Self::source(from));
                     self.deliver(to, Heard { path, source, at: self.now, priority, interval });
+                }
+                Event::Asked { to, from } => {
+                    let (path, by) = (Path::PRIMARY, Self::source(from));
+                    if self.nodes[to].runs() && !self.nodes[to].deaf {
+                        self.input(to, |router, now, out| router.on_asked(now, path, by, out));
+                    }
+                }
+                Event::Answered { to, from, accepted } => {
+                    let by = Self::source(from);
+                    if self.nodes[to].runs() {
+                        let answered = |router: &mut VirtualRouter, now, out: &mut Vec<Action>| {
+                            router.on_answer(now, by, accepted, out);
+                        };
+                        self.input(to, answered);
+                    }
+                }
+                Event::Finished(place) => {
+                    if self.nodes[place].runs() {
+                        self.input(place, |router, now, out| {
+                            let _ = router.hand_over(now, out);
+                        });
+                    }
                 }
                 // While stalled, or replaced by an earlier one: what runs again wakes up anyway.
                 Event::Wake(place)
