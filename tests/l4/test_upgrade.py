@@ -17,6 +17,7 @@ from harness.process import Process
 from harness.tools import eventually
 
 from .common import VIP, VIP6, Node, Server, tables, virtual_server
+from .test_failover import Flow
 from .test_xdp import Talk, program
 
 PAUSES = 'upgrade_drain_timeout = "2s"\ndrain_timeout = "1s"'
@@ -271,6 +272,64 @@ def test_a_successor_that_fails_changes_nothing(network, tmp_path):
             talk.ask()
         assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
         line.stop()
+    finally:
+        if node.process:
+            node.kill()
+
+
+FAILS_AT_LAST = """#!/usr/bin/python3
+import json, mmap, socket, struct, sys, time
+channel, rings, taken = socket.socket(fileno=0), [], 0
+say = lambda **message: channel.send(json.dumps(message).encode())
+while True:
+    data, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 253)
+    message = json.loads(data)
+    if message["kind"] == "whole":
+        say(kind="ready", vrrp=["VI_1/eth0/51/3"], real_server=[])
+    if message["kind"] == "director":
+        parts = zip(message["parts"], descriptors)
+        rings += [(part["ring"]["place"], one) for part, one in parts if isinstance(part, dict) and "ring" in part]
+    if message["kind"] == "go":
+        break
+(place, descriptor), end = rings[0], time.monotonic() + 3
+at = place["head"]
+with mmap.mmap(descriptor, place["slots"] * place["slot"]) as ring:
+    while taken < 3 and time.monotonic() < end:
+        if struct.unpack_from("=I", ring, at * place["slot"])[0] & 1:
+            struct.pack_into("=I", ring, at * place["slot"], 0)
+            at, taken = (at + 1) % place["slots"], taken + 1
+        else:
+            time.sleep(0.001)
+say(kind="failed", reason=f"{taken} frames were taken")
+time.sleep(60)
+"""
+
+
+def test_a_successor_that_fails_at_last(network, tmp_path):
+    """It had everything, and took frames out of the ring: the old process finds where the ring goes on."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    node = Node(lan.host(), tmp_path, "a", VRRP + virtual_server(f"{VIP}:8080", four, scheduler="lc"), node=PAUSES).start()
+    fails = tmp_path / "fails"
+    fails.write_text(FAILS_AT_LAST)
+    fails.chmod(0o755)
+    try:
+        node.await_role("active", "VI_1")
+        node.await_neighbours(3)
+        asking = [Flow(client, VIP) for _ in range(6)]
+        eventually(lambda: all(flow.count() > 3 or flow.failure for flow in asking), 15, "flows under way")
+        for _ in range(2):
+            done = node.control("upgrade", "--binary", fails, check=False)
+            assert done.returncode != 0 and "3 frames were taken" in done.stderr, done
+            counts = [flow.count() for flow in asking]
+            go_on = lambda: all(flow.count() > count + 5 or flow.failure for flow, count in zip(asking, counts))
+            eventually(go_on, 20, "flows go on")
+        for flow in asking:
+            flow.stop()
+        assert [flow.failure for flow in asking] == [None] * len(asking)
+        assert all(len(set(flow.names)) == 1 for flow in asking)
+        assert node.instance()["role"] == "active"
+        node.stop()
     finally:
         if node.process:
             node.kill()
