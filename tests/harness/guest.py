@@ -53,14 +53,24 @@ class Kernel:
 
 def fetch(root):
     """Downloads the kernel's package by name and unpacks it, which touches nothing that this machine boots."""
-    depends = run("apt-cache", "depends", KERNEL)
-    name = re.search(r"Depends: (linux-image-6\.1\.\S+)", depends)[1]
     with tempfile.TemporaryDirectory() as scratch:
-        run("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name, cwd=scratch, timeout=300)
-        package = next(Path(scratch).glob("*.deb"))
+        try:
+            package = download(scratch)
+        except AssertionError:  # no lists of packages yet, or old ones
+            run("apt-get", "update", timeout=300)
+            package = download(scratch)
         partial = root.with_name(f"{root.name}.part")
+        partial.mkdir(parents=True, exist_ok=True)
         run("dpkg", "-x", package, partial, timeout=120)
     partial.rename(root)
+
+
+def download(scratch):
+    depends = run("apt-cache", "depends", KERNEL)
+    name = re.search(r"Depends: (linux-image-6\.1\.\S+)", depends)
+    assert name, f"no kernel 6.1 in {depends!r}"
+    run("apt-get", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download", name[1], cwd=scratch, timeout=300)
+    return next(Path(scratch).glob("*.deb"))
 
 
 def run(*argv, timeout=60, **options):
