@@ -110,7 +110,12 @@ impl Engine {
         // Nothing else is heard or done until it is known what became of the successor.
         loop {
             match self.steps.recv() {
-                Ok(Step::Thaw) => return true,
+                Ok(Step::Thaw) => {
+                    // Routers that the successor did not have start again.
+                    let now = self.clock.now();
+                    self.look(now);
+                    return true;
+                }
                 Ok(Step::Freeze { reply, .. }) => drop(reply),
                 Ok(Step::Leave) | Err(_) => return false,
             }

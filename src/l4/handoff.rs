@@ -25,7 +25,7 @@ pub(super) const RECORD: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// A `Standing`.
+    /// How the engine stands: slots, weights, neighbours.
     Standing,
     /// Flows of the director with this index: all, or those that a packet was seen of since they were passed first.
     Flows {

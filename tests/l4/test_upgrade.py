@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -11,16 +12,19 @@ import time
 import pytest
 
 from harness.client import tool
-from harness.lan import in_namespace
+from harness.lan import Lan, in_namespace
 from harness.process import Process
 from harness.tools import eventually
 
 from .common import VIP, VIP6, Node, Server, tables, virtual_server
+from .test_failover import Flow
 from .test_xdp import Talk, program
 
-PAUSES = 'upgrade_drain_timeout = "2s"\ndrain_timeout = "1s"'
+# On a busy machine a shard may be late: that is not what is tested.
+PAUSES = 'upgrade_drain_timeout = "2s"\ndrain_timeout = "1s"\nvrrp_shard_timeout = "60s"'
 VRRP = f'[vrrp.VI_1]\ninterface = "eth0"\nvirtual_router_id = 51\npriority = 200\nadvertise = "100ms"\naddresses = ["{VIP}/24"]\n'
 CHUNK = 1 << 14
+SO_RCVBUFFORCE = 33
 
 
 class Line:
@@ -36,14 +40,17 @@ class Line:
     def upgrade(self):
         done = self.node.control("upgrade", check=False)
         assert done.returncode == 0, f"{done.stderr}\n{self.node.log()[-3000:]}"
-        self.pids.append(self.status()["pid"])
-        assert self.pids[-1] != self.pids[-2]
+        self.pids.append(int(re.search(r"process (\d+)", done.stdout)[1]))
+
+    def gone(self, pid):
+        """The first one is our child, and stays as a zombie until it is waited for."""
+        return not self.node.process.alive() if pid == self.node.process.pid else not os.path.exists(f"/proc/{pid}")
 
     def stop(self):
         """The newest ends; the older ones have gone, or follow."""
         os.kill(self.pids[-1], signal.SIGTERM)
         for pid in self.pids[1:]:
-            eventually(lambda p=pid: not os.path.exists(f"/proc/{p}"), 20, f"process {pid} ends")
+            eventually(lambda p=pid: self.gone(p), 20, f"process {pid} ends")
         self.node.stop()
 
 
@@ -64,7 +71,7 @@ class Datagrams:
 
     def receive(self, name, ready):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 << 20)
             udp.bind(("", 9000))
             udp.settimeout(0.1)
             ready.set()
@@ -160,6 +167,12 @@ class Download:
         assert self.whole, "the download arrives whole"
 
 
+def with_keys(text, keys):
+    """A configuration with more keys in `[director]`."""
+    head = "[director]\n"
+    return text.replace(head, head + keys, 1) if head in text else head + keys + text
+
+
 @pytest.fixture
 def network(lan, tmp_path):
     client = lan.host()
@@ -177,15 +190,18 @@ def test_flows_go_on_through_upgrades(network, tmp_path, datapath):
     config += virtual_server(f"{VIP}:80", weighted, scheduler="wlc")
     config += virtual_server(f"{VIP}:8080", weighted, scheduler="wrr", persistence_timeout="60s")
     config += virtual_server(f"{VIP}:9000", weighted, scheduler="rr", protocol="udp")
-    node = Node(lan.host(), tmp_path, "a", config, node=PAUSES).start()
+    config += virtual_server(f"[{VIP6}]:80", [server.host.address6 for server in servers], scheduler="lc")
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP6}/64", "dev", "eth0", "nodad")
+    node = Node(host, tmp_path, "a", config, node=PAUSES).start()
     try:
         node.await_role("active", "VI_1")
-        node.await_neighbours(3)
+        node.await_neighbours(6)
         expected = None if datapath == "packet" else "xdpgeneric"
         eventually(lambda: program(node.host) == expected, 5)
         watch = Process(node.host.argv(tool("ip"), "monitor", "address", "link"), tmp_path / "monitor")
         line = Line(node)
-        talks = [Talk(client, VIP, 80) for _ in range(60)]
+        talks = [Talk(client, vip, 80) for vip in (VIP, VIP, VIP6) for _ in range(20)]
         for talk in talks:
             talk.ask()
         upload, download, datagrams = Upload(client), Download(client), Datagrams(client, servers)
@@ -209,7 +225,8 @@ def test_flows_go_on_through_upgrades(network, tmp_path, datapath):
         eventually(lambda: len(tables(node.host)) == 1, 5, "of each process but the last the table is gone")
         watch.kill()
         assert not [row for row in watch.log().splitlines() if "Deleted" in row and VIP in row], watch.log()
-        assert node.log().count("flows taken over") == 3 and "not used" not in node.log(), node.log()
+        eventually(lambda: node.log().count("flows taken over") == 3, 5)
+        assert "not used" not in node.log(), node.log()
         drops = {k: v for k, v in node.metrics().items() if "director_dropped_total" in k and "backup" in k}
         assert drops and not any(drops.values()), drops
         line.stop()
@@ -239,14 +256,81 @@ def test_a_successor_that_fails_changes_nothing(network, tmp_path):
         for talk in talks:
             talk.ask()
         assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
-        # The next one works, and forwards what began before.
-        node.file.write_text(text.replace('scheduler = "lc"', 'scheduler = "rr"'))
+        # What a reload cannot change takes an upgrade: another table, hash and number of directors.
+        other = with_keys(text, 'flows_max = 2048\nseed = "sixteen letters at least"\ncpus = "0-1"\n')
+        node.file.write_text(other.replace('scheduler = "lc"', 'scheduler = "rr"'))
+        done = node.control("reload", check=False)
+        assert done.returncode != 0 and "ctl upgrade" in done.stderr, done
         line = Line(node)
+        line.upgrade()
+        for talk in talks:
+            talk.ask()
+        eventually(lambda: len(line.status()["director"]["directors"]) == 2, 5)
+        # And back to one.
+        node.file.write_text(text)
         line.upgrade()
         for talk in talks:
             talk.ask()
         assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
         line.stop()
+    finally:
+        if node.process:
+            node.kill()
+
+
+FAILS_AT_LAST = """#!/usr/bin/python3
+import json, mmap, socket, struct, sys, time
+channel, rings, taken = socket.socket(fileno=0), [], 0
+say = lambda **message: channel.send(json.dumps(message).encode())
+while True:
+    data, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 253)
+    message = json.loads(data)
+    if message["kind"] == "whole":
+        say(kind="ready", vrrp=[], real_server=[])
+    if message["kind"] == "director":
+        parts = zip(message["parts"], descriptors)
+        rings += [(part["ring"]["place"], one) for part, one in parts if isinstance(part, dict) and "ring" in part]
+    if message["kind"] == "go":
+        break
+(place, descriptor), end = rings[0], time.monotonic() + 3
+at = place["head"]
+with mmap.mmap(descriptor, place["slots"] * place["slot"]) as ring:
+    while taken < 3 and time.monotonic() < end:
+        if struct.unpack_from("=I", ring, at * place["slot"])[0] & 1:
+            struct.pack_into("=I", ring, at * place["slot"], 0)
+            at, taken = (at + 1) % place["slots"], taken + 1
+        else:
+            time.sleep(0.001)
+say(kind="failed", reason=f"{taken} frames were taken")
+time.sleep(60)
+"""
+
+
+def test_a_successor_that_fails_at_last(network, tmp_path):
+    """It had everything, and took frames out of the ring: the old process finds where the ring goes on."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    node = Node(host, tmp_path, "a", virtual_server(f"{VIP}:8080", four, scheduler="lc"), node=PAUSES).start()
+    fails = tmp_path / "fails"
+    fails.write_text(FAILS_AT_LAST)
+    fails.chmod(0o755)
+    try:
+        node.await_neighbours(3)
+        asking = [Flow(client, VIP) for _ in range(6)]
+        eventually(lambda: all(flow.count() > 3 or flow.failure for flow in asking), 15, "flows under way")
+        for _ in range(2):
+            done = node.control("upgrade", "--binary", fails, check=False)
+            assert done.returncode != 0 and "3 frames were taken" in done.stderr, done
+            counts = [flow.count() for flow in asking]
+            go_on = lambda: all(flow.count() > count + 5 or flow.failure for flow, count in zip(asking, counts))
+            eventually(go_on, 20, "flows go on")
+        for flow in asking:
+            flow.stop()
+        assert [flow.failure for flow in asking] == [None] * len(asking)
+        assert all(len(set(flow.names)) == 1 for flow in asking)
+        node.stop()
     finally:
         if node.process:
             node.kill()
@@ -263,7 +347,7 @@ def test_the_role_of_a_real_server_goes_on(lan, tmp_path):
         line = Line(node)
         for _ in range(2):
             line.upgrade()
-            eventually(lambda: not os.path.exists(f"/proc/{line.pids[-2]}") or line.pids[-2] == line.pids[0], 20)
+            eventually(lambda: line.gone(line.pids[-2]), 20, "the old process ends")
             assert held() == {VIP, VIP6}
         text = node.file.read_text()
         # A successor that fails takes nothing along.
@@ -281,3 +365,30 @@ def test_the_role_of_a_real_server_goes_on(lan, tmp_path):
     finally:
         if node.process:
             node.kill()
+
+
+def flows(node):
+    return sum(v for k, v in node.metrics().items() if k.startswith("ringgate_director_flows{"))
+
+
+def test_what_a_reload_changes_of_directors(tmp_path):
+    """Timeouts, interfaces and the other directors."""
+    with Lan() as lan:
+        client, peer, host = lan.host(), lan.host(), lan.host(("eth0", "eth1"))
+        server = Server(lan.host(), tmp_path, "s1", web=False)
+        host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+        text = virtual_server(f"{VIP}:9000", [server.host.address], protocol="udp")
+        with Node(host, tmp_path, "a", text) as node:
+            node.await_neighbours(1)
+            begin = lambda: client.run("bash", "-c", f"echo > /dev/udp/{VIP}/9000") and flows(node) >= 1
+            eventually(begin, 10, "a flow", every=0.2)
+            line = Line(node)
+            assert line.status()["director"]["interfaces"] == ["eth0"]
+            keys = f'udp_timeout = "1s"\ninterfaces = ["eth0", "eth1"]\npeers = ["{peer.address}"]\n'
+            node.file.write_text(with_keys(node.file.read_text(), keys))
+            node.control("reload")
+            eventually(lambda: flows(node) == 0, 15, "the flow times out sooner")
+            eventually(lambda: sorted(line.status()["director"]["interfaces"]) == ["eth0", "eth1"], 5)
+            known = lambda: {one["address"] for one in line.status()["director"]["neighbours"]}
+            eventually(lambda: known() == {server.host.address, peer.address}, 5)
+        server.stop()

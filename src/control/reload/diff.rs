@@ -182,15 +182,27 @@ fn tuning(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
     }
 }
 
-/// The program's own affairs; the rest is what directors and their rings are made with.
+/// The rest is what directors and their tables are made with: an upgrade takes it over, and flows stay.
 fn director(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
-    const LIVE: [&str; 3] = ["datapath", "syns_per_source", "new_flows_per_second"];
+    const LIVE: [&str; 11] = [
+        "datapath",
+        "syns_per_source",
+        "new_flows_per_second",
+        "interfaces",
+        "peers",
+        "tcp_timeout",
+        "tcp_fin_timeout",
+        "tcp_syn_timeout",
+        "closed_timeout",
+        "udp_timeout",
+        "sctp_timeout",
+    ];
     let none = Table::new();
     let (old, new) = (words::table(old.file, name, &none), words::table(new.file, name, &none));
     let fixed = words::keys(old, new, &LIVE);
     for line in words::keys(old, new, &[]) {
         if fixed.contains(&line) {
-            diff.refuse(format!("{name}.{line}"), RESTART);
+            diff.refuse(format!("{name}.{line}"), &format!("flows pass to one; {RESTART}"));
         } else {
             diff.apply(format!("{name}.{line}"));
         }

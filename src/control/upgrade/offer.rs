@@ -274,17 +274,18 @@ impl Attempt {
         state: &State,
         taken: Vec<String>,
     ) -> Result<(Vec<Handed>, Bundle), String> {
-        let routers = state.ha.get().map(|ha| ha.freeze(taken));
-        let director = state.l4.as_ref().map(|l4| (l4, l4.freeze()));
         let mut bundle = Vec::new();
-        if let Some((l4, passing)) = director {
-            bundle = self.collect(passing, FREEZE_PATIENCE).await?;
+        // First: its frames wait in their rings, while advertisements must not.
+        if let Some(l4) = &state.l4 {
+            bundle = self.collect(l4.freeze(), FREEZE_PATIENCE).await?;
             let stopped = bundle.iter().filter(|(part, _)| matches!(part, Part::Flows { .. }));
             if stopped.count() != l4.board.directors.len() {
                 return Err("a director does not pass its flows".into());
             }
         }
-        let Some(answer) = routers else { return Ok((Vec::new(), bundle)) };
+        let Some(answer) = state.ha.get().map(|ha| ha.freeze(taken)) else {
+            return Ok((Vec::new(), bundle));
+        };
         let began = Instant::now();
         loop {
             match answer.try_recv() {

@@ -256,6 +256,7 @@ impl Manager {
                 Err(_) => return false,
             }
         }
+        self.offload.renew();
         for desk in &self.desks {
             desk.give(Order::Thaw);
         }

@@ -171,6 +171,13 @@ impl Offload {
         }
     }
 
+    /// Puts the program back where another process may have put its own.
+    pub fn renew(&self) {
+        if let Ok(fast) = &self.fast {
+            fast.renew();
+        }
+    }
+
     /// Descriptors of the programs, for another process.
     ///
     /// # Errors

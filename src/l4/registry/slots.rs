@@ -63,15 +63,22 @@ impl ServerSlots {
         if id.slot == NO_SLOT || taken {
             return None;
         }
-        while self.slots.len() <= at {
-            let slot = u16::try_from(self.slots.len()).ok()?;
-            let (id, vacant) = (ServerId { slot, generation: 0 }, true);
-            let figures = Arc::new(Figures::new(self.directors));
-            self.slots.push(Occupant { service, address, id, figures, vacant });
+        let figures = Arc::new(Figures::new(self.directors));
+        let one = Occupant { service, address, id, figures: Arc::clone(&figures), vacant: false };
+        self.put(one);
+        Some(figures)
+    }
+
+    /// Puts an occupant into its slot; slots before it that are not known are vacant.
+    fn put(&mut self, one: Occupant) {
+        while self.slots.len() <= usize::from(one.id.slot) {
+            let slot = u16::try_from(self.slots.len()).unwrap_or(NO_SLOT);
+            let id = ServerId { slot, generation: 0 };
+            self.slots.push(Occupant { id, vacant: true, ..one.clone() });
         }
-        let one = self.slots.get_mut(at)?;
-        (one.service, one.address, one.id, one.vacant) = (service, address, id, false);
-        Some(Arc::clone(&one.figures))
+        if let Some(place) = self.slots.get_mut(usize::from(one.id.slot)) {
+            *place = one;
+        }
     }
 
     /// Slots that nobody has, each with the generation of the last who had it.
@@ -81,8 +88,10 @@ impl ServerSlots {
 
     /// The same of another process: flows of those that were there must not meet the next.
     pub(super) fn restore_vacancy(&mut self, id: ServerId) {
-        if let Some(vacant) = self.slots.get_mut(usize::from(id.slot)).filter(|one| one.vacant) {
-            vacant.id = id;
+        let taken = self.slots.get(usize::from(id.slot)).is_some_and(|one| !one.vacant);
+        // Whoever it was, the next one gets another generation.
+        if let Some(any) = self.slots.first().filter(|_| !taken && id.slot != NO_SLOT).cloned() {
+            self.put(Occupant { id, vacant: true, ..any });
         }
     }
 

@@ -266,6 +266,14 @@ impl FastPath {
         self.inherited = links.into_iter().map(adopt).collect();
     }
 
+    /// Puts the programs back in their place, where another process may have put its own.
+    pub fn renew(&self) {
+        for one in &self.attached {
+            // It fails only where the interface has gone.
+            let _ = one.link.replace(&one.program);
+        }
+    }
+
     /// How the program of another process runs on an interface.
     #[must_use]
     pub fn inherited(&self, interface: u32) -> Option<Mode> {

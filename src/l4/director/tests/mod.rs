@@ -5,6 +5,7 @@ mod flows;
 mod fragments;
 mod places;
 mod properties;
+mod succession;
 mod tunnels;
 
 use std::collections::HashMap;
