@@ -2,7 +2,7 @@
 //!
 //! Flows and clients pass as records in files in memory. Each file begins with a mark that names its layout: a successor
 //! that knows another one leaves the file alone, and finds servers by the hash, as a director does that never saw the
-//! flows. Everything else is one [`Standing`], as JSON.
+//! flows. Everything else is one `Standing`, as JSON.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ pub(super) const RECORD: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// A [`Standing`].
+    /// A `Standing`.
     Standing,
     /// Flows of the director with this index: all, or those that a packet was seen of since they were passed first.
     Flows {
