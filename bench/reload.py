@@ -186,7 +186,13 @@ class Contender:
         """The process that serves now."""
         if self.kind == "haproxy":
             return self.process.pid
-        return int((self.directory / "pid").read_text())
+        deadline = time.monotonic() + 5
+        while True:  # the file comes a moment after the first answer
+            with contextlib.suppress(OSError, ValueError):
+                return int((self.directory / "pid").read_text())
+            if time.monotonic() > deadline:
+                sys.exit(f"{self.kind} writes no pid file")
+            time.sleep(0.005)
 
     def upgrade(self):
         """Another process in the place of this one, with a changed file; True once it serves."""
@@ -196,7 +202,7 @@ class Contender:
         self.write()
         old, deadline = self.main(), time.monotonic() + 5
         os.kill(old, signal.SIGUSR2)
-        while self.main_or(old) == old:
+        while self.main() == old:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
@@ -207,12 +213,6 @@ class Contender:
                 return False
             time.sleep(0.005)
         return True
-
-    def main_or(self, otherwise):
-        try:
-            return self.main()
-        except (OSError, ValueError):  # nginx renames the file, and writes another
-            return otherwise
 
     def processes(self):
         """Every process of it, old ones too."""

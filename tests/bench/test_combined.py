@@ -12,21 +12,36 @@ from .generator import bench
 SMALL = ["--reloads", 30, "--upgrades", 3, "--websockets", 12, "--rate", 100, "--kill-every", 1.5, "--change-every", 0.2]
 
 
+# A median above this says that the machine stood still, and what waited for ten seconds says no more.
+STARVED_MS = 1000
+
+
 def test_nobody_notices_anything(tmp_path):
-    argv = [sys.executable, ROOT / "bench" / "combined.py", "--only", "ringgate", *SMALL,
-            "--json", tmp_path / "found.json", "--logs", tmp_path]  # fmt: skip
-    environment = {**os.environ, "RINGGATE_BIN": str(binary()), "RINGGATE_BENCH_BIN": str(bench())}
-    done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True, timeout=240)
-    assert (tmp_path / "found.json").exists(), f"{done.stdout}\n{done.stderr}"
-    (found,) = json.loads((tmp_path / "found.json").read_text())
+    found = measured(tmp_path / "1")
+    for again in ("2", "3"):
+        if found["kept"]["p50"] < STARVED_MS:
+            break
+        found = measured(tmp_path / again)
     # A request that is sent too late says that the machine is busy, not that the proxy has failed it.
     errors = {**found["kept"]["errors"], **found["new"]["errors"], "overdue": 0}
-    assert not any(errors.values()), f"{done.stdout}\n{done.stderr}\n{failures(tmp_path)}"
-    assert not found["websockets"]["cut"] and found["download"]["state"] == "goes on", done.stdout
-    assert (found["reloads"], found["upgrades"]) == (30, 3), done.stdout
-    assert found["kills"] >= 1 and all(found["server_changes"].values()), done.stdout
-    assert found["kept"]["requests"] > 50 and found["new"]["requests"] > 5, done.stdout
-    assert found["websockets"]["opened"] == 12 and found["download"]["lines"] > 10, done.stdout
+    assert not any(errors.values()), found["said"]
+    assert not found["websockets"]["cut"] and found["download"]["state"] == "goes on", found["said"]
+    assert (found["reloads"], found["upgrades"]) == (30, 3), found["said"]
+    assert found["kills"] >= 1 and all(found["server_changes"].values()), found["said"]
+    assert found["kept"]["requests"] > 50 and found["new"]["requests"] > 5, found["said"]
+    assert found["websockets"]["opened"] == 12 and found["download"]["lines"] > 10, found["said"]
+
+
+def measured(directory):
+    directory.mkdir()
+    argv = [sys.executable, ROOT / "bench" / "combined.py", "--only", "ringgate", *SMALL,
+            "--json", directory / "found.json", "--logs", directory]  # fmt: skip
+    environment = {**os.environ, "RINGGATE_BIN": str(binary()), "RINGGATE_BENCH_BIN": str(bench())}
+    done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True, timeout=240)
+    said = f"{done.stdout}\n{done.stderr}\n{failures(directory)}"
+    found = json.loads((directory / "found.json").read_text()) if (directory / "found.json").exists() else []
+    assert len(found) == 1, said
+    return {**found[0], "said": said}
 
 
 def failures(directory):
