@@ -19,6 +19,7 @@ is left out and said. The contender has CPU 0, everything else CPU 1. Exit code 
 import argparse
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import shutil
@@ -239,12 +240,15 @@ class Origins:
         self.running = [self.start(n) for n in range(len(ports))]
 
     def start(self, n):
-        process = subprocess.Popen(
-            [str(reload.BENCH), "serve", "--bind", f"127.0.0.1:{self.ports[n]}", "--threads", "1"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
         deadline = time.monotonic() + 20
+        process = None
         while True:
+            # The port of one that was killed may be taken for a moment yet.
+            if process is None or process.poll() is not None:
+                process = subprocess.Popen(
+                    [str(reload.BENCH), "serve", "--bind", f"127.0.0.1:{self.ports[n]}", "--threads", "1"],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
             try:
                 socket.create_connection(("127.0.0.1", self.ports[n]), 1).close()
                 return process
@@ -397,6 +401,9 @@ class Disturbances:
         self.over.set()
         for thread in self.threads:
             thread.join(60)
+        if any(thread.is_alive() for thread in self.threads):
+            faulthandler.dump_traceback()
+            sys.exit("what was to disturb the contender got stuck")
 
 
 def load(mix, *options):

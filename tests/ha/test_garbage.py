@@ -63,7 +63,8 @@ def flood(host, over, sent):
 def dropped(node, reason):
     """Packets of no instance that were dropped for this."""
     metrics = node.host.run("curl", "-s", "http://127.0.0.1:9090/metrics").stdout
-    found = [line for line in metrics.splitlines() if f'instance="",reason="{reason}"' in line]
+    wanted = f'ringgate_vrrp_packets_dropped_total{{instance="",reason="{reason}"}}'
+    found = [line for line in metrics.splitlines() if line.startswith(wanted)]
     return int(found[0].split()[-1]) if found else 0
 
 

@@ -162,6 +162,8 @@ def test_prefer_asks_the_active_node_which_finishes_first(lan, tmp_path):
                 load.await_from("b")
                 preferring.join(20)
                 eventually(lambda: holds(b) and not holds(a), 5)
+                eventually(lambda: counted(a, 'ringgate_vrrp_hand_over_requests_total{instance="VI_1",result="heeded"}') >= 1, 5)
+                eventually(lambda: counted(a, 'ringgate_vrrp_transitions_total{instance="VI_1",to="backup"}') >= 1, 5)
             for one in keeping:
                 one.stop()
             assert answers[0].stdout.strip() == "1 active here"
@@ -208,3 +210,8 @@ def test_prefer_takes_over_from_a_better_router(pair):
     a.await_role("active")
     done = b.ctl("prefer", "VI_9", check=False)
     assert done.returncode == 1 and "there are: VI_1" in done.stderr
+
+
+def counted(node, sample):
+    page = node.host.run("curl", "-s", "http://127.0.0.1:9090/metrics").stdout
+    return next((float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(f"{sample} ")), 0)

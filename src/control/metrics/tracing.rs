@@ -10,9 +10,11 @@ const SPANS: &str = "ringgate_trace_spans_total";
 pub(super) fn write(page: &mut Page, state: &State) {
     let tracing = state.tracing.borrow();
     let Some(traces) = &*tracing else { return };
-    let help = "Spans of sampled requests: exported; failed, not taken by the collector; dropped, \
-                no room in the queue.";
-    page.family(SPANS, "counter", help);
+    page.family(
+        SPANS,
+        "counter",
+        "Spans of sampled requests: exported; failed, not taken by the collector; dropped, no room in the queue.",
+    );
     let figures = &traces.figures;
     for (outcome, count) in [
         ("exported", &figures.exported),
