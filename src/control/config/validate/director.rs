@@ -17,7 +17,7 @@ const WRITE_INTERFACES: &str = r#"write a list of interfaces like ["eth0"]"#;
 const WRITE_PEERS: &str = r#"write a list of the other directors' addresses like ["192.168.1.3"]"#;
 const WRITE_SEED: &str = "write 16 characters at least, the same on all directors: `openssl rand -base64 24` prints some";
 const PUBLIC_SEED: &str = "is not set: the default is public, and who knows it can choose source ports that all go to one \
-    server or into one chain of the flow table; `openssl rand -base64 24` prints one, the same on all directors";
+    server or into one bucket of the flow table; `openssl rand -base64 24` prints one, the same on all directors";
 
 /// Directors at most.
 const CPUS_MAX: usize = 256;
