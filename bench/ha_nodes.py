@@ -35,6 +35,9 @@ class RinggateNode:
     def kill(self):
         self.ringgate.kill()
 
+    def is_running(self):
+        return self.ringgate.process is not None
+
     def cleaned(self):
         """The kernel drops what a killed process left."""
         return VIP not in self.host.addresses()
@@ -117,6 +120,9 @@ class KeepalivedNode:
         self.nginx.kill()
         self.nginx = None
 
+    def is_running(self):
+        return self.keepalived.process is not None and self.nginx is not None
+
     def cleaned(self):
         """Nobody drops what a killed keepalived left, so this does, to go on."""
         self.host.ip("addr", "del", f"{VIP}/24", "dev", "eth0", check=False)
@@ -134,7 +140,8 @@ class KeepalivedNode:
         self.keepalived.stop()
 
     def unrelease(self):
-        self.keepalived.start()
+        if self.keepalived.process is None:
+            self.keepalived.start()
 
     def prefer(self):
         """It has no such order: a higher priority in its file, and a reload."""

@@ -1,10 +1,11 @@
 """Take-overs that nothing caused, on CPUs that are too busy. Beside the contenders runs a witness, a thread of the highest
-real-time priority on each CPU, which sees when the machine's own host took a CPU away: then nobody can be on time."""
+real-time priority on each CPU, which sees when the machine's own host took a CPU away: then nobody who was on it can be on time."""
 
 import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,10 +18,12 @@ KINDS = {
     "keepalived": (KeepalivedNode, ""),
     "keepalived, vrrp_rt_priority 50": (KeepalivedNode, " vrrp_rt_priority 50\n"),
 }
-# Take-overs are counted for so long at a time, so that one absence of a CPU does not mark a whole minute.
-SLICE = 5.0
+# Take-overs are counted for so long at a time, so that one absence of a CPU marks little of a minute.
+SLICE = 1.0
 # A take-over follows what caused it within this.
 CONSEQUENCE = 1.0
+# Seconds for which a witness whose bench has gone goes on.
+LONGEST = 3600
 WITNESS = Path(__file__).with_name("ha_witness.py")
 
 
@@ -29,24 +32,35 @@ def slack(interval_ms):
     return (2 + 156 / 256) * interval_ms / 1000
 
 
-@contextlib.contextmanager
-def witnessed(seconds):
-    """Has a witness on each CPU; yields a list that has (from, to) of every absence once this is over."""
-    absences = []
-    watching = [
-        subprocess.Popen([sys.executable, WITNESS, str(cpu), str(seconds)], stdout=subprocess.PIPE, text=True)
-        for cpu in sorted(os.sched_getaffinity(0))
-    ]
-    for one in watching:
-        assert one.stdout.readline() == "watching\n", "no witness: it needs real-time priority"
-    try:
-        yield absences
-        assert all(one.poll() is None for one in watching), "a witness has gone"
-    finally:
-        for one in watching:
+class Witnesses:
+    """One on each CPU from `with` to its end; `absences` has (from, to) of each time that a CPU was away."""
+
+    def __enter__(self):
+        self.absences, self.watching = [], []
+        for cpu in sorted(os.sched_getaffinity(0)):
+            argv = [sys.executable, WITNESS, str(cpu), str(LONGEST)]
+            one = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+            self.watching.append((one, threading.Thread(target=self._listen, args=(one,), daemon=True)))
+            assert one.stdout.readline() == "watching\n", "no witness: it needs real-time priority"
+        for _, listening in self.watching:
+            listening.start()
+        return self
+
+    def _listen(self, one):
+        for line in one.stdout:
+            self.absences.append(tuple(map(float, line.split())))
+
+    def __exit__(self, kind, *_):
+        gone = [one for one, _ in self.watching if one.poll() is not None]
+        for one, listening in self.watching:
             one.terminate()
-            said, _ = one.communicate(timeout=30)
-            absences += [tuple(map(float, line.split())) for line in said.splitlines() if line.count(" ") == 1]
+            one.wait(30)
+            listening.join(30)
+        assert kind or not gone, "a witness has gone"
+
+    def longest(self, begin, end):
+        """The longest absence that had to do with this time, in seconds."""
+        return max((b - a for a, b in list(self.absences) if a < end and b > begin), default=0.0)
 
 
 @contextlib.contextmanager
@@ -77,11 +91,33 @@ def false_takeovers(make_pair, loops, intervals, seconds, directory):
         # We count, and must not be late either.
         os.setpriority(os.PRIO_PROCESS, 0, -15)
         stack.callback(os.setpriority, os.PRIO_PROCESS, 0, 0)
-        absences = stack.enter_context(witnessed(seconds + 30))
-        with busy(loops):
-            slices = count(pairs, seconds)
-        stack.pop_all().close()
-    return {name: show(loops, name, pair.interval_ms, slices, absences) for name, pair in pairs.items()}
+        with Witnesses() as witnesses, busy(loops):
+            stolen, slices = stolen_s(), count(pairs, seconds)
+            stolen = stolen_s() - stolen
+        absences = witnesses.absences
+    found = {name: judge(name, pair.interval_ms, slices, absences) for name, pair in pairs.items()}
+    longest = max((b - a for a, b in absences), default=0.0)
+    for ms in intervals:
+        cells = [cell(found[f"{name} {ms} ms"]) for name in KINDS]
+        print(f"| {loops} loops, {ms} ms; CPUs away for up to {longest * 1000:.0f} ms | {' | '.join(cells)} |", flush=True)
+    print(f"{loops} loops: the kernel says that {stolen:.2f} s of CPU time were stolen", file=sys.stderr)
+    return found
+
+
+def stolen_s():
+    """CPU time that the host took, as far as it tells (proc_stat(5), `steal`)."""
+    return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
+def head():
+    return f"| | {' | '.join(KINDS)} |\n|{'---|' * (len(KINDS) + 1)}"
+
+
+def cell(found):
+    """What nothing but the load can have caused, and what came around absences of CPUs."""
+    if not found["marked_seconds"]:
+        return f"{found['takeovers']}"
+    return f"{found['takeovers']} (and {found['marked_takeovers']} around absences, in {found['marked_seconds']:.0f} s)"
 
 
 def count(pairs, seconds):
@@ -97,22 +133,16 @@ def count(pairs, seconds):
     return slices
 
 
-def show(loops, name, interval_ms, slices, absences):
-    """Prints and returns what became of one contender."""
+def judge(name, interval_ms, slices, absences):
+    """Take-overs in slices that no absence of a CPU touched, and in others: only where one that was away for longer than a
+    backup waits for a late advertisement may have been that of a node."""
     away = [(a, b) for a, b in absences if b - a > slack(interval_ms)]
     touched = lambda begin, end: any(a < end and b + CONSEQUENCE > begin for a, b in away)
     quiet = [s for s in slices if not touched(s[0], s[1])]
     marked = [s for s in slices if touched(s[0], s[1])]
     seconds = lambda some: sum(end - begin for begin, end, _ in some)
     takeovers = lambda some: sum(counts[name] for *_, counts in some)
-    longest = max((b - a for a, b in absences), default=0.0)
-    print(
-        f"{loops:2} busy loops: {name:38} false take-overs {takeovers(quiet):3} in {seconds(quiet):3.0f} s; "
-        f"{takeovers(marked):3} in {seconds(marked):3.0f} s around CPUs away for more than "
-        f"{slack(interval_ms) * 1000:.0f} ms (longest {longest * 1000:.0f})",
-        flush=True,
-    )
     return {
-        "seconds": seconds(quiet), "takeovers": takeovers(quiet), "longest_absence_s": longest,
+        "seconds": seconds(quiet), "takeovers": takeovers(quiet),
         "marked_seconds": seconds(marked), "marked_takeovers": takeovers(marked),
     }  # fmt: skip
