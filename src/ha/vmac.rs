@@ -4,7 +4,6 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 
 use super::config::Instance;
 use super::network::Network;
@@ -29,15 +28,17 @@ pub(super) struct Vmac {
 /// What is written on the interface, for whoever finds it after a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Note {
-    /// Whose it is.
+    /// Whose it is: its number, and when it was started, since numbers come round again.
     pid: u32,
+    started: u64,
     /// Settings of the parent that were "0" before and are to be again.
     zeroed: Vec<&'static str>,
 }
 
 impl Note {
     fn text(&self) -> String {
-        let words = std::iter::once(format!("{NOTE} pid={}", self.pid));
+        let whose = format!("{NOTE} pid={} started={}", self.pid, self.started);
+        let words = std::iter::once(whose);
         let words = words.chain(self.zeroed.iter().map(|key| format!("{key}=0")));
         words.collect::<Vec<_>>().join(" ")
     }
@@ -46,19 +47,19 @@ impl Note {
     fn parse(text: &str) -> Option<Self> {
         let mut words = text.strip_prefix(NOTE)?.split_ascii_whitespace();
         let pid = words.next()?.strip_prefix("pid=")?.parse().ok()?;
+        // Notes of earlier versions do not have it: their process has ended since.
+        let started = words.clone().find_map(|word| word.strip_prefix("started=")?.parse().ok());
         let known = |word: &str| {
             let key = word.strip_suffix("=0")?;
             PARENT.iter().map(|(known, _)| *known).find(|known| *known == key)
         };
-        Some(Self { pid, zeroed: words.filter_map(known).collect() })
+        let zeroed = words.filter_map(known).collect();
+        Some(Self { pid, started: started.unwrap_or_default(), zeroed })
     }
 
     /// Whoever made it is not there any more. A process of our own number was our predecessor in a container.
     fn is_orphaned(&self) -> bool {
-        let running = fs::read_to_string(format!("/proc/{}/comm", self.pid));
-        self.pid == std::process::id()
-            || running.is_ok_and(|name| name.trim() != "ringgate")
-            || !Path::new(&format!("/proc/{}", self.pid)).exists()
+        self.pid == std::process::id() || started(self.pid) != Some(self.started)
     }
 
     /// Puts the parent's settings back, unless another virtual MAC above it needs them.
@@ -90,6 +91,14 @@ pub(super) fn clean(network: &mut Network, used: &[&str]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// When a process was started, in clock ticks since the system was (proc_pid_stat(5)). `None` when it is not there. Its
+/// name, which is in the file too, may be any.
+fn started(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, behind_name) = text.rsplit_once(')')?;
+    behind_name.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 fn setting(device: &str, key: &str) -> String {
@@ -172,7 +181,8 @@ impl Vmac {
                 zeroed.push(key);
             }
         }
-        Ok(Note { pid: std::process::id(), zeroed })
+        let pid = std::process::id();
+        Ok(Note { pid, started: started(pid).unwrap_or_default(), zeroed })
     }
 
     /// Only the interface that has an address answers for it; replies may leave by the parent.
@@ -247,16 +257,27 @@ mod tests {
     #[test]
     fn notes_say_what_to_put_back_and_whose_they_are() {
         for zeroed in [vec![], vec!["arp_announce"], vec!["arp_ignore", "arp_announce"]] {
-            let note = Note { pid: 7, zeroed };
+            let note = Note { pid: 7, started: 123_456, zeroed };
             assert_eq!(Note::parse(&note.text()), Some(note));
         }
         let text = "ringgate vmac pid=7 arp_ignore=0 rp_filter=0 forwarding=1";
         let read = Note::parse(text).expect("ours");
-        assert_eq!(read, Note { pid: 7, zeroed: vec!["arp_ignore"] }, "nothing that we never set");
+        let expected = Note { pid: 7, started: 0, zeroed: vec!["arp_ignore"] };
+        assert_eq!(read, expected, "nothing that we never set");
         for other in ["", "uplink", "ringgate vmac", "ringgate vmac pid=x", "ringgate vmac eth0"] {
             assert_eq!(Note::parse(other), None, "{other}");
         }
-        assert!(Note { pid: std::process::id(), zeroed: Vec::new() }.is_orphaned());
-        assert!(Note { pid: u32::MAX, zeroed: Vec::new() }.is_orphaned());
+        assert!(Note { pid: std::process::id(), ..Note::default() }.is_orphaned());
+        assert!(Note { pid: u32::MAX, ..Note::default() }.is_orphaned());
+    }
+
+    #[test]
+    fn a_note_is_that_of_a_process_whatever_that_is_called_and_not_of_a_later_one_of_its_number() {
+        // This test's parent is not called "ringgate".
+        let pid = std::os::unix::process::parent_id();
+        let began = started(pid).expect("it runs");
+        assert!(!Note { pid, started: began, zeroed: Vec::new() }.is_orphaned());
+        assert!(Note { pid, started: began + 1, zeroed: Vec::new() }.is_orphaned());
+        assert_eq!(started(u32::MAX), None);
     }
 }

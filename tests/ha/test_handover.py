@@ -4,6 +4,8 @@ import socket
 import threading
 import time
 
+import pytest
+
 from harness.lan import Load, Ringgate, in_namespace
 from harness.tools import eventually
 
@@ -180,6 +182,40 @@ def test_prefer_asks_the_active_node_which_finishes_first(lan, tmp_path):
             assert "resigned" in a.instance()["last_transition"]["reason"]
 
 
+@pytest.mark.parametrize("asked", ["release", "prefer"])
+def test_an_active_node_that_dies_while_it_finishes_what_is_under_way_is_replaced(lan, tmp_path, asked):
+    """kill -9 in the middle of a hand-over: the other takes over as after any other death."""
+    origin, client = lan.host(), lan.host()
+    slow = (
+        f'[upstream.slow]\nservers = [{{ address = "{origin.address}:8080" }}]\n'
+        '[[route]]\npath = "/slow"\nupstream = "slow"\n'
+    )
+    a = Ringgate(lan.host(), tmp_path, "a", vrrp(200, more='lease = "1s"'), more=slow)
+    b = Ringgate(lan.host(), tmp_path, "b", vrrp(100, more='lease = "1s"'), more=slow)
+    with SlowOrigin(origin) as server, b:
+        a.start()
+        try:
+            a.await_role("active")
+            eventually(lambda: b.instance()["active"], 5)
+            under_way = Slow(client, VIP)
+            assert server.asked.wait(10)
+            node = a if asked == "release" else b
+            done = []
+            ordering = threading.Thread(target=lambda: done.append(node.ctl(asked, check=False)))
+            ordering.start()
+            # The slow request keeps it from offering the addresses for seconds.
+            eventually(lambda: turns_away(client), 5, "what is under way is being finished", every=0.02)
+        finally:
+            a.kill()
+        with Load(client, VIP, patience=5) as load:
+            b.await_role("active")
+            load.await_from("b")
+        eventually(lambda: holds(b) and not holds(a), 10)
+        ordering.join(30)
+        assert (done[0].returncode == 0) == (asked == "prefer"), done
+        under_way.thread.join(20)
+
+
 def test_prefer_moves_a_sync_group_as_one(lan, tmp_path):
     more = '[vrrp_sync_group.G]\ngroup = ["VI_1", "VI_2"]\n'
 
@@ -210,6 +246,12 @@ def test_prefer_takes_over_from_a_better_router(pair):
     a.await_role("active")
     done = b.ctl("prefer", "VI_9", check=False)
     assert done.returncode == 1 and "there are: VI_1" in done.stderr
+
+
+def turns_away(client):
+    """Connections end after an answer, or new ones are not heard any more."""
+    done = client.run("curl", "-si", "--max-time", "1", f"http://{VIP}/", check=False)
+    return done.returncode == 28 or "connection: close" in done.stdout.lower()
 
 
 def counted(node, sample):
