@@ -31,9 +31,12 @@ const TICK: Duration = Duration::from_millis(100);
 /// Fruitless wake-ups by one ring in a row, after which the thread pauses: nothing may spin.
 const FRUITLESS_MAX: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long frames gather while many come: being woken for each costs more than forwarding it.
+/// How long frames gather while they come one by one so fast that being woken for each would cost more than
+/// forwarding it (as network cards moderate their interrupts).
 const GATHERING: Duration = Duration::from_micros(50);
-/// So many frames since the last sleep are many.
+/// They do when two sleeps are no further apart than this.
+const HECTIC: Duration = Duration::from_micros(20);
+/// They still do when so many have gathered.
 const MANY: u32 = 4;
 /// The loopback interface, on which what is for this host itself is delivered.
 const LOOPBACK: u32 = 1;
@@ -204,7 +207,7 @@ impl Worker {
         }
         cpu::wake_on_time();
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut rounds, mut taken) = (0, 0);
+        let (mut rounds, mut taken, mut gathering) = (0, 0, Gathering::default());
         while !self.stopping {
             let now = self.round(counts);
             let busy = now > 0;
@@ -213,7 +216,7 @@ impl Worker {
                 if busy {
                     continue;
                 }
-                if std::mem::take(&mut taken) >= MANY {
+                if gathering.is_worthwhile(std::mem::take(&mut taken), self.began.elapsed()) {
                     std::thread::sleep(GATHERING);
                     continue;
                 }
@@ -437,6 +440,24 @@ pub(in crate::l4) fn forwarded_to(verdict: Verdict) -> Option<ServerId> {
     }
 }
 
+/// Whether frames are to gather before the next ones are looked for.
+#[derive(Debug, Default)]
+struct Gathering {
+    on: bool,
+    /// The last time this was asked.
+    rested: Duration,
+}
+
+impl Gathering {
+    /// Asked when no frame waits, after so many since the last time; true: they shall gather.
+    fn is_worthwhile(&mut self, taken: u32, now: Duration) -> bool {
+        let hectic = taken > 0 && now.saturating_sub(self.rested) <= HECTIC;
+        self.on = if self.on { taken >= MANY } else { hectic };
+        self.rested = now;
+        self.on
+    }
+}
+
 /// A director at one ring, for one turn.
 struct Judging<'a> {
     director: &'a mut Director,
@@ -596,6 +617,27 @@ mod tests {
     use crate::l4::registry::Registry;
     use crate::l4::tables::Neighbour;
     use crate::protocol::ethernet::Mac;
+
+    #[test]
+    fn frames_gather_while_they_come_fast_one_by_one() {
+        let mut gathering = Gathering::default();
+        let mut at = Duration::ZERO;
+        let mut asked = |after: u64, taken| {
+            at += Duration::from_micros(after);
+            gathering.is_worthwhile(taken, at)
+        };
+        for (after, taken, expected) in [
+            (100, 1, false),  // now and then
+            (100, 15, false), // in bursts
+            (15, 1, true),    // one by one
+            (60, 5, true),    // it was worth it
+            (60, 3, false),   // no longer
+            (15, 0, false),   // woken for something else
+            (15, 1, true),
+        ] {
+            assert_eq!(asked(after, taken), expected, "{taken} after {after} µs");
+        }
+    }
 
     #[test]
     fn a_partial_checksum_is_completed() {
