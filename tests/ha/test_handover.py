@@ -7,6 +7,7 @@ import time
 import pytest
 
 from harness.lan import Load, Ringgate, in_namespace
+from harness.threads import stopped
 from harness.tools import eventually
 
 from .common import VIP, holds, vrrp
@@ -180,6 +181,33 @@ def test_prefer_asks_the_active_node_which_finishes_first(lan, tmp_path):
             a.ctl("prefer")
             eventually(lambda: holds(a) and not holds(b), 5)
             assert "resigned" in a.instance()["last_transition"]["reason"]
+
+
+def test_a_shard_that_does_not_run_just_now_is_waited_for(lan, tmp_path):
+    """The kernel completes handshakes for it and takes requests in, and no count of connections has those."""
+    client = lan.host()
+    nodes = [
+        Ringgate(lan.host(), tmp_path, name, vrrp(priority), node='vrrp_shard_timeout = "1m"')
+        for name, priority in (("a", 200), ("b", 100))
+    ]
+    a, b = nodes
+    with a, b:
+        a.await_role("active")
+        eventually(lambda: b.instance()["active"], 5)
+        preferring = threading.Thread(target=lambda: b.ctl("prefer"))
+        with stopped(a.pid, "shard-0"):
+            under_way = Slow(client, VIP)
+            taken_in = lambda: [row.split()[1] for row in a.host.run("ss", "-Htn", "sport = :80").stdout.splitlines()]
+            eventually(lambda: any(int(waiting) > 0 for waiting in taken_in()), 5, "the kernel has the request")
+            preferring.start()
+            eventually(lambda: a.instance()["hand_over"], 5, "it finishes what is under way", every=0.02)
+            time.sleep(0.5)
+            assert holds(a) and not holds(b)
+        under_way.thread.join(15)
+        assert under_way.answer and under_way.answer.endswith(b"\r\n\r\na"), under_way.answer
+        b.await_role("active")
+        preferring.join(20)
+        eventually(lambda: holds(b) and not holds(a), 5)
 
 
 @pytest.mark.parametrize("asked", ["release", "prefer"])

@@ -209,3 +209,36 @@ def test_a_successor_without_the_router_resigns_it(lan, node, tmp_path):
         peer.await_state("MASTER")
         eventually(lambda: 0 in {priority for _, priority in adverts.of(active.host)}, 5)
         line.stop()
+
+
+FAILS_AT_LAST = """#!/usr/bin/python3
+import json, socket, sys, time
+channel = socket.socket(fileno=0)
+say = lambda **message: channel.send(json.dumps(message).encode())
+while True:
+    message = json.loads(socket.recv_fds(channel, 1 << 16, 253)[0])
+    if message["kind"] == "whole":
+        say(kind="ready", vrrp=TAKEN, real_server=[])
+    if message["kind"] == "go":
+        say(kind="failed", reason="%d routers came" % len(message["vrrp"]))
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("taken", [["VI_1/eth0/51/1"], []], ids=["with the router", "without it"])
+def test_after_a_successor_that_fails_at_last_the_router_goes_on(lan, node, tmp_path, taken):
+    """One that it would have taken as if nothing had happened; one that it would not, which resigned, begins again."""
+    active = node(200)
+    active.await_role("active")
+    fails = tmp_path / "fails"
+    fails.write_text(FAILS_AT_LAST.replace("TAKEN", repr(taken)))
+    fails.chmod(0o755)
+    for count in (1, 2):
+        argv = [str(binary()), "ctl", "--socket", str(active.socket), "upgrade", "--binary", str(fails)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0 and f"{len(taken)} routers came" in done.stderr, done
+        active.await_role("active")
+        eventually(lambda: holds(active), 5)
+        starts = 1 if taken else 1 + count
+        eventually(lambda: active.log().count("to=active") == starts, 5, lambda: active.log()[-3000:])
+    active.stop()

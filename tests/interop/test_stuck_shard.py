@@ -1,45 +1,14 @@
 """A shard whose thread stops: the watchdog starves, and whoever asks is told which one it is."""
 
 import contextlib
-import ctypes
-import os
 import socket
 import time
-from pathlib import Path
 
 from harness import eventually, get, respond
 from harness.proxy import one
+from harness.threads import stopped
 
 from .test_upgrade import Line
-
-SEIZE, INTERRUPT, DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-LIBC.ptrace.restype = ctypes.c_long
-
-
-def ptrace(request, thread):
-    if LIBC.ptrace(request, thread, None, None) < 0:
-        raise OSError(ctypes.get_errno(), f"ptrace {request:#x} of thread {thread}")
-
-
-@contextlib.contextmanager
-def stopped(pid, name):
-    """The thread of this name, and its helper, do not run, and the others do (ptrace(2))."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    threads = [int(t.name) for t in tasks if (t / "comm").read_text().strip() == name]
-    seized = []
-    try:
-        for thread in threads:
-            ptrace(SEIZE, thread)
-            seized.append(thread)
-            ptrace(INTERRUPT, thread)
-            assert os.waitpid(thread, WALL)[0] == thread
-        assert seized
-        yield
-    finally:
-        for thread in seized:
-            ptrace(DETACH, thread)
 
 
 def fed(manager, seconds):
