@@ -8,6 +8,7 @@ pub mod director;
 pub mod events;
 #[cfg(test)]
 mod frames;
+mod handshakes;
 pub mod hardening;
 pub mod health;
 pub mod history;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::control::config::AdminSocket;
 use crate::control::events::TRANSITION;
+use crate::control::handshakes;
 use crate::control::logger::Logger;
 use crate::control::metrics::connections;
 use crate::control::state::{State, UpstreamState};
@@ -46,8 +47,12 @@ const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(20);
 const CLOSING_PATIENCE: Duration = Duration::from_millis(1_200);
 /// Requests under way get this long then.
 const REFUSING_PATIENCE: Duration = Duration::from_secs(5);
-/// Handshakes under way complete within this.
+/// Handshakes under way of clients nearby complete within this.
 const HANDSHAKES: Duration = Duration::from_millis(30);
+/// Those of clients far away, or that lost a segment, are waited for if there are any.
+const HANDSHAKES_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How often it is looked whether there are: the kernel lists all sockets.
+const LOOK_AT_HANDSHAKES_MS: u64 = 20;
 /// At the end nobody waits longer for a peer.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -169,8 +174,19 @@ async fn finish_requests(timer: &Timer, state: &State) {
     let deaf = tell_shards(state, Some(Yielding::Refusing));
     wait(timer, REFUSING_PATIENCE, || Arc::strong_count(&deaf) == 1).await;
     wait(timer, HANDSHAKES, || false).await;
+    await_handshakes(timer, state).await;
     let empty = tell_shards(state, Some(Yielding::Emptying));
     wait(timer, REFUSING_PATIENCE, || Arc::strong_count(&empty) == 1).await;
+}
+
+/// Waits until no client is in the middle of a handshake with a listener.
+async fn await_handshakes(timer: &Timer, state: &State) {
+    let ports: Vec<u16> = state.listeners().iter().map(|one| one.bind.port()).collect();
+    let began = Instant::now();
+    while began.elapsed() < HANDSHAKES_PATIENCE && handshakes::are_under_way(&ports) {
+        timer.set(LOOK_AT_HANDSHAKES_MS);
+        timer.fired().await;
+    }
 }
 
 /// Waits until something is so, this long at most.
