@@ -353,7 +353,9 @@ def test_a_successor_that_fails_at_last(network, tmp_path):
     four = [server.host.address for server in servers]
     host = lan.host()
     host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
-    node = Node(host, tmp_path, "a", virtual_server(f"{VIP}:8080", four, scheduler="lc"), node=PAUSES).start()
+    # It is about the ring of packet sockets.
+    config = '[director]\ndatapath = "packet"\n' + virtual_server(f"{VIP}:8080", four, scheduler="lc")
+    node = Node(host, tmp_path, "a", config, node=PAUSES).start()
     fails = tmp_path / "fails"
     fails.write_text(FAILS_AT_LAST)
     fails.chmod(0o755)
