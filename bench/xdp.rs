@@ -2,14 +2,15 @@
 //!
 //! The kernel runs the loaded program on frames of ours (BPF_PROG_TEST_RUN), beside an empty one; or it really sends
 //! them, without socket buffers, out of an interface whose other end drops them (live frames). In both ways a few
-//! instructions before the program can give each frame another flow, in an order that no cache foresees.
+//! instructions before the program can give each frame another flow, in an order that no cache foresees. Time is the CPU time of
+//! the calling thread, in which all of it happens.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ringgate::l4::config::{L4, Protocol, RealServer, Scheduler, ServiceKey, VirtualServer};
 use ringgate::l4::offload::translate;
@@ -24,6 +25,7 @@ use ringgate::packet::xdp::program::{DROP, Setup, TRANSMIT};
 use ringgate::packet::xdp::{FastPath, Limits};
 use ringgate::protocol::ethernet::Mac;
 use ringgate::sys::bpf::{Instruction, Kind, Link, Map, Mode, Program, Spec, Trial};
+use ringgate::sys::cpu;
 
 use crate::args::Xdp;
 
@@ -164,7 +166,7 @@ impl Bench {
             any_port: false,
         };
         // Each CPU may have as many flows as there are, for the kernel gives each its share of the table.
-        let cpus = u32::try_from(ringgate::sys::cpu::allowed().len()).unwrap_or(u32::MAX);
+        let cpus = u32::try_from(cpu::allowed().len()).unwrap_or(u32::MAX);
         let room = options.flows.next_power_of_two().saturating_mul(cpus.saturating_add(1));
         let limits = Limits { flows_v4: room, flows_v6: 0, syn_limit: false };
         let mut path = FastPath::new(limits).map_err(|error| text(&error))?;
@@ -184,9 +186,9 @@ impl Bench {
         let (before, interface) = (received(sink)?, index(out)?);
         let trial = |repeat| Trial { repeat, interface, live: true };
         let run = |program: &Program, repeat| {
-            let began = Instant::now();
+            let began = cpu::thread_time();
             let ran = program.run(&udp(0), &mut [], trial(repeat));
-            ran.map(|_| began.elapsed()).map_err(|error| error.to_string())
+            ran.map(|_| cpu::thread_time() - began).map_err(|error| error.to_string())
         };
         let Varied { count, program: varied, empty, .. } = &self.varied;
         // Each flow once, so that all are known.
@@ -261,14 +263,14 @@ fn instructions(write: impl FnOnce(&mut Assembler)) -> Result<Vec<Instruction>, 
     a.finish().map_err(|error| error.to_string())
 }
 
-/// Nanoseconds of a run among many on the same frame.
+/// Nanoseconds of CPU of a run among many on the same frame.
 fn time(program: &Program, frame: &[u8], trial: Trial) -> Result<f64, String> {
     let mut out = vec![0; frame.len() + 64];
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let began = Instant::now();
+        let began = cpu::thread_time();
         program.run(frame, &mut out, trial).map_err(|error| error.to_string())?;
-        times.push(began.elapsed().as_secs_f64() * 1e9 / f64::from(trial.repeat));
+        times.push((cpu::thread_time() - began).as_secs_f64() * 1e9 / f64::from(trial.repeat));
     }
     Ok(median(times))
 }
