@@ -131,7 +131,7 @@ def explanation(chosen, measured):
 
 def caveats(measured):
     """What is not measured."""
-    of_director = (f"What the director's packets cost is measured (`bench/results/{measured['source']}`: CPU of the whole machine, over "
+    of_director = (f"What the director's packets cost is measured (`bench/results/{measured['source']}`: CPU of all threads that have a part in it, over "
                    "veth pairs; Linux' XDP runs before a buffer is allocated, so that a driver's own work comes on top). "
                    if measured["source"] else
                    f"What the director's packets cost, {measured['XDP']:,.0f} ns, is an assumption: `bench/l4.py` was not run. ")

@@ -33,6 +33,18 @@ pub fn confine(cpus: &[usize]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// CPU time of the calling thread, what the kernel did for it included.
+#[must_use]
+pub fn thread_time() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call fills in `time`, which lives for it; it does not fail for a thread's own clock.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time);
+    }
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or_default();
+    std::time::Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), nanos)
+}
+
 /// Names the calling thread for `top -H` and `perf` (at most 15 bytes are kept, prctl(2)).
 pub fn name_thread(name: &str) {
     let mut bytes = [0u8; 16];

@@ -12,7 +12,7 @@ use super::layout::{
     Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server, ServiceKey, ServiceValue,
 };
 use super::program::{self, Maps, Setup};
-use crate::sys::bpf::{Kind, Link, LoadError, Map, Mode, Program, Spec, coarse_clock};
+use crate::sys::bpf::{Instruction, Kind, Link, LoadError, Map, Mode, Program, Spec, coarse_clock};
 
 /// Sources whose SYNs are counted at a time.
 const SOURCES: u32 = 65_536;
@@ -404,6 +404,16 @@ impl FastPath {
     /// When the kernel refuses it.
     pub fn program(&self, setup: &Setup) -> Result<Program, Error> {
         load(setup, &self.maps(&self.generation))
+    }
+
+    /// The same after other instructions, which leave R1 as it was and jump nowhere but to their end.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn program_after(&self, first: &[Instruction], setup: &Setup) -> Result<Program, Error> {
+        let own = program::assemble(setup, &self.maps(&self.generation));
+        let own = own.map_err(Error::Assemble)?;
+        Program::load_xdp(&[first, &own].concat(), "ringgate").map_err(Error::Load)
     }
 
     fn maps(&self, generation: &Generation) -> Maps {
