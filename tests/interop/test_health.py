@@ -583,7 +583,7 @@ def test_commands_end_with_what_asked_for_them(start, serve, tmp_path):
     pids, script = tmp_path / "pids", tmp_path / "hang"
     script.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! >> {pids}\nwait\n")
     script.chmod(0o755)
-    check = {"exec": [str(script)], "interval": "1h", "timeout": "1h", "warmup": "0s"}
+    check = {"exec": [str(script)], "interval": "1h", "timeout": "1h", "warmup": "1ms"}
 
     def running():
         """The newest command and its child."""
