@@ -2,6 +2,7 @@
 //! director of a virtual address, which VRRP decides.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ pub fn start(
     inherited: Option<&Inherited>,
     tell: impl Fn(Event) -> bool + Send + 'static,
 ) -> Result<(Option<Engine>, Vec<Watched>), String> {
-    if config.l4.services.is_empty() && config.real_server.is_none() {
+    if !is_wanted(config) {
         return Ok((None, Vec::new()));
     }
     let beats: Vec<Arc<Heartbeat>> =
@@ -67,6 +68,12 @@ pub fn start(
     Ok((Some(engine), watched))
 }
 
+/// True when there are virtual servers, or the role of a real server.
+#[must_use]
+pub fn is_wanted(config: &Config) -> bool {
+    !config.l4.services.is_empty() || config.real_server.is_some()
+}
+
 /// Virtual servers with checks.
 fn checked(config: &Config) -> HashSet<ServiceKey> {
     let services = config.l4.services.iter().zip(&config.l4_checks);
@@ -74,7 +81,10 @@ fn checked(config: &Config) -> HashSet<ServiceKey> {
 }
 
 /// Has the directors take other virtual servers over.
-pub fn configure(state: &State, old: &Config, new: &Config) {
+///
+/// # Errors
+/// When checks were needed for the first time and cannot be started.
+pub fn configure(state: &State, old: &Config, new: &Config) -> io::Result<()> {
     if let Some(engine) = &state.l4
         && old.l4 != new.l4
     {
@@ -82,9 +92,7 @@ pub fn configure(state: &State, old: &Config, new: &Config) {
         state.roles.borrow_mut().clear();
         engine.configure(new.l4.clone());
     }
-    if let Some(checks) = &state.l4_checks {
-        checks.watch(new);
-    }
+    state.l4_checks.as_ref().map_or(Ok(()), |checks| checks.watch(new))
 }
 
 /// Virtual servers' addresses that a VRRP instance holds, and its place in the configuration.
@@ -114,18 +122,28 @@ fn is_virtual(config: &L4, address: IpAddr) -> bool {
 }
 
 /// Tells the engine which virtual addresses this host is the active director of, as long as the process runs.
+/// Verdicts that it had no room for go the same way.
 /// `held` were held by the process before this one: VRRP needs a moment to say so.
 pub async fn watch_roles(ring: Rc<Ring>, state: Rc<State>, held: Vec<IpAddr>) {
     let timer = Timer::new(&ring);
     let began = Instant::now();
     while began.elapsed() < SETTLE_PATIENCE && !are_held(&state, &held) {
+        flush_checks(&state);
         timer.set(LOOK_OFTEN_MS);
         timer.fired().await;
     }
     loop {
+        flush_checks(&state);
         look_at_roles(&state);
         timer.set(LOOK_EVERY_MS);
         timer.fired().await;
+    }
+}
+
+/// What found the engine's inbox full is told again.
+fn flush_checks(state: &State) {
+    if let Some(checks) = &state.l4_checks {
+        checks.flush();
     }
 }
 

@@ -1,14 +1,13 @@
 //! Health checks and outlier detection as the control thread sees them: what is probed, where verdicts go, who is
 //! ejected, and what the operator is shown.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -16,9 +15,10 @@ use crate::balance::outlier::{self, Decision, Reason, Record};
 use crate::control::config::Config;
 use crate::control::config::checks::UpstreamCheck;
 use crate::control::logger::Logger;
+use crate::control::probing::{Probing, check_health, resumed};
 use crate::control::state::{State, UpstreamState};
 use crate::control::upgrade::standing::{CheckHealth, MemberHealth, OutlierHealth};
-use crate::health::{Counts, Event, Prober, Row, Sink, Target, Tell, Verdict};
+use crate::health::{Counts, Layer, Row, Sink, Target};
 use crate::l7::config::ServerAddress;
 use crate::l7::pool::millis;
 use crate::l7::upstream::Member;
@@ -27,20 +27,12 @@ use crate::ring::{Ring, Timer};
 
 /// How often panic thresholds and ejections that end are looked at.
 const LOOK_EVERY_MS: u64 = 100;
-/// Probes at a time; each is a descriptor.
-const CONCURRENT_MAX: u64 = 4096;
-/// The start waits this long for the first round.
-const FIRST_ROUND: Duration = Duration::from_secs(3);
-/// How often it looks.
-const FIRST_ROUND_LOOK_MS: u64 = 5;
 
 /// Everything about the health of servers that requests do not find out by themselves.
 #[derive(Debug)]
 pub struct Checks {
     epoch: Instant,
-    prober: OnceCell<Prober>,
-    /// What the prober is started with, once there is something to probe.
-    unused: RefCell<Option<Unused>>,
+    probing: Rc<Probing>,
     wanted: RefCell<Vec<Option<UpstreamCheck>>>,
     /// By upstream and server.
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
@@ -51,15 +43,6 @@ pub struct Checks {
     watching: Cell<bool>,
 }
 
-/// Probes at a time, and where the prober's events go.
-struct Unused(usize, Tell);
-
-impl fmt::Debug for Unused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Unused").field(&self.0).finish_non_exhaustive()
-    }
-}
-
 /// What is known of a server as an outlier.
 #[derive(Debug, Clone, Default)]
 struct Judged {
@@ -67,15 +50,6 @@ struct Judged {
     ejections: u64,
     spared: u64,
     reason: Option<Reason>,
-}
-
-/// What checks go by besides the configuration.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    /// The beginning of the clock that all rings share.
-    pub epoch: Instant,
-    /// The limit on open files.
-    pub descriptors: u64,
 }
 
 /// The figures of a server as an outlier.
@@ -116,37 +90,12 @@ impl Sink for MemberSink {
     }
 }
 
-/// The verdict of another process, if it was made by the same kind of check of the same address.
-pub(super) fn resumed(target: &Target, before: CheckHealth) -> Option<Verdict> {
-    let same =
-        before.kind == target.check.kind.name() && before.probed == target.probed().to_string();
-    same.then(|| Verdict {
-        up: before.up,
-        why: before.why,
-        since: Duration::from_millis(before.since_ms),
-        row: before.row,
-    })
-}
-
-/// The verdict, if there is one.
-pub(super) fn check_health(row: &Row) -> Option<CheckHealth> {
-    Some(CheckHealth {
-        kind: row.kind.to_owned(),
-        probed: row.probed.clone(),
-        up: row.up?,
-        why: row.why.clone(),
-        since_ms: millis(row.since),
-        row: row.pending,
-    })
-}
-
 fn since(epoch: Instant) -> u64 {
     millis(epoch.elapsed())
 }
 
 impl Checks {
-    /// Starts the prober, with as many probes at a time as an eighth of the descriptors allows, and gives it what is
-    /// to be probed.
+    /// Gives the prober what is to be probed.
     ///
     /// # Errors
     /// When its thread cannot be made.
@@ -154,17 +103,13 @@ impl Checks {
         config: &Config,
         upstreams: &[Rc<UpstreamState>],
         before: &[MemberHealth],
-        Clock { epoch, descriptors }: Clock,
-        tell: Tell,
+        epoch: Instant,
+        probing: Rc<Probing>,
     ) -> io::Result<Self> {
-        let checks = config.checks.clone();
-        let concurrent = (descriptors / 8).clamp(16, CONCURRENT_MAX);
-        let concurrent = usize::try_from(concurrent).unwrap_or(usize::MAX);
         let started = Self {
             epoch,
-            prober: OnceCell::new(),
-            unused: RefCell::new(Some(Unused(concurrent, tell))),
-            wanted: RefCell::new(checks),
+            probing,
+            wanted: RefCell::new(config.checks.clone()),
             records: RefCell::default(),
             before: RefCell::default(),
             judged_ms: RefCell::default(),
@@ -243,16 +188,12 @@ impl Checks {
         all
     }
 
-    /// Starts the prober if there is something to probe and it does not run yet.
+    /// Starts the prober if there is something to probe.
     fn probe(&self) -> io::Result<()> {
-        let wanted = self.wanted.borrow().iter().any(Option::is_some);
-        if !wanted || self.prober.get().is_some() {
-            return Ok(());
+        match self.wanted.borrow().iter().any(Option::is_some) {
+            true => self.probing.start(),
+            false => Ok(()),
         }
-        if let Some(Unused(concurrent, tell)) = self.unused.take() {
-            let _ = self.prober.set(Prober::start(concurrent, tell)?);
-        }
-        Ok(())
     }
 
     /// Probes what another configuration has; endpoints with the same check keep their state.
@@ -266,23 +207,8 @@ impl Checks {
         Ok(())
     }
 
-    /// Waits for the first verdict on every server, 3 s at most; true when it came.
-    pub async fn first_round(&self, ring: &Rc<Ring>) -> bool {
-        let Some(prober) = self.prober.get() else { return true };
-        let (timer, began) = (Timer::new(ring), Instant::now());
-        while !prober.is_first_round_over() {
-            if began.elapsed() >= FIRST_ROUND {
-                return false;
-            }
-            timer.set(FIRST_ROUND_LOOK_MS);
-            timer.fired().await;
-        }
-        true
-    }
-
     /// Probes the members that there are now; those that were there before keep their state.
     pub fn refresh(&self, upstreams: &[Rc<UpstreamState>]) {
-        let Some(prober) = self.prober.get() else { return };
         let wanted = self.wanted.borrow();
         let mut targets = Vec::new();
         for (upstream, check) in upstreams.iter().zip(wanted.iter()) {
@@ -295,7 +221,7 @@ impl Checks {
             let members = set.members.iter();
             targets.extend(members.filter_map(|member| self.target(upstream, check, member)));
         }
-        prober.set_targets(targets);
+        self.probing.watch(Layer::Proxy, targets);
     }
 
     fn target(
@@ -340,14 +266,24 @@ impl Checks {
     /// How every probed server stands, by upstream and server.
     #[must_use]
     pub fn rows(&self) -> Rows {
-        let rows = self.prober.get().map(Prober::rows).unwrap_or_default();
+        let rows = self.probing.rows(Layer::Proxy);
         rows.into_iter().map(|row| ((row.group.clone(), row.server.clone()), row)).collect()
     }
 
     /// The prober's own figures; `None` when nothing is probed.
     #[must_use]
     pub fn counts(&self) -> Option<Counts> {
-        self.prober.get().map(Prober::counts)
+        self.probing.counts()
+    }
+
+    /// No endpoint of either layer is probed any more.
+    pub fn end(&self) {
+        self.probing.end();
+    }
+
+    /// As [`Checks::end`], and waits for commands under way to be killed, a second at most.
+    pub fn finish(&self) {
+        self.probing.finish();
     }
 
     /// What is known of a server as an outlier.
@@ -508,24 +444,6 @@ fn judge_panic(upstream: &UpstreamState, logger: Logger) {
             .error("too few servers are usable: health checks and ejections are ignored", &fields);
     } else {
         logger.info("enough servers are usable again", &fields);
-    }
-}
-
-/// Writes what the prober tells to the log.
-pub fn log(logger: Logger, event: &Event) {
-    match event {
-        Event::Verdict { group, server, up, why } => {
-            let fields = [("upstream", &group[..]), ("server", server), ("reason", why)];
-            if *up {
-                logger.info("server is up", &fields);
-            } else {
-                logger.warn("server is down", &fields);
-            }
-        }
-        Event::Starved(why) => {
-            logger.error("health checks cannot be made, verdicts stay", &[("error", why)]);
-        }
-        Event::Fed => logger.info("health checks are made again", &[]),
     }
 }
 

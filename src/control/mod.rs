@@ -17,6 +17,7 @@ pub mod logger;
 pub mod metrics;
 pub mod page;
 pub mod persist;
+pub mod probing;
 pub mod pulse;
 pub mod reload;
 pub mod resolve;

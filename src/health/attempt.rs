@@ -360,7 +360,7 @@ fn command(exec: &Exec, address: SocketAddr) -> Result<Attempt, Refused> {
     let variables = [("RINGGATE_ADDRESS", ip), ("RINGGATE_PORT", port)];
     let user = exec.user.as_ref().map(|user| &user.0);
     let mut child =
-        process::start_with(&filled, user, &variables).map_err(|error| refused(&error))?;
+        process::start_bound(&filled, user, &variables).map_err(|error| refused(&error))?;
     match process::watch(&child) {
         Ok(watch) => Ok(Attempt::Command { child, watch }),
         Err(error) => {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use super::attempt::{Aim, Attempt, Finding, Refused};
 use super::check::Check;
 use super::course::{Course, millis};
 use super::table::{Line, Record, Table};
-use super::{Event, Sink, Target, Tell, Verdict};
+use super::{Event, Layer, Sink, Target, Tell, Verdict};
 use crate::balance::hash::mix;
 use crate::sys::epoll::{Epoll, Interest};
 use crate::sys::notify::EventFd;
@@ -34,6 +34,8 @@ const STARTS: usize = 64;
 const COMMANDS_MAX: usize = 32;
 /// How often killed commands are looked for.
 const REAP_EVERY: Duration = Duration::from_millis(20);
+/// At the end they are looked for so often; then they are init's.
+const REAP_ROUNDS: u32 = 100;
 /// A probe that begins this much after its time is late.
 const LATE_MS: u64 = 100;
 /// Nothing was missing for so long: it is over.
@@ -53,6 +55,7 @@ struct Key {
 
 /// One who wants to know.
 struct Listener {
+    layer: Layer,
     group: String,
     server: String,
     sink: Arc<dyn Sink>,
@@ -77,7 +80,7 @@ struct Running {
 }
 
 pub(super) struct Engine {
-    inbox: Receiver<Vec<Target>>,
+    inbox: Receiver<(Layer, Vec<Target>)>,
     wake: Arc<EventFd>,
     table: Arc<Table>,
     concurrent: usize,
@@ -102,7 +105,7 @@ pub(super) struct Engine {
 #[allow(clippy::mutable_key_type)] // patterns are compared and hashed by their text
 impl Engine {
     pub(super) fn new(
-        inbox: Receiver<Vec<Target>>,
+        inbox: Receiver<(Layer, Vec<Target>)>,
         wake: Arc<EventFd>,
         table: Arc<Table>,
         concurrent: usize,
@@ -135,7 +138,7 @@ impl Engine {
         let mut ready = Vec::with_capacity(EVENTS);
         loop {
             match self.inbox.try_recv() {
-                Ok(targets) => self.set_targets(targets),
+                Ok((layer, targets)) => self.set_targets(layer, targets),
                 Err(TryRecvError::Disconnected) => break,
                 Err(TryRecvError::Empty) => {}
             }
@@ -157,6 +160,13 @@ impl Engine {
         }
         for slot in self.probes.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.stop(slot);
+        }
+        for _ in 0..REAP_ROUNDS {
+            self.reap();
+            if self.killed.is_empty() {
+                break;
+            }
+            std::thread::sleep(REAP_EVERY);
         }
     }
 
@@ -190,44 +200,31 @@ impl Engine {
         Some(next.map_or(REAP_EVERY, |next| next.min(REAP_EVERY)))
     }
 
-    fn set_targets(&mut self, targets: Vec<Target>) {
-        let mut before = std::mem::take(&mut self.known);
-        for probe in &mut self.probes {
-            probe.1.listeners.clear();
+    fn set_targets(&mut self, layer: Layer, targets: Vec<Target>) {
+        for (_, probe) in &mut self.probes {
+            probe.listeners.retain(|listener| listener.layer != layer);
         }
-        let lines = targets.into_iter().map(|target| self.watch(target, &mut before)).collect();
-        for slot in before.into_values() {
+        let lines = targets.into_iter().map(|target| self.watch(layer, target)).collect();
+        let unwanted = self.probes.iter().filter(|(_, probe)| probe.listeners.is_empty());
+        for slot in unwanted.map(|(slot, _)| slot).collect::<Vec<_>>() {
             self.stop(slot);
             let probe = self.probes.remove(slot);
-            if probe.course.good().is_none() && probe.key.check.warm_up.is_zero() {
-                self.table.totals.unknown.fetch_sub(1, Relaxed);
-            }
+            self.known.remove(&probe.key);
         }
-        self.table.replace(lines);
+        self.table.replace(layer, lines);
         self.table.totals.probes.store(self.probes.len(), Relaxed);
-        self.table.totals.unknown.fetch_sub(1, Relaxed); // the order itself
+        self.table.totals.orders.fetch_sub(1, AcqRel);
     }
 
-    fn watch(&mut self, target: Target, before: &mut HashMap<Key, usize>) -> Line {
+    fn watch(&mut self, layer: Layer, target: Target) -> Line {
         let key = Key {
             address: target.probed(),
             name: target.name.clone(),
             check: Arc::clone(&target.check),
         };
-        let known = self.known.get(&key).copied().or_else(|| before.remove(&key));
-        let slot = match known {
-            Some(slot) => {
-                self.known.insert(key.clone(), slot);
-                slot
-            }
+        let slot = match self.known.get(&key) {
+            Some(slot) => *slot,
             None => self.add(key.clone(), target.before.as_ref()),
-        };
-        let line = |record: &Arc<Record>| Line {
-            group: target.group.clone(),
-            server: target.server.clone(),
-            kind: key.check.kind.name(),
-            probed: key.address.to_string(),
-            record: Arc::clone(record),
         };
         let probe = &mut self.probes[slot];
         match probe.course.good() {
@@ -235,10 +232,17 @@ impl Engine {
             None if key.check.start_down => target.sink.set(false, false),
             None => {}
         }
-        let line = line(&probe.record);
+        let line = Line {
+            group: target.group.clone(),
+            server: target.server.clone(),
+            kind: key.check.kind.name(),
+            probed: key.address.to_string(),
+            awaited: key.check.warm_up.is_zero(),
+            record: Arc::clone(&probe.record),
+        };
         probe.tls = target.tls;
         let (group, server, sink) = (target.group, target.server, target.sink);
-        probe.listeners.push(Listener { group, server, sink });
+        probe.listeners.push(Listener { layer, group, server, sink });
         line
     }
 
@@ -248,9 +252,6 @@ impl Engine {
             Some(verdict) => Course::resumed(&key.check, (verdict.up, verdict.row), now, random),
             None => Course::new(&key.check, now, random),
         };
-        if before.is_none() && key.check.warm_up.is_zero() {
-            self.table.totals.unknown.fetch_add(1, Relaxed);
-        }
         let (at, version) = (course.next_ms(), self.next_version());
         let slot = self.probes.insert(Probe {
             key: key.clone(),
@@ -439,15 +440,16 @@ impl Engine {
                 listener.sink.set(up, known);
                 if known || !up {
                     let (group, server) = (listener.group.clone(), listener.server.clone());
-                    (self.tell)(Event::Verdict { group, server, up, why: said.clone() });
+                    let (layer, why) = (listener.layer, said.clone());
+                    (self.tell)(Event::Verdict { layer, group, server, up, why });
                 }
             }
         }
         if good && changed.is_none() && probe.course.good() == Some(true) {
             probe.listeners.iter().for_each(|listener| listener.sink.well(check.rise));
         }
-        if !known && check.warm_up.is_zero() {
-            self.table.totals.unknown.fetch_sub(1, Relaxed);
+        if !known {
+            probe.record.lock().told = true;
         }
         self.schedule(slot);
     }

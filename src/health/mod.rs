@@ -1,9 +1,9 @@
 //! Active health checks: one prober for all layers, on a thread of its own.
 //!
 //! The thread waits in epoll(7) and holds all probes at once, as sockets or child processes, so thousands of
-//! endpoints take neither threads nor anything of the shards. Whoever wants endpoints watched gives the whole list
-//! of them ([`Prober::set_targets`]); equal ones keep their state. A verdict goes to the target's [`Sink`] at
-//! once, to the operator as an [`Event`], and into the table that [`Prober::rows`] shows.
+//! endpoints take neither threads nor anything of the shards. Each layer gives the whole list of what it wants
+//! watched ([`Prober::set_targets`]); equal ones, of both layers too, are one probe and keep their state. A verdict
+//! goes to the target's [`Sink`] at once, to the operator as an [`Event`], and into the table that [`Prober::rows`] shows.
 //!
 //! What decides is pure ([`course`], [`http`], `balance::RiseFall`); what touches sockets is in `attempt`.
 
@@ -18,8 +18,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +30,18 @@ use self::engine::Engine;
 pub use self::table::{Counts, Row};
 use self::table::{Table, Totals};
 use crate::sys::notify::EventFd;
+
+/// How long [`Prober::finish`] waits.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whose endpoints they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Servers of upstreams.
+    Proxy,
+    /// Real servers of virtual servers.
+    Director,
+}
 
 /// Takes the verdicts on a target. Called from the prober's thread; must not block.
 pub trait Sink: Send + Sync {
@@ -99,6 +111,8 @@ impl Target {
 pub enum Event {
     /// An endpoint came up or went down.
     Verdict {
+        /// Whose it is.
+        layer: Layer,
         /// Who asked.
         group: String,
         /// The endpoint.
@@ -115,14 +129,16 @@ pub enum Event {
 }
 
 /// Takes events; must not block. False when it was lost.
-pub type Tell = Box<dyn Fn(Event) -> bool + Send>;
+pub type Tell = Arc<dyn Fn(Event) -> bool + Send + Sync>;
 
 /// The prober's thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Prober {
-    orders: Sender<Vec<Target>>,
+    orders: Sender<(Layer, Vec<Target>)>,
     wake: Arc<EventFd>,
     table: Arc<Table>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl Prober {
@@ -136,37 +152,55 @@ impl Prober {
         let table = Arc::new(Table::default());
         let engine =
             Engine::new(inbox, Arc::clone(&wake), Arc::clone(&table), concurrent.max(1), tell)?;
-        thread::Builder::new().name("health".into()).spawn(move || engine.run())?;
-        Ok(Self { orders, wake, table })
+        let (over, ended) = channel();
+        thread::Builder::new().name("health".into()).spawn(move || {
+            engine.run();
+            drop(over);
+        })?;
+        Ok(Self { orders, wake, table, ended })
     }
 
-    /// Watches these and no others from now on. Targets with the same check and endpoint as before keep their
-    /// state, and their sinks hear of it at once; new ones are probed at once, or within their warm-up.
-    pub fn set_targets(&self, targets: Vec<Target>) {
-        self.table.totals.unknown.fetch_add(1, Relaxed);
-        if self.orders.send(targets).is_err() {
+    /// Watches these endpoints of a layer, and no others of it, from now on. Targets with the same check and
+    /// endpoint as before keep their state, and their sinks hear of it at once; new ones are probed at once, or
+    /// within their warm-up.
+    pub fn set_targets(&self, layer: Layer, targets: Vec<Target>) {
+        self.table.totals.orders.fetch_add(1, AcqRel);
+        if self.orders.send((layer, targets)).is_err() {
             // The thread is gone, and with it everybody who could wait for it.
-            self.table.totals.unknown.fetch_sub(1, Relaxed);
+            self.table.totals.orders.fetch_sub(1, AcqRel);
         }
         self.wake.notify();
     }
 
-    /// True once every target without warm-up has a first verdict.
+    /// True once every target without warm-up has a first verdict, and its sink has heard of it.
     #[must_use]
     pub fn is_first_round_over(&self) -> bool {
-        self.table.totals.unknown.load(Relaxed) == 0
+        self.table.totals.orders.load(Acquire) == 0 && self.table.is_first_round_over()
     }
 
-    /// Every target and how it stands, in the order they were given.
+    /// Every target of a layer and how it stands, in the order they were given.
     #[must_use]
-    pub fn rows(&self) -> Vec<Row> {
-        self.table.rows()
+    pub fn rows(&self, layer: Layer) -> Vec<Row> {
+        self.table.rows(layer)
+    }
+
+    /// Ends the thread and waits for that, a second at most: commands under way are killed by then.
+    pub fn finish(mut self) {
+        self.end();
+        let _ = self.ended.recv_timeout(END_PATIENCE);
+    }
+
+    fn end(&mut self) {
+        // The end of the channel is what the thread looks for.
+        let (orders, _) = channel();
+        self.orders = orders;
+        self.wake.notify();
     }
 
     /// What is not of one target.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let Totals { running, postponed, late, probes, unknown: _ } = &self.table.totals;
+        let Totals { running, postponed, late, probes, orders: _ } = &self.table.totals;
         Counts {
             probes: probes.load(Relaxed),
             running: running.load(Relaxed),
@@ -178,10 +212,7 @@ impl Prober {
 
 impl Drop for Prober {
     fn drop(&mut self) {
-        // The end of the channel is what the thread looks for.
-        let (orders, _) = channel();
-        self.orders = orders;
-        self.wake.notify();
+        self.end();
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Verdict;
+use super::{Layer, Verdict};
 
 /// How an endpoint stands.
 #[derive(Debug, Clone)]
@@ -54,8 +54,8 @@ pub struct Counts {
 
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// Endpoints and orders without a first verdict.
-    pub(super) unknown: AtomicUsize,
+    /// Lists that have not been taken in yet.
+    pub(super) orders: AtomicUsize,
     pub(super) probes: AtomicUsize,
     pub(super) running: AtomicUsize,
     pub(super) postponed: AtomicU64,
@@ -69,6 +69,8 @@ pub(super) struct Record(Mutex<Standing>);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Standing {
     pub(super) up: Option<bool>,
+    /// Its sinks have heard of the first verdict.
+    pub(super) told: bool,
     pub(super) why: String,
     pub(super) since: Option<Instant>,
     pub(super) last: String,
@@ -85,6 +87,7 @@ impl Record {
     pub(super) fn of(verdict: &Verdict) -> Self {
         Self(Mutex::new(Standing {
             up: Some(verdict.up),
+            told: true,
             why: verdict.why.clone(),
             since: Instant::now().checked_sub(verdict.since),
             pending: verdict.row,
@@ -104,23 +107,38 @@ pub(super) struct Line {
     pub(super) server: String,
     pub(super) kind: &'static str,
     pub(super) probed: String,
+    /// The start waits for its first verdict.
+    pub(super) awaited: bool,
     pub(super) record: Arc<Record>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) totals: Totals,
-    lines: Mutex<Vec<Line>>,
+    proxy: Mutex<Vec<Line>>,
+    director: Mutex<Vec<Line>>,
 }
 
 impl Table {
-    pub(super) fn replace(&self, lines: Vec<Line>) {
-        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = lines;
+    fn lines(&self, layer: Layer) -> MutexGuard<'_, Vec<Line>> {
+        let lines = match layer {
+            Layer::Proxy => &self.proxy,
+            Layer::Director => &self.director,
+        };
+        lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn rows(&self) -> Vec<Row> {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().map(Line::row).collect()
+    pub(super) fn replace(&self, layer: Layer, lines: Vec<Line>) {
+        *self.lines(layer) = lines;
+    }
+
+    pub(super) fn rows(&self, layer: Layer) -> Vec<Row> {
+        self.lines(layer).iter().map(Line::row).collect()
+    }
+
+    pub(super) fn is_first_round_over(&self) -> bool {
+        let known = |line: &Line| !line.awaited || line.record.lock().told;
+        [Layer::Proxy, Layer::Director].into_iter().all(|layer| self.lines(layer).iter().all(known))
     }
 }
 

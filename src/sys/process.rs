@@ -74,27 +74,53 @@ pub fn group(name: &str) -> Option<u32> {
 /// # Errors
 /// What fork(2) and execve(2) say.
 pub fn start(command: &[String], user: Option<&User>) -> io::Result<Child> {
-    start_with(command, user, &[])
+    spawn(&mut prepared(command, user)?)
 }
 
-/// As [`start`], with variables added to the environment.
+/// As [`start`], with variables added to the environment; the command is killed when the calling thread ends
+/// (`PR_SET_PDEATHSIG` of prctl(2)), by whatever that may be. Processes that the command has started are not, nor
+/// is a program with capabilities of its own: whoever ends in an orderly way kills the group.
 ///
 /// # Errors
 /// What fork(2) and execve(2) say.
-pub fn start_with(
+pub fn start_bound(
     command: &[String],
     user: Option<&User>,
     variables: &[(&str, String)],
 ) -> io::Result<Child> {
+    let mut process = prepared(command, user)?;
+    process.envs(variables.iter().map(|(name, value)| (name, value)));
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only prctl and getppid run, which are async-signal-safe and allocate nothing.
+    unsafe { process.pre_exec(move || die_with(parent)) };
+    spawn(&mut process)
+}
+
+/// The child's side. A parent that is gone already would never be heard of.
+fn die_with(parent: u32) -> io::Result<()> {
+    // SAFETY: no pointers are passed.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })?;
+    // SAFETY: no pointers are passed.
+    let now = unsafe { libc::getppid() };
+    if u32::try_from(now) == Ok(parent) {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+fn prepared(command: &[String], user: Option<&User>) -> io::Result<Command> {
     let (program, arguments) =
         command.split_first().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
     let mut process = Command::new(program);
-    process.envs(variables.iter().map(|(name, value)| (name, value)));
     process.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     process.process_group(0);
     if let Some(user) = user {
         process.uid(user.uid).gid(user.gid);
     }
+    Ok(process)
+}
+
+fn spawn(process: &mut Command) -> io::Result<Child> {
     // SAFETY: between fork and exec only sigemptyset, sigprocmask and prctl run, which are async-signal-safe
     // and allocate nothing.
     unsafe { process.pre_exec(unblock_signals) };
@@ -205,6 +231,8 @@ pub fn new_session() {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
     fn sh(text: &str) -> Vec<String> {
@@ -231,6 +259,21 @@ mod tests {
             matches!(&waited, Waited::Failed(error) if error.raw_os_error() == Some(libc::EMFILE))
         );
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "not reaped");
+    }
+
+    #[test]
+    fn a_bound_command_ends_with_its_thread() {
+        let starter = std::thread::spawn(|| {
+            start_bound(&sh("exec sleep 1000"), None, &[("A", "b".to_owned())]).expect("a shell")
+        });
+        let mut child = starter.join().expect("no panic");
+        // The thread is gone: without that, this would take 1,000 s.
+        let status = child.wait().expect("it is ours");
+        assert_eq!(status.signal(), Some(libc::SIGKILL));
+        assert_eq!(
+            die_with(u32::MAX).map_err(|error| error.raw_os_error()),
+            Err(Some(libc::ESRCH))
+        );
     }
 
     #[test]

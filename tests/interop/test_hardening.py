@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness import binary, eventually, free_port, get
-from harness.proxy import one, run_once
+from harness.client import run
+from harness.proxy import ROOT, one, run_once
 from harness.tls import Authority
 
 from .test_health import await_state, server
@@ -212,3 +213,21 @@ def test_only_root_can_become_somebody(place):
     file.write_text(file.read_text().replace("daemon", "no-such-user"))
     done = run_once("check", file)
     assert done.returncode == 2 and "`node.user` is \"no-such-user\"" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["ringgate", "ringgate-tune"])
+def test_units_are_valid_and_closed(tmp_path, name):
+    """What systemd itself says of the unit files; for that it does not have to run."""
+    unit = tmp_path / f"{name}.service"
+    installed, text = "/usr/local/bin/ringgate", (ROOT / "deploy" / unit.name).read_text()
+    assert f"\nExecStart={installed} " in text
+    unit.write_text(text.replace(installed, str(binary())))
+    done = run("systemd-analyze", "verify", "--man=no", unit)
+    assert (done.stdout, done.stderr) == ("", ""), "no unknown key, no bad value"
+    # What a service needs that forwards packets and becomes another user keeps it from "SAFE".
+    done = run("systemd-analyze", "security", "--offline=true", "--no-pager", unit)
+    [verdict] = [line for line in done.stdout.splitlines() if "Overall exposure level" in line]
+    assert verdict.split(":")[1].split()[1] in ("OK", "SAFE", "PERFECT"), done.stdout
+    # It does find mistakes.
+    unit.write_text(unit.read_text() + "\n[Service]\nNoSuchKey=1\n")
+    assert "NoSuchKey" in run("systemd-analyze", "verify", "--man=no", unit, check=False).stderr

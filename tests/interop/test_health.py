@@ -1,7 +1,10 @@
 """Active health checks, outliers, panic threshold, breaker, slow start."""
 
+import base64
+import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -14,11 +17,13 @@ import pytest
 
 from harness import Client, Nginx, eventually, free_port, respond, say
 from harness.client import message
+from harness.http2 import H2
 from harness.process import Process, accepts
 from harness.proxy import one, parse_metrics, upstream
 from harness.tls import Authority
 from harness.tools import cpu_seconds, toml
 
+from .test_http2 import websocket_fields
 from .test_tunnel import SWITCH, WEBSOCKET
 
 # What a busy machine answers late is no failure; who has to be late on purpose says so.
@@ -521,6 +526,93 @@ def test_tunnels_count_for_the_breaker(start, serve):
             client.send(WEBSOCKET)
             assert client.read_head().status == 101
         assert spread(proxy, 3) == {503: 3}
+
+
+def test_tunnels_over_http2_count_for_the_breaker(start, serve):
+    """RFC 8441: the streams of one connection are as many tunnels, and a place is free as soon as one ends."""
+    def handler(connection):
+        for asked in connection.requests():
+            if not asked.header("upgrade"):
+                connection.send(say(200, b"ok"))
+                continue
+            key = asked.header("sec-websocket-key").encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            accept = base64.b64encode(hashlib.sha1(key).digest())
+            connection.send(SWITCH[:-2] + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+            with suppress(OSError):
+                while data := connection.sock.recv(100):
+                    connection.send(data)
+            return
+
+    back = serve(handler)
+    proxy = start({**one(back, breaker={"max_in_flight": 3}), "listener": [{"http2": True}]})
+
+    def tunnel(h2, stream):
+        h2.send(h2.headers(stream, websocket_fields(), end=False))
+        h2.until(lambda: h2.stream(stream).heads, "an answer")
+        return h2.stream(stream).status
+
+    with H2(proxy.address) as h2, H2(proxy.address) as other:
+        assert [tunnel(h2, stream) for stream in (1, 3)] == [200, 200]
+        assert tunnel(other, 1) == 200, "of another connection"
+        assert [tunnel(h2, 5), tunnel(other, 3)] == [503, 503]
+        assert spread(proxy, 2) == {503: 2}, "requests count with them"
+        refused = proxy.metric("ringgate_upstream_breaker_refused_total", limit="max_in_flight")
+        assert refused == 4
+        h2.data(3, b"still there")
+        h2.until(lambda: h2.stream(3).body == b"still there", "the echo")
+        # One place comes back however a tunnel ends: by its end, by a reset, with its connection.
+        h2.data(1, end=True)
+        h2.until(lambda: h2.stream(1).ended, "the end")
+        eventually(lambda: set(spread(proxy, 1)) == {"ok"})
+        assert tunnel(h2, 7) == 200
+        assert spread(proxy, 2) == {503: 2}
+        h2.reset(7)
+        eventually(lambda: set(spread(proxy, 1)) == {"ok"})
+        assert tunnel(h2, 9) == 200
+        other.sock.close()
+        eventually(lambda: set(spread(proxy, 1)) == {"ok"})
+        # Exactly one, each time: with two streams open, one more fits.
+        assert tunnel(h2, 11) == 200
+        assert spread(proxy, 2) == {503: 2}
+    eventually(lambda: proxy.metric("ringgate_server_in_flight") == 0)
+
+
+def test_commands_end_with_what_asked_for_them(start, serve, tmp_path):
+    """A reload that has the check no more, the end of the process, and its death by SIGKILL."""
+    back = serve(answering("ok"))
+    pids, script = tmp_path / "pids", tmp_path / "hang"
+    script.write_text(f"#!/bin/sh\nsleep 1000 &\necho $$ $! >> {pids}\nwait\n")
+    script.chmod(0o755)
+    check = {"exec": [str(script)], "interval": "1h", "timeout": "1h", "warmup": "1ms"}
+
+    def running():
+        """The newest command and its child."""
+        words = pids.read_text().split()
+        return words and [int(word) for word in words[-2:]]
+
+    proxy = start({**one(back, check=check), "node": SINGLE})
+    first = eventually(running, what="the command runs")
+    assert all(map(alive, first))
+    with_check = proxy.file.read_text()
+    without = re.sub(r"\[upstream\.up\.check\]\n(.+\n)*", "", with_check)
+    assert "exec" in with_check and "exec" not in without
+    proxy.file.write_text(without)
+    proxy.signal(signal.SIGHUP)
+    eventually(lambda: not any(map(alive, first)), what="the check is gone, and its command")
+    proxy.file.write_text(with_check)
+    proxy.signal(signal.SIGHUP)
+    second = eventually(lambda: running() != first and running(), what="it runs again")
+    proxy.stop()
+    eventually(lambda: not any(map(alive, second)), what="nothing outlives the process")
+    proxy = start({**one(back, check=check), "node": SINGLE})
+    third = eventually(lambda: running() != second and running(), what="it runs again")
+    try:
+        proxy.kill()
+        # The kernel kills the command itself; of what that started nobody is left to know.
+        eventually(lambda: not alive(third[0]), what="nor does it outlive a crash")
+    finally:
+        if alive(third[1]):
+            os.kill(third[1], signal.SIGKILL)
 
 
 def test_breaker_pending(start):

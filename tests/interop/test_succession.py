@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
-from harness import binary, eventually, get, respond, say
+from harness import Client, Deadline, binary, eventually, get, respond, say
 from harness.proxy import one, upstream
 
 from .test_health import await_state, server, spread
-from .test_upgrade import line, script  # noqa: F401 (a fixture)
+from .test_tunnel import SWITCH, WEBSOCKET
+from .test_upgrade import is_alive, line, script  # noqa: F401 (a fixture)
 
 
 def named(name, fails=None):
@@ -94,6 +96,46 @@ def test_health_passes_to_the_successor(line, serve):
     proxy.upgrade()
     await_state(proxy, down.text, "up", name="down")
     eventually(lambda: bodies(proxy, "/down") == {"down", "fine"})
+    proxy.stop()
+
+
+def test_only_the_newest_process_probes(line, serve, tmp_path):
+    """Old processes live on for their WebSockets, and probe nobody; one that is started by a probe says who probes."""
+    def echo(connection):
+        connection.read_head()
+        connection.send(SWITCH)
+        connection.sock.settimeout(None)
+        while data := connection.sock.recv(100):
+            connection.send(data)
+
+    back = serve(echo)
+    seen = tmp_path / "seen"
+    probe = script(tmp_path / "probe", f"echo $PPID >> {seen}")
+    check = {"exec": [str(probe)], "interval": "50ms", "timeout": "10s"}
+    proxy = line({**one(back, check=check), "node": {"shards": 1}})
+
+    def probers(pid):
+        """Names of its threads."""
+        return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(3):
+            clients.append(stack.enter_context(Client(proxy.address)))
+            assert clients[-1].ask(WEBSOCKET).status == 101
+            proxy.upgrade()
+        assert len(proxy.pids) == 4 and "health" in probers(proxy.newest)
+        for pid in proxy.pids[:-1]:
+            eventually(lambda p=pid: "health" not in probers(p), what=f"{pid} probes no more")
+        lines = lambda: seen.read_text().split()
+        from_here = len(lines())
+        eventually(lambda: len(lines()) >= from_here + 10, what="probes go on")
+        assert set(lines()[from_here + 1:]) == {str(proxy.newest)}
+        assert server(proxy, back.text)["state"] == "up"
+        for client in clients:
+            client.send(b"still there")
+            assert client.stream.exactly(len(b"still there"), Deadline(10), "the echo") == b"still there"
+        assert all(map(is_alive, proxy.pids))
     proxy.stop()
 
 

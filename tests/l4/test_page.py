@@ -23,7 +23,7 @@ def browse(host, *more):
 
 
 def test_the_page_of_a_whole_node(lan, tmp_path):
-    """`PAGES=DIRECTORY` keeps pictures of it, to be looked at: wide and on a phone, dark and light."""
+    """`PAGES=DIRECTORY` keeps pictures of it, to be looked at: wide, middling and on a phone, dark and light."""
     client, host, server = lan.host(), lan.host(), Server(lan.host(), tmp_path, "s1")
     root = tmp_path / "root"
     root.mkdir()
@@ -55,10 +55,10 @@ def test_the_page_of_a_whole_node(lan, tmp_path):
             return [part for part in wanted if part not in found] + [tuned] * all(part not in found for part in tuned)
 
         eventually(lambda: missing(dom()) == [], 30, f"{wanted}")
-        for name in ("phone-light", "phone-dark", "wide-light", "wide-dark") if os.environ.get("PAGES") else ():
+        for name in (f"{width}-{kind}" for width in ("phone", "middle", "wide") for kind in ("light", "dark")) if os.environ.get("PAGES") else ():
             width, kind = name.split("-")
             picture = Path(os.environ["PAGES"]) / f"{name}.png"
-            size = "390,2600" if width == "phone" else "1280,1500"
+            size = {"phone": "400,2800", "middle": "900,1700", "wide": "1400,1500"}[width]
             dark = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if kind == "dark" else []
             browse(host, f"--window-size={size}", f"--screenshot={picture}", *dark)
             assert picture.stat().st_size > 10_000

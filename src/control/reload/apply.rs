@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -198,11 +199,16 @@ impl Reloader {
     }
 
     fn renew_checks(&self, config: &Config) {
-        if let Err(error) = self.state.checks.replace(config, &self.state.upstreams()) {
+        let replaced = self.state.checks.replace(config, &self.state.upstreams());
+        self.log_checks(replaced);
+        crate::control::health::watch(&self.ring, &self.state, self.logger);
+    }
+
+    fn log_checks(&self, started: io::Result<()>) {
+        if let Err(error) = started {
             let error = error.to_string();
             self.logger.error("health checks cannot be started", &[("error", &error)]);
         }
-        crate::control::health::watch(&self.ring, &self.state, self.logger);
     }
 
     /// The exporter of before ends with the last request that hands it a span.
@@ -237,7 +243,7 @@ impl Reloader {
         self.state.upstreams.replace(upstreams.into());
         self.renew_checks(&config);
         self.state.health.set_usable(vrrp::count_usable(&self.state.upstreams()));
-        director::configure(&self.state, &old, &config);
+        self.log_checks(director::configure(&self.state, &old, &config));
         self.renew_tracing(&config);
         self.limit.set_max(connections_max(config.node.max_connections, self.descriptors));
         if config.log.level != old.log.level {

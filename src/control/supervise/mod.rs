@@ -17,6 +17,7 @@ use std::time::Instant;
 use crate::control::admin::{self, Access};
 use crate::control::certificates::Change;
 use crate::control::config::Config;
+use crate::control::director;
 use crate::control::hardening;
 use crate::control::history;
 use crate::control::logger::Logger;
@@ -29,7 +30,6 @@ use crate::control::tracing;
 use crate::control::tuning::{self, Tuned};
 use crate::control::upgrade::{Inherited, Office, pid_file};
 use crate::control::vrrp;
-use crate::control::{director, l4_checks};
 use crate::ha;
 use crate::ha::health::Health;
 use crate::l7::config::Listener;
@@ -177,7 +177,7 @@ impl Control {
         let keeper = self.keeper()?;
         let (tls, current) = (Arc::clone(&keeper.board), Arc::clone(&keeper.current));
         let local = self.local_socket(&office)?;
-        let checks = self.start_checks(&ring, &upstreams, &standing.health).await?;
+        let (checks, l4_checks) = self.start_checks(&ring, &upstreams, &standing).await?;
         let node = &self.config.node;
         let max = connections_max(node.max_connections, self.descriptors);
         let limit = ConnectionLimit::new(max);
@@ -201,8 +201,9 @@ impl Control {
                 desk.tell(News::L4(event))
             })
             .map_err(Failed)?;
-        let l4_checks = l4_checks::start(&self.config, l4.as_ref(), &standing.real_servers, logger)
-            .map_err(Failed)?;
+        if let (Some(checks), Some(engine)) = (&l4_checks, &l4) {
+            checks.attach(engine.teller());
+        }
         let (ha, held) = self.succeed(&shards, l4.as_ref(), directors.clone(), &health)?;
         let tuning = self.tuned.as_ref().map(|tuned| self.watch_tuning(tuned)).transpose()?;
         let state = Rc::new(State {
@@ -296,6 +297,7 @@ impl Control {
         if let Some(l4) = &state.l4 {
             l4.stop();
         }
+        state.checks.finish();
         systemd::notify("STOPPING=1\n");
         if let Some(traces) = &*state.tracing.borrow() {
             tracing::finish(traces);

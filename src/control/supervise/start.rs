@@ -18,15 +18,17 @@ use crate::control::certificates::{self, Keeper};
 use crate::control::config::{Config, Shards, Steering};
 use crate::control::director;
 use crate::control::hardening;
-use crate::control::health::{Checks, Clock};
+use crate::control::health::Checks;
+use crate::control::l4_checks;
 use crate::control::logger::Logger;
+use crate::control::probing::Probing;
 use crate::control::reload;
 use crate::control::resolve::{self, Resolver};
 use crate::control::servers::Servers;
 use crate::control::state::{ListenerState, TuningState, UpstreamState};
 use crate::control::tracing;
 use crate::control::tuning::{self, Tuned};
-use crate::control::upgrade::standing::{Handed, MemberHealth, Since};
+use crate::control::upgrade::standing::{Handed, Since};
 use crate::ha::handoff::Takeover;
 use crate::ha::health::Health;
 use crate::ha::{self, Ha};
@@ -192,24 +194,31 @@ impl Control {
         servers
     }
 
-    /// Starts health checks and waits for their first round, a bounded time: what does not answer in it takes
-    /// requests until its verdict.
+    /// Starts health checks of both layers and waits for their first round, a bounded time: what does not answer in
+    /// it takes requests until its verdict.
     pub(super) async fn start_checks(
         &self,
         ring: &Rc<Ring>,
         upstreams: &[Rc<UpstreamState>],
-        before: &[MemberHealth],
-    ) -> Result<Checks, Failed> {
+        before: &Handed,
+    ) -> Result<(Checks, Option<l4_checks::Checks>), Failed> {
         let desk = self.desk.clone();
-        let tell = Box::new(move |event| desk.tell(News::Health(event)));
-        let clock = Clock { epoch: self.epoch, descriptors: self.descriptors };
-        let checks = Checks::start(&self.config, upstreams, before, clock, tell)
-            .map_err(|error| Failed(format!("cannot start health checks: {error}")))?;
-        if !checks.first_round(ring).await {
+        let tell = Arc::new(move |event| desk.tell(News::Health(event)));
+        let probing = Probing::new(self.descriptors, tell);
+        let failed = |error: io::Error| Failed(format!("cannot start health checks: {error}"));
+        let (config, shared) = (&self.config, Rc::clone(&probing));
+        let checks = Checks::start(config, upstreams, &before.health, self.epoch, shared);
+        let shared = Rc::clone(&probing);
+        // Without a check too: a reload may bring one.
+        let l4_checks = director::is_wanted(config)
+            .then(|| l4_checks::Checks::start(config, &before.real_servers, shared))
+            .transpose()
+            .map_err(failed)?;
+        if !probing.first_round(ring).await {
             self.logger
                 .warn("the first round of health checks is not over, serving all the same", &[]);
         }
-        Ok(checks)
+        Ok((checks.map_err(failed)?, l4_checks))
     }
 
     /// Starts the exporter of traces, if there are any.

@@ -19,7 +19,7 @@ use crate::control::director;
 use crate::control::logger::Logger;
 use crate::control::reload::Cause;
 use crate::control::state::{Phase, State};
-use crate::control::{health, resolve, systemd, tuning, vrrp};
+use crate::control::{probing, resolve, systemd, tuning, vrrp};
 use crate::ha;
 use crate::l7::worker::Report;
 use crate::ring::executor::spawn;
@@ -148,7 +148,7 @@ impl Watch {
                     }
                     News::L4(event) => director::log(self.logger, &event),
                     News::Resolved { name, result } => self.apply_resolved(&name, result),
-                    News::Health(event) => health::log(self.logger, &event),
+                    News::Health(event) => probing::log(self.logger, &event),
                     News::FileChanged => self.state.reload.request(Cause::File),
                     News::Tuning(standing) => self.log_drift(standing),
                     News::ShardEnded(index, result) => {

@@ -116,9 +116,9 @@ fn leave(state: &State, real_server: Vec<IpAddr>) {
     if let Some(ha) = state.ha.get() {
         ha.leave();
     }
-    if let Some(checks) = &state.l4_checks {
-        checks.stop();
-    }
+    // The successor probes servers and looks their names up now. What this process still has to finish goes by the last verdicts.
+    state.checks.end();
+    state.resolver.look_up(Vec::new());
     if let Some(l4) = &state.l4 {
         l4.leave(real_server);
     }

@@ -200,6 +200,18 @@ pub struct Teller {
 }
 
 impl Teller {
+    /// To an inbox without a director, with room for so many.
+    ///
+    /// # Panics
+    /// When there are no descriptors left.
+    #[cfg(test)]
+    #[must_use]
+    pub fn to_inbox(room: usize) -> (Self, std::sync::mpsc::Receiver<Fact>) {
+        let (facts, inbox) = sync_channel(room);
+        let wake = Arc::new(EventFd::new().expect("an eventfd"));
+        (Self { facts, wake }, inbox)
+    }
+
     /// Tells a fact; false when too many wait.
     #[must_use]
     pub fn tell(&self, fact: Fact) -> bool {
