@@ -86,12 +86,7 @@ def nginx(directory, n, ports):
         f"proxy_pass http://127.0.0.1:{ports.echo}; proxy_set_header Upgrade $http_upgrade; "
         'proxy_set_header Connection "upgrade"; proxy_read_timeout 1h;'
     )
-    return f"""daemon off; user root; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log error;
-events {{ worker_connections 4096; }}
-http {{
-access_log off; keepalive_requests 1000000; proxy_http_version 1.1; proxy_set_header Connection "";
-client_body_temp_path {directory}/a; proxy_temp_path {directory}/b; fastcgi_temp_path {directory}/c;
-uwsgi_temp_path {directory}/d; scgi_temp_path {directory}/e;
+    return f"""{reload.nginx_head(directory)}
 upstream static {{ {" ".join(f"server 127.0.0.1:{p} weight={(n + k) % 9 + 1};" for k, p in enumerate(file))} keepalive 1024; }}
 upstream dynamic {{ {" ".join(f"server 127.0.0.1:{p};" for p in file)} keepalive 1024; }}
 server {{
@@ -111,18 +106,7 @@ location / {{ proxy_pass http://static; }}
 def haproxy(directory, n, ports):
     file = ports.origins[:3]
     check = "    option httpchk GET /\n    default-server check inter 250ms rise 1 fall 2\n"
-    return f"""global
-    nbthread 1
-    maxconn 4096
-    stats socket {directory}/stats.sock mode 600 level admin expose-fd listeners
-defaults
-    mode http
-    timeout connect 60s
-    timeout client 60s
-    timeout server 60s
-    timeout tunnel 1h
-    timeout http-keep-alive 75s
-    http-reuse always
+    return f"""{reload.haproxy_head(directory)}
     retries 3
     option redispatch 1
     retry-on all-retryable-errors

@@ -71,6 +71,32 @@ def ringgate(directory, n, big):
     return "\n".join(lines) + "\n"
 
 
+def nginx_head(directory):
+    """As far as the server blocks."""
+    return f"""daemon off; user root; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log error;
+events {{ worker_connections 4096; }}
+http {{
+access_log off; keepalive_requests 1000000; proxy_http_version 1.1; proxy_set_header Connection "";
+client_body_temp_path {directory}/a; proxy_temp_path {directory}/b; fastcgi_temp_path {directory}/c;
+uwsgi_temp_path {directory}/d; scgi_temp_path {directory}/e;"""
+
+
+def haproxy_head(directory):
+    """As far as the frontends."""
+    return f"""global
+    nbthread 1
+    maxconn 4096
+    stats socket {directory}/stats.sock mode 600 level admin expose-fd listeners
+defaults
+    mode http
+    timeout connect 60s
+    timeout client 60s
+    timeout server 60s
+    timeout tunnel 1h
+    timeout http-keep-alive 75s
+    http-reuse always"""
+
+
 def nginx(directory, n, big):
     groups = "".join(
         f"upstream g{g} {{ {' '.join(f'server {s};' for s in servers(g))} }}\n" for g in range(GROUPS if big else 0)
@@ -80,12 +106,7 @@ def nginx(directory, n, big):
         f"proxy_pass http://127.0.0.1:{ECHO}; proxy_set_header Upgrade $http_upgrade; "
         'proxy_set_header Connection "upgrade"; proxy_read_timeout 1h;'
     )
-    return f"""daemon off; user root; worker_processes 1; pid {directory}/pid; error_log {directory}/error.log error;
-events {{ worker_connections 4096; }}
-http {{
-access_log off; keepalive_requests 1000000; proxy_http_version 1.1; proxy_set_header Connection "";
-client_body_temp_path {directory}/a; proxy_temp_path {directory}/b; fastcgi_temp_path {directory}/c;
-uwsgi_temp_path {directory}/d; scgi_temp_path {directory}/e;
+    return f"""{nginx_head(directory)}
 upstream origin {{ server 127.0.0.1:{ORIGIN} weight={n % 50 + 1}; keepalive 1024; keepalive_requests 1000000; }}
 {groups}
 server {{
@@ -105,18 +126,7 @@ def haproxy(directory, n, big):
         f"backend g{g}\n" + "".join(f"    server s{k} {s}\n" for k, s in enumerate(servers(g)))
         for g in range(GROUPS if big else 0)
     )
-    return f"""global
-    nbthread 1
-    maxconn 4096
-    stats socket {directory}/stats.sock mode 600 level admin expose-fd listeners
-defaults
-    mode http
-    timeout connect 60s
-    timeout client 60s
-    timeout server 60s
-    timeout tunnel 1h
-    timeout http-keep-alive 75s
-    http-reuse always
+    return f"""{haproxy_head(directory)}
 frontend web
     bind 127.0.0.1:{PORT} backlog 4096
     http-request return status 200 content-type text/plain string "{n}" if {{ path /n }}
