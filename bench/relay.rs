@@ -24,6 +24,7 @@ const BUFFER_BYTES: usize = 16 * 1024;
 pub(crate) fn run(options: &Relay) -> Result<(), String> {
     let to = options.to;
     serve_each(&[options.bind], &options.placement, BUFFERS, "relaying", move |ring, client| {
+        ring.gather_completions(); // as the proxy's shards do
         spawn(ring, connection(Rc::clone(ring), client, to));
     })
 }

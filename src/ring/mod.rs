@@ -21,6 +21,7 @@ pub mod buffers;
 pub mod chunk;
 pub mod event;
 pub mod executor;
+mod gather;
 pub mod op;
 pub mod probe;
 pub mod slots;
@@ -45,6 +46,7 @@ use slab::Slab;
 
 use crate::counter::Counter;
 use buffers::{BufferPool, WriteBuffers};
+use gather::Gather;
 use timer::{Millis, Wheel};
 
 pub use chunk::{Chunk, WriteBuf};
@@ -60,6 +62,8 @@ const CQ_ENTRIES: u32 = 4096;
 const BATCH: usize = 1024;
 /// How long an orderly end waits for the kernel to answer cancelled operations.
 const QUIESCE: Duration = Duration::from_secs(2);
+/// A sleep without a timer, where the kernel has to be given a limit.
+const LONG_SLEEP: Duration = Duration::from_secs(3600);
 
 /// What a ring is made with.
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +112,7 @@ pub struct Ring {
     /// How often tasks have been polled; the loop sleeps only when that stands still.
     polls: Cell<u64>,
     stats: Arc<Stats>,
+    gather: Gather,
     /// The loop is over: nothing is submitted any more.
     ended: Cell<bool>,
 }
@@ -147,6 +152,7 @@ impl Ring {
             .setup_submit_all()
             .dontfork()
             .build(SQ_ENTRIES)?;
+        let gather = Gather::new(io.params().is_feature_min_timeout());
         let pool = BufferPool::new(settings.buffers, settings.buffers_limit);
         pool.register(&io)?;
         Ok(Rc::new(Self {
@@ -164,6 +170,7 @@ impl Ring {
             epoch: settings.epoch,
             polls: Cell::new(0),
             stats,
+            gather,
             ended: Cell::new(false),
         }))
     }
@@ -172,6 +179,12 @@ impl Ring {
     #[must_use]
     pub fn now(&self) -> Millis {
         self.now.get()
+    }
+
+    /// From now on a sleep may last up to 50 µs longer while many streams receive, so that it ends with several
+    /// completions (Linux 6.12): for loops that serve others, not for those that keep time.
+    pub fn gather_completions(&self) {
+        self.gather.start();
     }
 
     /// True when receive buffers are so scarce that connections should hold fewer of them.
@@ -235,14 +248,17 @@ impl Ring {
     fn enter(&self, wait: bool) -> io::Result<()> {
         let io = self.io.borrow();
         let timeout = self.wheel.borrow().next_wake().map(|at| at.saturating_sub(self.now.get()));
-        let want = usize::from(wait && timeout != Some(0));
+        let wanted = self.gather.wanted();
+        let want = if wait && timeout != Some(0) { wanted } else { 0 };
         self.stats.enters.increment();
-        let result = match timeout {
-            Some(ms) if want == 1 => {
-                let at = Timespec::from(Duration::from_millis(ms));
-                io.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&at))
-            }
-            _ => io.submit_and_wait(want),
+        let result = if want == 0 || (want == 1 && timeout.is_none()) {
+            io.submit_and_wait(want)
+        } else {
+            // With a limit the kernel goes on waiting for one completion when it has waited for several in vain.
+            let at = Timespec::from(timeout.map_or(LONG_SLEEP, Duration::from_millis));
+            let args = SubmitArgs::new().timespec(&at);
+            let args = if want > 1 { args.min_wait_usec(gather::WAIT_US) } else { args };
+            io.submitter().submit_with_args(want, &args)
         };
         self.now.set(millis_since(self.epoch));
         match result {
@@ -275,6 +291,7 @@ impl Ring {
             }
             self.dispatch(user_data, result, flags);
         }
+        self.gather.end_round();
         self.wheel.borrow_mut().advance(self.now.get());
         self.pool.top_up();
         self.stats.buffers_allocated.set(u64::from(self.pool.capacity()));
@@ -295,7 +312,11 @@ impl Ring {
                 let stream = self.streams.borrow().get(key).map(Rc::clone);
                 let Some(stream) = stream else { return };
                 match tag {
-                    RECV => stream.on_recv(self, result, flags),
+                    RECV => {
+                        let len = usize::try_from(result).unwrap_or(0);
+                        self.gather.note_receive(key, len, buffers::BUFFER_LEN);
+                        stream.on_recv(self, result, flags);
+                    }
                     SEND => stream.on_send(self, result),
                     _ => stream.on_connect(self, result),
                 }

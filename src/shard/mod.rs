@@ -235,6 +235,7 @@ fn run(
 }
 
 async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
+    ring.gather_completions();
     let wake = WakeFd(Arc::clone(&shared.wake));
     let identity = Identity { shard: plan.index, shards: plan.shards, seed: plan.seed };
     let Change { number, tables, listeners, upstreams, tls, log } = plan.change;

@@ -89,6 +89,7 @@ impl Inner {
         };
         let entry = match send.queue.len() {
             1 => {
+                ring.gather.note_send();
                 let bytes = first.as_slice();
                 let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(flags).build()

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::thread;
 
 use super::super::WriteBuf;
+use super::super::event::Event;
 use super::*;
 
 #[test]
@@ -130,5 +131,50 @@ fn an_answer_is_received_although_sending_failed() {
             let answer = stream.recv().await.expect("came before the reset").expect("likewise");
             assert_eq!(answer.as_slice(), b"early answer");
         }
+    });
+}
+
+/// The loop expects about as many completions as the last time, and goes on when fewer come: down to one.
+#[test]
+fn a_loop_that_waits_for_several_goes_on_with_fewer() {
+    const CONNECTIONS: usize = 64;
+    let _alone = alone();
+    run(256, 256, |ring| async move {
+        ring.gather_completions();
+        let (listener, _) = listener();
+        let (count, ended) = tally();
+        let signal = Rc::new(Event::default());
+        let mut peers = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let (stream, peer) = connection(&ring, &listener);
+            peers.push(peer);
+            let (ended, signal) = (Rc::clone(&ended), Rc::clone(&signal));
+            executor::spawn(&ring, async move {
+                while let Ok(Some(chunk)) = stream.recv().await {
+                    stream.write(chunk);
+                }
+                ended.set(ended.get() + 1);
+                signal.set();
+            });
+        }
+        let client = thread::spawn(move || {
+            for round in 0..300usize {
+                // All of them, then a few, then one: bursts, and what follows on them.
+                let count = [CONNECTIONS, CONNECTIONS, 5, 1][round % 4];
+                let byte = u8::try_from(round % 251).expect("a byte");
+                let mut got = [0];
+                for peer in &mut peers[..count] {
+                    peer.write_all(&[byte]).expect("an echo server");
+                }
+                for peer in &mut peers[..count] {
+                    peer.read_exact(&mut got).expect("the echo");
+                    assert_eq!(got, [byte]);
+                }
+            }
+        });
+        while count.get() < CONNECTIONS {
+            signal.take().await; // asleep meanwhile, as a shard is
+        }
+        client.join().expect("every byte came back");
     });
 }
