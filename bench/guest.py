@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Ringgate's director beside IPVS, the kernel's IP forwarding and nftables, on Debian's kernel 6.1, in one guest.
 
-    bench/guest.py [--part instructions|time ...] [--rounds N] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
+    bench/guest.py [--part instructions|time ...] [--rounds N] [--only NAME ...] [--ringgate FILE] [--generator FILE] [--out bench/results/DATE-guest]
 
 As root; about 4 minutes on a machine that does nothing else, which the part `time` needs. For machines whose own kernel has no ip_vs, and no virtualization: qemu emulates the guest's one CPU
 (TCG). Needs qemu-system-x86, ipvsadm, nftables, ethtool; the kernel's package is downloaded and unpacked, not installed.
@@ -44,7 +44,7 @@ def guest(options, kernel, directory, rounds, count):
     initrd.file("/job/parameters", "ip_vs conn_tab_bits=18\n")
     initrd.file("/job/main.py", (ROOT / "bench/in_guest.py").read_bytes())
     initrd.file("/job/l4.py", (ROOT / "bench/l4.py").read_bytes())
-    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "round_trips": count, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
+    job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "round_trips": count, "only": options.only, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
     initrd.file("/job/options", json.dumps(job))
     machine = Guest(directory, kernel, initrd, MODULES, count_instructions=count)
     results, trips = [{} for _ in range(rounds)], {}
@@ -114,6 +114,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these contenders (IPVS mh, kernel IP forwarding and others that the result names)")
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("--ringgate", type=Path, default=ROOT / "target/release/ringgate")
     parser.add_argument("--generator", type=Path, default=ROOT / "target/release/ringgate-bench")

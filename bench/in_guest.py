@@ -231,10 +231,12 @@ def main():
         for number in range(options.rounds):
             order = list(CONTENDERS.items())
             for name, contender in order if number % 2 else reversed(order):
+                if options.only and name not in (*options.only, "dropped", "dropped in the driver"):
+                    continue
                 with contender(options):
                     result = {"sockets": by_sockets(options), "frames": by_frames(options, name)}
                 print(json.dumps({"round": number, "name": name, **result}), flush=True)
-    for name, contender in ON_A_SWITCH.items() if options.round_trips else ():
+    for name, contender in ON_A_SWITCH.items() if options.round_trips and not options.only else ():
         print(json.dumps({"trip": name, **round_trip(options, contender)}), flush=True)
 
 

@@ -13,6 +13,8 @@ As root, alone on the machine; 2 to 3 minutes. Parts:
   generator sends as fast as it can; and CPU time of the whole machine for a packet at a fixed rate, less that
   of the same packets dropped on arrival in the forwarder's namespace: what forwarding adds, wherever the kernel does it.
 - latency: round trips of a UDP packet over a bridge: straight to the server, through the director, routed by the kernel.
+- upgrade: the longest time without a packet at the server when `ringgate ctl upgrade` replaces the process under 10,000
+  packets/s, beside the longest of a second without one; and how many were lost, or came twice.
 - syn: SYNs of new connections as fast as they come, with an empty table and with a million flows in it; at most half a
   million more come, for which there is room.
 
@@ -24,6 +26,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -47,6 +50,28 @@ print("ready", flush=True)
 while True:
     data, peer = udp.recvfrom(64)
     udp.sendto(data, peer)
+"""
+# Numbers of the packets that arrive, and when, until its input ends.
+WATCH = r"""
+import json, select, socket, struct, sys
+raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+raw.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE; SO_TIMESTAMPNS
+raw.setsockopt(socket.SOL_SOCKET, 35, 1)
+raw.bind(("eth0", 0))
+print("ready", flush=True)
+seen = []
+while True:
+    if sys.stdin in select.select([raw, sys.stdin], [], [])[0]:
+        break
+    for _ in range(256):
+        try:
+            data, extra, _, _ = raw.recvmsg(64, 64, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            break
+        if data[12:14] == b"\x08\x00" and data[23] == 17 and data[36:38] == (9000).to_bytes(2, "big"):
+            seconds, rest = struct.unpack("qq", extra[0][2])
+            seen.append((int.from_bytes(data[42:50], "big"), seconds * 10**9 + rest))
+print(json.dumps(seen))
 """
 PING = """
 import json, socket, sys, time
@@ -197,7 +222,7 @@ def running(options, config):
                 time.sleep(0.02)
             else:
                 raise SystemExit(f"ringgate is not ready:\n{text}")
-            yield
+            yield f"{directory}/admin.sock"
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
@@ -277,6 +302,38 @@ def latency(options):
     return {name: {"p50": quantile(times[address], 0.5), "p99": quantile(times[address], 0.99)} for name, address in ways.items()}
 
 
+def upgrade(options):
+    """The longest gaps in milliseconds of each upgrade and of as long a time before it, and what became of the packets."""
+    rate, rounds = 10_000, []
+    with line():
+        for _ in range(options.rounds):
+            with director(options) as admin:
+                rounds.append(replaced(options, admin, rate))
+    return {"rate": rate, "rounds": rounds}
+
+
+def replaced(options, admin, rate):
+    started = lambda space, *argv: subprocess.Popen(
+        ["ip", "netns", "exec", space, *map(str, argv)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    watch = started(SERVER, sys.executable, "-c", WATCH)
+    watch.stdout.readline()
+    generator = started(GENERATOR, options.generator, "blast", f"{VIP}:{PORT}", "--threads", 1, "--json", "--rate", rate, "--duration", "4s")
+    time.sleep(1.2)
+    began = time.time_ns()
+    done = sh(options.ringgate, "ctl", "--socket", admin, "upgrade")
+    heir = int(re.search(r"process (\d+)", done)[1])
+    sent = json.loads(generator.communicate()[0])["sent"]
+    os.kill(heir, signal.SIGTERM)
+    while os.path.exists(f"/proc/{heir}"):
+        time.sleep(0.02)
+    seen = json.loads(watch.communicate("\n")[0])
+    second, numbers = 10**9, [number for number, _ in seen]
+    gaps = lambda begin: [b - a for (_, a), (_, b) in zip(seen, seen[1:]) if begin <= b < begin + second]
+    return {"before_ms": max(gaps(began - second)) / 1e6, "upgrade_ms": max(gaps(began)) / 1e6, "sent": sent,
+            "lost": sent - len(set(numbers)), "twice": len(numbers) - len(set(numbers)),
+            "overtaken": sum(a > b for a, b in zip(numbers, numbers[1:]))}  # fmt: skip
+
+
 def syn(options):
     """SYNs a second that arrive, of connections that are new."""
     many, rounds = ["--syn", "--flows", 16_384, "--sources", 64], []
@@ -338,6 +395,16 @@ def markdown(result):
         straight = ways["straight"]["p50"]
         yield from table(["", "p50", "p99", "added, p50"],
                          ([name, f"{way['p50']:.1f}", f"{way['p99']:.1f}", f"{way['p50'] - straight:.1f}"] for name, way in ways.items()))  # fmt: skip
+    if changes := result.get("upgrade"):
+        rounds, rate = changes["rounds"], changes["rate"]
+        yield f"## An upgrade under {rate:,} packets/s: the longest time without a packet, ms\n"
+        values = lambda key: sorted(one[key] for one in rounds)
+        yield from table(["", "median", "least and most"],
+                         ([name, f"{statistics.median(values(key)):.2f}", f"{values(key)[0]:.2f} – {values(key)[-1]:.2f}"]
+                          for name, key in (("a second without one", "before_ms"), ("the second of the upgrade", "upgrade_ms"))))  # fmt: skip
+        total = lambda key: sum(values(key))
+        yield (f"Of {total('sent'):,} packets {total('lost')} were lost, {total('twice')} came twice, {total('overtaken')} overtook one before "
+               f"them. {len(rounds)} upgrades; the generator sends what is due every 100 µs.\n")  # fmt: skip
     if rounds := result.get("syn"):
         yield "## SYNs of new connections\n"
         yield from table(["", "SYNs/s", "sent/s meanwhile"],
@@ -352,7 +419,7 @@ def markdown(result):
                f"Resident memory of a flow: {pure['bytes_per_flow']:.1f} bytes. Medians of {pure['rounds']} rounds.\n")  # fmt: skip
 
 
-PARTS = {"verdict": verdict, "forward": forward, "latency": latency, "syn": syn}
+PARTS = {"verdict": verdict, "forward": forward, "latency": latency, "upgrade": upgrade, "syn": syn}
 
 
 def main():

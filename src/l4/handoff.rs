@@ -91,6 +91,9 @@ pub(super) struct ServicePlace {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) quorate: bool,
+    /// How often a server has had its turn; older processes do not say.
+    #[serde(default)]
+    pub(super) turns: usize,
 }
 
 impl ServicePlace {

@@ -175,8 +175,9 @@ impl Manager {
         }
         let name = format!("ringgate-{}", std::process::id());
         let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
+        let interfaces = self.rings.values().map(String::as_str);
         silence
-            .set(&services(self.registry.config()))
+            .set(&services(self.registry.config()), interfaces)
             .map_err(|error| needs("nf_tables", &error))?;
         self.silence = Some(silence);
         Ok(())
@@ -263,15 +264,20 @@ impl Manager {
         self.change_datapath(&config);
         self.said.retain(|(key, _), _| config.services.iter().any(|one| one.key == *key));
         self.registry.configure(config);
-        if let Some(silence) = &mut self.silence
-            && let Err(error) = silence.set(&services)
-        {
-            let trouble = format!("the kernel is not silent as configured: {error}");
-            self.troubles.insert(trouble);
-        }
+        self.silence(&services);
         let filter = Arc::new(filter::services(&services));
         for desk in &self.desks {
             desk.give(Order::Filter(Arc::clone(&filter)));
+        }
+    }
+
+    fn silence(&mut self, services: &[Service]) {
+        let interfaces = self.rings.values().map(String::as_str);
+        if let Some(silence) = &mut self.silence
+            && let Err(error) = silence.set(services, interfaces)
+        {
+            let trouble = format!("the kernel is not silent as configured: {error}");
+            self.troubles.insert(trouble);
         }
     }
 
@@ -486,6 +492,7 @@ impl Manager {
             return;
         }
         let wanted = self.wanted_interfaces();
+        let before: Vec<u32> = self.rings.keys().copied().collect();
         let gone: Vec<u32> =
             self.rings.keys().copied().filter(|index| !wanted.contains(index)).collect();
         for index in gone {
@@ -513,6 +520,9 @@ impl Manager {
                     self.troubles.insert(format!("no ring on {}: {error}", link.name));
                 }
             }
+        }
+        if !self.rings.keys().copied().eq(before) {
+            self.silence(&services(self.registry.config()));
         }
     }
 

@@ -402,6 +402,7 @@ impl Manager {
         }
         if let Some(standing) = &parts.standing {
             self.believe(standing, None);
+            self.registry.take_turns(&standing.places.services);
         }
         let held = self.heed_roles(&parts);
         // The other process's silence may not be about all of our virtual servers.

@@ -31,6 +31,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// Fruitless wake-ups by one ring in a row, after which the thread pauses: nothing may spin.
 const FRUITLESS_MAX: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(10);
+/// How long frames gather while they come one by one so fast that being woken for each would cost more than
+/// forwarding it (as network cards moderate their interrupts).
+const GATHERING: Duration = Duration::from_micros(50);
+/// They do when two sleeps are no further apart than this.
+const HECTIC: Duration = Duration::from_micros(20);
+/// They still do when so many have gathered.
+const MANY: u32 = 4;
 /// The loopback interface, on which what is for this host itself is delivered.
 const LOOPBACK: u32 = 1;
 const VLAN: u16 = 0x8100;
@@ -198,15 +205,23 @@ impl Worker {
             // Refused, it runs anywhere: the placement was checked when the configuration was.
             let _ = cpu::pin(cpu);
         }
+        cpu::wake_on_time();
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
-        let mut rounds = 0;
+        let (mut rounds, mut taken, mut gathering) = (0, 0, Gathering::default());
         while !self.stopping {
-            let busy = self.round(counts);
-            rounds += 1;
-            if busy && rounds < ROUNDS_BETWEEN_LOOKS && !self.waiting.load(Ordering::Acquire) {
-                continue;
+            let now = self.round(counts);
+            let busy = now > 0;
+            (rounds, taken) = (rounds + 1, now.saturating_add(taken));
+            if rounds < ROUNDS_BETWEEN_LOOKS && !self.waiting.load(Ordering::Acquire) {
+                if busy {
+                    continue;
+                }
+                if gathering.is_worthwhile(std::mem::take(&mut taken), self.began.elapsed()) {
+                    std::thread::sleep(GATHERING);
+                    continue;
+                }
             }
-            rounds = 0;
+            (rounds, taken) = (0, 0);
             fds.clear();
             fds.push(self.wake.as_raw_fd());
             fds.extend(self.rings.iter().map(AsRawFd::as_raw_fd));
@@ -223,8 +238,8 @@ impl Worker {
         }
     }
 
-    /// A batch from each ring; true when there was a frame.
-    fn round(&mut self, counts: &Counts) -> bool {
+    /// A batch from each ring; how many frames it was.
+    fn round(&mut self, counts: &Counts) -> u32 {
         let now = self.now();
         let mut taken = 0;
         let Self { director, sender, rings, own, learner, .. } = self;
@@ -246,7 +261,7 @@ impl Worker {
         if !self.own.is_empty() {
             self.send_own(counts);
         }
-        taken > 0
+        taken
     }
 
     /// Held fragments whose first one has come.
@@ -425,6 +440,24 @@ pub(in crate::l4) fn forwarded_to(verdict: Verdict) -> Option<ServerId> {
     }
 }
 
+/// Whether frames are to gather before the next ones are looked for.
+#[derive(Debug, Default)]
+struct Gathering {
+    on: bool,
+    /// The last time this was asked.
+    rested: Duration,
+}
+
+impl Gathering {
+    /// Asked when no frame waits, after so many since the last time; true: they shall gather.
+    fn is_worthwhile(&mut self, taken: u32, now: Duration) -> bool {
+        let hectic = taken > 0 && now.saturating_sub(self.rested) <= HECTIC;
+        self.on = if self.on { taken >= MANY } else { hectic };
+        self.rested = now;
+        self.on
+    }
+}
+
 /// A director at one ring, for one turn.
 struct Judging<'a> {
     director: &'a mut Director,
@@ -575,7 +608,36 @@ fn complete(frame: &mut [u8], partial: Option<(u16, u16)>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+    use crate::l4::config::{
+        Forward, L4, Protocol, RealServer, Scheduler, ServiceKey, Settings, VirtualServer,
+    };
+    use crate::l4::registry::Registry;
+    use crate::l4::tables::Neighbour;
+    use crate::protocol::ethernet::Mac;
+
+    #[test]
+    fn frames_gather_while_they_come_fast_one_by_one() {
+        let mut gathering = Gathering::default();
+        let mut at = Duration::ZERO;
+        let mut asked = |after: u64, taken| {
+            at += Duration::from_micros(after);
+            gathering.is_worthwhile(taken, at)
+        };
+        for (after, taken, expected) in [
+            (100, 1, false),  // now and then
+            (100, 15, false), // in bursts
+            (15, 1, true),    // one by one
+            (60, 5, true),    // it was worth it
+            (60, 3, false),   // no longer
+            (15, 0, false),   // woken for something else
+            (15, 1, true),
+        ] {
+            assert_eq!(asked(after, taken), expected, "{taken} after {after} µs");
+        }
+    }
 
     #[test]
     fn a_partial_checksum_is_completed() {
@@ -593,6 +655,67 @@ mod tests {
         complete(&mut frame, Some((9000, 6)));
         complete(&mut frame, Some((44, 600)));
         assert_eq!(frame, before);
+    }
+
+    /// A director with one server at the end of an IPIP tunnel, which 1,480 bytes fit through.
+    fn tunnelling() -> Director {
+        let (vip, server) = ("192.0.2.1".parse().expect("an address"), "10.0.0.1");
+        let server = server.parse().expect("an address");
+        let key = ServiceKey { protocol: Protocol::Tcp, address: vip, port: 80 };
+        let mut one = VirtualServer::new(key, Scheduler::Rr, vec![RealServer::new(server, 1)]);
+        one.forward = Forward::Ipip;
+        let config = L4 { director: Settings::default(), services: vec![one] };
+        let mut registry = Registry::new(config, 1);
+        let (mac, source) = (Mac([2, 0, 0, 0, 1, 1]), Mac([2, 0, 0, 0, 0, 1]));
+        registry.set_interfaces(HashMap::from([(2, vec![source])]));
+        let neighbour = Neighbour { mac, source, ifindex: 3, vlan: None };
+        registry.set_neighbour(server, Some(neighbour));
+        registry.set_local(["10.0.0.200".parse().expect("an address")]);
+        Director::new(0, registry.tables(), 1024)
+    }
+
+    /// So many bytes of TCP payload to its virtual server, not to be fragmented.
+    fn segment(payload: usize) -> Vec<u8> {
+        let length = u16::try_from(40 + payload).expect("short").to_be_bytes();
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 9, 8, 0];
+        frame.extend([0x45, 0, length[0], length[1], 0, 1, 0x40, 0, 64, 6, 0, 0]);
+        frame.extend([198, 51, 100, 1, 192, 0, 2, 1]);
+        frame.extend([4, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 5 << 4, 0x10, 1, 0, 0, 0, 0, 0]);
+        frame.resize(54 + payload, 7);
+        let sum = Sum::new().bytes(&frame[14..34]).finish();
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn a_merged_frame_that_does_not_fit_a_tunnel_has_one_answer() {
+        let mut director = tunnelling();
+        for (size, outcome, answers, rest) in
+            [(1460, REPLIED, 1, 3), (1440, ENCAPSULATED, 4, 0), (0, UNSENT, 0, 0)]
+        {
+            let (counts, mut own) = (Counts::default(), Vec::new());
+            let mut judging = Judging {
+                director: &mut director,
+                now: 1000,
+                interface: 2,
+                own: &mut own,
+                counts: &counts,
+                learner: None,
+            };
+            let mut frame = segment(4 * 1460);
+            let merged = Some(Merged { size, separable: true });
+            let frame = frame.get_mut(..54 + usize::from(size) * 4).unwrap_or_default();
+            let length = u16::try_from(frame.len() - 14).expect("short").to_be_bytes();
+            frame[16..18].copy_from_slice(&length);
+            let received = Received { frame, tag: None, merged, partial: None };
+            assert_eq!(judging.judge(0, received), Fate::Release);
+            let sums = |which: usize| counts.outcomes[which].value();
+            assert_eq!((sums(outcome), sums(DROPPED)), (answers.max(1), rest), "{size}");
+            assert_eq!(own.len(), usize::try_from(answers).expect("few"), "{size}");
+            // Who took it out of the ring has counted one.
+            let all: u64 = counts.outcomes.iter().map(Counter::value).sum();
+            assert_eq!(counts.received.value() + 1, all, "{size}");
+        }
     }
 
     #[test]

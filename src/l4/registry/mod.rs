@@ -12,7 +12,7 @@ use std::sync::Arc;
 use self::slots::{Occupant, ServerSlots, ServiceSlots};
 use super::config::{L4, ServiceKey};
 use super::figures::{Figures, Overall};
-use super::handoff::{Places, ServerPlace};
+use super::handoff::{Places, ServerPlace, ServicePlace};
 use super::tables::{Neighbour, ServerId, Tables};
 use crate::protocol::ethernet::Mac;
 
@@ -172,6 +172,7 @@ impl Registry {
                 self.services.restore(place.slot, key, place.quorate);
             }
         }
+        self.take_turns(&places.services);
         for place in &places.servers {
             let Some(service) = keys.get(&place.service) else { continue };
             let id = ServerId { slot: place.slot, generation: place.generation };
@@ -182,6 +183,15 @@ impl Registry {
         }
         for (slot, generation) in places.vacant.iter().copied() {
             self.servers.restore_vacancy(ServerId { slot, generation });
+        }
+    }
+
+    /// Turns go on where another process was.
+    pub(super) fn take_turns(&self, services: &[ServicePlace]) {
+        for place in services {
+            if let Some(key) = place.key() {
+                self.services.set_turns(key, place.turns);
+            }
         }
     }
 

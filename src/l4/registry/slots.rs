@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::l4::config::ServiceKey;
 use crate::l4::figures::Figures;
@@ -165,16 +166,24 @@ impl ServiceSlots {
         }
     }
 
+    /// Servers have had so many turns.
+    pub(super) fn set_turns(&self, key: ServiceKey, turns: usize) {
+        if let Some(place) = self.slots.iter().flatten().find(|place| place.key == key) {
+            place.figures.cursor.store(turns, Relaxed);
+        }
+    }
+
     /// Who has which slot.
     pub(super) fn places(&self) -> impl Iterator<Item = ServicePlace> {
         let place = |(slot, place): (usize, &Option<Place>)| {
-            let Place { key, quorate, .. } = place.as_ref()?;
+            let Place { key, quorate, figures, .. } = place.as_ref()?;
             Some(ServicePlace {
                 slot: u16::try_from(slot).ok()?,
                 protocol: key.protocol.number(),
                 address: key.address,
                 port: key.port,
                 quorate: *quorate,
+                turns: figures.cursor.load(Relaxed),
             })
         };
         self.slots.iter().enumerate().filter_map(place)

@@ -89,6 +89,17 @@ fn what_changed_follows() {
     }
 }
 
+/// Round robin goes on with the server whose turn it is.
+#[test]
+fn turns_go_on() {
+    for begun in 0..4 {
+        let mut old = World::tcp(Scheduler::Rr);
+        open(&mut old, 0..begun);
+        let mut new = heir(&old, vec![service(Protocol::Tcp, 80, Scheduler::Rr)]);
+        assert_eq!(open(&mut new, 200..206), open(&mut old, 200..206), "after {begun}");
+    }
+}
+
 /// A flow is forgotten when it would have been.
 #[test]
 fn time_goes_on() {
