@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Slow attacks beside ordinary clients: Ringgate, nginx and HAProxy with their defaults, the same attack on each.
 
-    bench/slow.py [--connections 2000] [--seconds 20] [--only ringgate,limits,nginx,haproxy] [--attacks slowloris,body,read]
+    bench/slow.py [--connections 2000] [--seconds 20] [--only ringgate,limits,nginx,haproxy]
+                  [--attacks slowloris,body,read] [--body 65536]
 
 `limits` is Ringgate with `[limits]` for each address. Others' requests come on new connections, open loop, 100 a second,
 first without the attack and then beside it. The contender has CPU 0, everything else CPU 1. slowhttptest
-attacks from 127.0.0.1, the others come from 127.0.0.2.
+attacks from 127.0.0.1, the others come from 127.0.0.2. A quarter as many requests go straight to the origin meanwhile: what
+those wait is the machine's, the origin's and the clients' doing, and no contender's. CPU is the share of one that the contender took.
 """
 
 import argparse
@@ -64,35 +66,48 @@ def haproxy(directory):
 KINDS = {"ringgate": ringgate, "limits": limits, "nginx": nginx, "haproxy": haproxy}
 
 
-def ask(times, failures):
-    """One request of an ordinary client, on a connection of its own."""
+def ask(times, failures, least, port=PORT):
+    """One request of an ordinary client, on a connection of its own; the answer has a body of this size at least."""
     began = time.monotonic()
     try:
-        with socket.create_connection(("127.0.0.1", PORT), 5, ("127.0.0.2", 0)) as sock:
+        with socket.create_connection(("127.0.0.1", port), 5, ("127.0.0.2", 0)) as sock:
             sock.settimeout(5)
             sock.sendall(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
-            data = b""
+            data = bytearray()
             while piece := sock.recv(65536):
                 data += piece
-        assert data.startswith(b"HTTP/1.1 200") and len(data) > 65536
+        assert data.startswith(b"HTTP/1.1 200") and len(data) > least
         times.append(time.monotonic() - began)
     except (OSError, AssertionError) as error:
         failures.append(repr(error))
 
 
-def others(seconds, rate=100):
-    """Times and failures of ordinary clients that come at this rate, whether they are answered or not."""
+def others(seconds, least, rate=100):
+    """Times and failures of ordinary clients that come at this rate, whether they are answered or not; and of those
+    that ask the origin."""
     times, failures, threads, began = [], [], [], time.monotonic()
+    direct = ([], [])
     for n in range(int(seconds * rate)):
         time.sleep(max(0, began + n / rate - time.monotonic()))
         if threading.active_count() > 1000:
             failures.append("too many wait")
             continue
-        threads.append(threading.Thread(target=ask, args=(times, failures), daemon=True))
-        threads[-1].start()
+        threads.append(threading.Thread(target=ask, args=(times, failures, least), daemon=True))
+        if n % 4 == 2:
+            threads.append(threading.Thread(target=ask, args=(*direct, least, ORIGIN), daemon=True))
+        for thread in threads[-2:]:
+            if thread.ident is None:
+                thread.start()
     for thread in threads:
         thread.join(12)
-    return times, failures
+    return (times, failures), direct
+
+
+def cpu_seconds(pid):
+    """What the process and its children have used, nginx' worker included."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    stats = [Path(f"/proc/{one}/stat").read_text().rsplit(")", 1)[1].split() for one in (pid, *children)]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
 def figures(times, failures):
@@ -115,21 +130,24 @@ def run(kind, args):
     try:
         deadline, times = time.monotonic() + 20, []
         while not times:
-            ask(times, [])
+            ask(times, [], args.body)
             if time.monotonic() > deadline or process.poll() is not None:
                 sys.exit(f"{kind} does not start:\n{(directory / 'log').read_text()}")
             time.sleep(0.05)
-        calm = figures(*others(args.seconds / 2))
+        calm, _ = others(args.seconds / 2, args.body)
         for attack in args.attacks.split(","):
             attacker = subprocess.Popen(
                 [reload.path_of("slowhttptest"), *ATTACKS[attack], "-c", str(args.connections), "-r", "1000", "-l", str(args.seconds),
                  "-p", "3", "-u", f"http://127.0.0.1:{PORT}/"],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            beside = figures(*others(args.seconds))
+            used = cpu_seconds(process.pid)
+            beside, direct = others(args.seconds, args.body)
+            used = (cpu_seconds(process.pid) - used) / args.seconds
             attacker.terminate()
             attacker.wait(20)
-            print(f"{kind:9} {attack:9} alone {calm}; attacked {beside}", flush=True)
+            print(f"{kind:9} {attack:9} alone {figures(*calm)}; attacked {figures(*beside)}, CPU {used:.2f}; "
+                  f"to the origin {figures(*direct)}", flush=True)
             time.sleep(1)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -148,10 +166,11 @@ def main():
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--only", default="ringgate,limits,nginx,haproxy")
     parser.add_argument("--attacks", default="slowloris,body,read")
+    parser.add_argument("--body", type=int, default=65536, help="bytes of the origin's answer")
     args = parser.parse_args()
     os.sched_setaffinity(0, {1} if (os.cpu_count() or 1) > 1 else {0})
     origin = subprocess.Popen(
-        [str(reload.BENCH), "serve", "--bind", f"127.0.0.1:{ORIGIN}", "--threads", "1", "--body", "65536"],
+        [str(reload.BENCH), "serve", "--bind", f"127.0.0.1:{ORIGIN}", "--threads", "1", "--body", str(args.body)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
