@@ -25,7 +25,7 @@ use crate::ha::status::{InstanceStatus, PeerStatus, Snapshot};
 use crate::ha::{Event, Ha, Order};
 use crate::l7::time::rfc3339_ms;
 use crate::l7::upstream::Member;
-use crate::l7::worker::Yielding;
+use crate::l7::worker::{Receipt, Yielding};
 use crate::protocol::vrrp::{Error, State as Role};
 use crate::ring::{Ring, Timer};
 use crate::shard::Message;
@@ -34,6 +34,8 @@ use crate::shard::Message;
 const COUNT_EVERY_MS: u64 = 100;
 /// How often an order's outcome is looked for.
 const LOOK_EVERY_MS: u64 = 5;
+/// How often shards are looked at that finish what is under way: clients wait for that.
+const LOOK_CLOSELY_MS: u64 = 2;
 /// The HA thread answers an order within this.
 const ORDER_PATIENCE: Duration = Duration::from_secs(2);
 /// A hand-over that nobody has taken up after this will not be.
@@ -144,7 +146,7 @@ pub async fn carry_out(
             }
             Err(why) => Err(why),
         };
-        tell_shards(state, None);
+        drop(tell_shards(state, None));
         drop(turn);
         result?;
     } else {
@@ -157,26 +159,37 @@ pub async fn carry_out(
 }
 
 /// Has the shards finish their connections, and then take no new ones, for as long as that may take.
+///
+/// What the shards have done they say themselves: the kernel completes handshakes for one that does not run just now, and its
+/// count of connections does not have those.
 async fn finish_requests(timer: &Timer, state: &State) {
     let open = || state.shards.iter().map(|shard| connections(&shard.metrics)).sum::<u64>();
-    for (how, least, most) in [
-        (Yielding::Closing, Duration::ZERO, CLOSING_PATIENCE),
-        (Yielding::Refusing, HANDSHAKES, REFUSING_PATIENCE),
-    ] {
-        tell_shards(state, Some(how));
-        let began = Instant::now();
-        while began.elapsed() < least || open() > 0 && began.elapsed() < most {
-            timer.set(LOOK_EVERY_MS);
-            timer.fired().await;
-        }
+    tell_shards(state, Some(Yielding::Closing));
+    wait(timer, CLOSING_PATIENCE, || open() == 0).await;
+    let deaf = tell_shards(state, Some(Yielding::Refusing));
+    wait(timer, REFUSING_PATIENCE, || Arc::strong_count(&deaf) == 1).await;
+    wait(timer, HANDSHAKES, || false).await;
+    let empty = tell_shards(state, Some(Yielding::Emptying));
+    wait(timer, REFUSING_PATIENCE, || Arc::strong_count(&empty) == 1).await;
+}
+
+/// Waits until something is so, this long at most.
+async fn wait(timer: &Timer, most: Duration, is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() && began.elapsed() < most {
+        timer.set(LOOK_CLOSELY_MS);
+        timer.fired().await;
     }
 }
 
-fn tell_shards(state: &State, how: Option<Yielding>) {
+/// Each shard drops its copy of the receipt when it has done this.
+fn tell_shards(state: &State, how: Option<Yielding>) -> Receipt {
+    let receipt = Receipt::default();
     for shard in &state.shards {
         // A shard that is too busy to be told loses what is under way, no more.
-        let _ = shard.send(Message::Yield(how));
+        let _ = shard.send(Message::Yield(how, Arc::clone(&receipt)));
     }
+    receipt
 }
 
 async fn obeyed(
@@ -263,7 +276,7 @@ pub async fn heed(ring: Rc<Ring>, state: Rc<State>, instance: String) {
         }
         // If nobody takes over after all, the router goes on, which its log says.
         let _ = handed_over(&timer, ha, |name| asked.iter().any(|one| one == name)).await;
-        tell_shards(&state, None);
+        drop(tell_shards(&state, None));
     }
     drop(turn);
 }

@@ -94,6 +94,8 @@ pub struct Worker {
     handed_over: Cell<bool>,
     /// When the addresses were about to be handed over, and how far that is.
     yielding: Cell<Option<(Millis, Yielding)>>,
+    /// To be dropped once that is done.
+    receipt: RefCell<Option<Receipt>>,
     /// A connection was closed.
     pub departed: Event,
     /// A connection was put into a pool.
@@ -105,9 +107,22 @@ pub struct Worker {
 pub enum Yielding {
     /// Connections end after the request they are serving; new ones are accepted.
     Closing,
-    /// New handshakes are ignored as well; their clients send them again, to the new node.
+    /// New handshakes are ignored as well; their clients send them again, to the new node. Done once the kernel does.
     Refusing,
+    /// The same. Done once no connection is open or waits in a listen queue.
+    Emptying,
 }
+
+impl Yielding {
+    /// New handshakes are ignored.
+    #[must_use]
+    pub const fn is_deaf(self) -> bool {
+        matches!(self, Self::Refusing | Self::Emptying)
+    }
+}
+
+/// Shared by those who are to do something: dropped by each that has, or that never will.
+pub type Receipt = Arc<()>;
 
 impl Worker {
     /// Puts a shard's side together.
@@ -135,6 +150,7 @@ impl Worker {
             draining: Cell::new(None),
             handed_over: Cell::new(false),
             yielding: Cell::new(None),
+            receipt: RefCell::default(),
             departed: Event::default(),
             pooled: Event::default(),
         }
@@ -273,11 +289,18 @@ impl Worker {
     }
 
     /// Before another node takes the addresses over, connections end as in a drain, and then no new ones
-    /// begin, so that none is under way when the network changes its mind. `None` ends that.
-    pub fn yield_to_peer(&self, how: Option<Yielding>) {
+    /// begin, so that none is under way when the network changes its mind. `None` ends that. The receipt is dropped
+    /// once it is done.
+    pub fn yield_to_peer(&self, how: Option<Yielding>, receipt: Receipt) {
+        self.receipt.replace(how.map(|_| receipt));
         let since = self.yielding.get().map_or_else(|| self.now(), |(since, _)| since);
         self.yielding.set(how.map(|how| (since, how)));
         self.wake_idle();
+    }
+
+    /// What [`Worker::yield_to_peer`] was told is done.
+    pub fn has_yielded(&self) {
+        self.receipt.take();
     }
 
     /// Wakes the tasks of idle connections, to see whether they are to end.

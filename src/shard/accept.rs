@@ -191,14 +191,25 @@ impl Doors {
                 return Poll::Ready(None);
             }
             let doors = self.open.borrow();
-            let refusing = worker.yielding() == Some(Yielding::Refusing);
+            let refusing = worker.yielding().is_some_and(Yielding::is_deaf);
             doors.iter().for_each(|door| door.acceptor.set_deaf(refusing));
+            if worker.yielding() == Some(Yielding::Refusing) {
+                worker.has_yielded();
+            }
             let near = self.limit.is_near();
             doors.iter().for_each(|door| door.acceptor.set_single(near));
             if !self.limit.open.is_full(self.limit.max()) {
                 held_back = false;
                 if let Poll::Ready(accepted) = poll_all(&doors, cx) {
                     return Poll::Ready(Some(accepted));
+                }
+                if worker.yielding() == Some(Yielding::Emptying) {
+                    if let Some(waiting) = look_into_queues(&doors) {
+                        return Poll::Ready(Some(waiting));
+                    }
+                    if worker.connections() == 0 {
+                        worker.has_yielded();
+                    }
                 }
             } else if !held_back {
                 held_back = true;
@@ -245,6 +256,14 @@ fn start(worker: &Rc<Worker>, stream: Stream, door: &Door, limit: &ConnectionLim
     let seat = Seat(Arc::clone(&limit.open));
     let listening = Rc::clone(&door.listening);
     spawn(&worker.ring, connection::serve(Rc::clone(worker), stream, listening, key, seat));
+}
+
+/// A connection that the kernel has and the ring has not told of yet: its client may have sent a request.
+fn look_into_queues(doors: &[Rc<Door>]) -> Option<(Rc<Door>, io::Result<Stream>)> {
+    doors.iter().find_map(|door| {
+        let waiting = door.acceptor.accept_waiting().transpose()?;
+        Some((Rc::clone(door), waiting))
+    })
 }
 
 /// The next connection until `over` fires.

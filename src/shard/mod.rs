@@ -22,7 +22,7 @@ use crate::l7::metrics::Metrics;
 use crate::l7::pool::millis;
 use crate::l7::tls;
 use crate::l7::upstream::{MemberSet, SharedUpstream};
-use crate::l7::worker::{Reporter, Worker, Yielding};
+use crate::l7::worker::{Receipt, Reporter, Worker, Yielding};
 use crate::ring::event::Event;
 use crate::ring::executor::{self, spawn};
 use crate::ring::{Ring, Settings, Stats, Timer};
@@ -78,8 +78,8 @@ pub enum Message {
     Members(Arc<SharedUpstream>, Arc<MemberSet>),
     /// Continue the access log in this file.
     ReopenLog(OwnedFd),
-    /// The addresses are about to go to another node, or (`None`) that is over.
-    Yield(Option<Yielding>),
+    /// The addresses are about to go to another node, or (`None`) that is over. The receipt is dropped when it is done.
+    Yield(Option<Yielding>, Receipt),
     /// Another process accepts on the same sockets from now on: accept nothing more, and let
     /// connections end after the request they are serving or the next one. [`Message::Drain`] follows.
     HandOver,
@@ -308,7 +308,7 @@ async fn obey(
                         log.reopen(file);
                     }
                 }
-                Message::Yield(how) => worker.yield_to_peer(how),
+                Message::Yield(how, receipt) => worker.yield_to_peer(how, receipt),
                 Message::HandOver => worker.hand_over(),
                 Message::Drain(timeout) => return timeout,
             }

@@ -236,6 +236,47 @@ def test_flows_go_on_through_upgrades(network, tmp_path, datapath):
             node.kill()
 
 
+def program_number(host):
+    """The number that the kernel gave the XDP program on eth0."""
+    (link,) = json.loads(host.ip("-json", "-details", "link", "show", "eth0"))
+    return link["xdp"]["prog"]["id"]
+
+
+def test_a_program_in_the_driver_is_handed_over(network, tmp_path):
+    """Its link passes to the successor, which puts its own program there: no datagram is lost, none arrives twice."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    config = '[director]\ndatapath = "native"\n' + virtual_server(f"{VIP}:80", four, scheduler="mh")
+    config += virtual_server(f"{VIP}:9000", four, scheduler="rr", protocol="udp")
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    node = Node(host, tmp_path, "a", config, node=PAUSES).start()
+    try:
+        node.await_neighbours(3)
+        eventually(lambda: program(host) == "xdp", 5)
+        talks, datagrams = [Talk(client, VIP, 80) for _ in range(20)], Datagrams(client, servers)
+        line, numbers = Line(node), {program_number(host)}
+        for upgrades in (1, 2):
+            sent = datagrams.sent
+            for talk in talks:
+                talk.ask()
+            line.upgrade()
+            assert program(host) == "xdp"
+            numbers.add(program_number(host))
+            assert len(numbers) > upgrades, "a program of its own"
+            eventually(lambda: datagrams.sent > sent + 50, 10)
+        datagrams.finish()
+        for talk in talks:
+            talk.ask()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        eventually(lambda: node.log().count("flows taken over") == 2, 5)
+        line.stop()
+        assert program(host) is None
+    finally:
+        if node.process:
+            node.kill()
+
+
 def test_a_successor_that_fails_changes_nothing(network, tmp_path):
     lan, client, servers = network
     four = [server.host.address for server in servers]

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -12,9 +13,10 @@ from harness.lan import Lan, in_namespace
 from harness.proxy import binary
 from harness.tools import eventually
 
-from .common import VIP, VIP6, Capture, Node, Server, curl, mac, spread, virtual_server
+from .common import VIP, VIP6, Capture, Node, Server, curl, mac, send_frames, spread, virtual_server
 
 FRAMES = "ringgate_director_xdp_frames_total"
+SO_RCVBUFFORCE = 33
 
 
 def program(host, device="eth0"):
@@ -64,6 +66,7 @@ class Tap:
 
     def read(self, ready):
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as tap:
+            tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
             tap.bind((self.device, 0))
             tap.settimeout(0.1)
             ready.set()
@@ -283,3 +286,115 @@ def test_the_datapath_changes_under_connections(network, tmp_path):
         assert {name for talk in talks for name in talk.names} == {"s1", "s2", "s3"}
         for talk in talks:
             talk.socket.close()
+
+
+NOBODY = "10.77.0.77"
+
+
+def frame(source, target, protocol, port):
+    """A SYN, or a datagram, from an address that nobody has, to port 8080 of the virtual address."""
+    addresses = socket.inet_aton(NOBODY) + socket.inet_aton(VIP)
+    ports = port.to_bytes(2) + (8080).to_bytes(2)
+    if protocol == socket.IPPROTO_TCP:
+        body = ports + bytes(8) + bytes.fromhex("5002200000000000")
+    else:
+        body = ports + bytes.fromhex("000c0000") + b"data"
+    head = bytes([0x45, 0]) + (20 + len(body)).to_bytes(2) + bytes([0, 1, 0, 0, 64, protocol, 0, 0]) + addresses
+    total = sum(int.from_bytes(head[at : at + 2]) for at in range(0, 20, 2))
+    head = head[:10] + (~(total % 0xFFFF) & 0xFFFF).to_bytes(2) + head[12:]
+    return bytes.fromhex((target + source).replace(":", "")) + b"\x08\0" + head + body
+
+
+class Arrivals:
+    """Which of those frames arrive at which server."""
+
+    def __init__(self, servers):
+        self.taps = {server.name: Tap(server.host, "eth0") for server in servers}
+
+    def __enter__(self):
+        for tap in self.taps.values():
+            tap.__enter__()
+        return self
+
+    def __exit__(self, *_):
+        for tap in self.taps.values():
+            tap.__exit__()
+
+    def __call__(self, protocol):
+        """(client's port, server) of each frame."""
+        ours = lambda one: one[23] == protocol and one[26:30] == socket.inet_aton(NOBODY)
+        return [
+            (int.from_bytes(one[34:36]), name) for name, tap in self.taps.items() for one in list(tap.frames) if ours(one)
+        ]
+
+
+def limited(lan, tmp_path, keys, protocol):
+    """A director with a limit, and a service that its program schedules; beside it one for the ordinary client."""
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    four = [f"10.77.0.{number}" for number in (2, 3, 4)]
+    services = virtual_server(f"{VIP}:80", four, scheduler="mh")
+    services += virtual_server(f"{VIP}:8080", four, scheduler="mh", protocol=protocol)
+    return host, Node(host, tmp_path, "a", f'[director]\ndatapath = "generic"\n{keys}' + services)
+
+
+def await_program(node, client, counted):
+    node.await_neighbours(3)
+    forwards = lambda: spread(client, f"http://{VIP}/", 2) and counted().get("forwarded", 0) > 0
+    eventually(forwards, 10, "the program forwards", every=0.3)
+
+
+def test_connections_of_one_source_are_limited(network, tmp_path):
+    """Beyond `syns_per_source` they are dropped and counted; a client of another address does not notice."""
+    lan, client, servers = network
+    limit, flood = 50, 600
+    host, node = limited(lan, tmp_path, f"syns_per_source = {limit}\n", "tcp")
+    with node, Arrivals(servers) as arrivals:
+        counted = Counted(node)
+        await_program(node, client, counted)
+        counted, begin = Counted(node), time.monotonic()
+        macs = mac(client), mac(host)
+        send_frames(client, [frame(*macs, socket.IPPROTO_TCP, 1024 + number) for number in range(flood)])
+        # In the same second.
+        names = spread(client, f"http://{VIP}/", 9)
+        assert sum(names.values()) == 9 and set(names) <= {"s1", "s2", "s3"}, names
+        send_frames(client, [frame(*macs, socket.IPPROTO_TCP, 8192 + number) for number in range(flood)])
+        seconds = time.monotonic() - begin
+        dropped = lambda: counted().get("syn_limit", 0)
+        told = lambda: f"{len(arrivals(socket.IPPROTO_TCP))} arrived, {counted()}"
+        eventually(lambda: dropped() + len(arrivals(socket.IPPROTO_TCP)) == 2 * flood, 10, told)
+        # In each second that began meanwhile so many, and no more.
+        passed = 2 * flood - dropped()
+        assert limit <= passed <= limit * (int(seconds) + 2), (passed, seconds)
+        assert len({port for port, _ in arrivals(socket.IPPROTO_TCP)}) == passed
+        node.stop()
+
+
+def test_new_flows_beyond_the_limit_go_by_hash(network, tmp_path):
+    """Beyond `new_flows_per_second` they are forwarded without being remembered: each goes to one server all the same,
+    none to the packet socket, and a connection that begins meanwhile works."""
+    lan, client, servers = network
+    limit, flows = 20, 400
+    host, node = limited(lan, tmp_path, f"new_flows_per_second = {limit}\n", "udp")
+    with node, Arrivals(servers) as arrivals:
+        counted = Counted(node)
+        await_program(node, client, counted)
+        counted, begin = Counted(node), time.monotonic()
+        macs = mac(client), mac(host)
+        for turn in (1, 2):
+            send_frames(client, [frame(*macs, socket.IPPROTO_UDP, 1024 + number) for number in range(flows)])
+            eventually(lambda t=turn: len(arrivals(socket.IPPROTO_UDP)) == t * flows, 10, "each datagram arrives")
+            names = spread(client, f"http://{VIP}/", 3)
+            assert sum(names.values()) == 3 and set(names) <= {"s1", "s2", "s3"}, names
+        seconds = time.monotonic() - begin
+        places = {}
+        for port, name in arrivals(socket.IPPROTO_UDP):
+            places.setdefault(port, []).append(name)
+        assert len(places) == flows and all(len(names) == 2 and len(set(names)) == 1 for names in places.values()), places
+        assert {name for names in places.values() for name in names} == {"s1", "s2", "s3"}
+        # The limit is each CPU's.
+        remembered = limit * os.cpu_count() * (int(seconds) + 2)
+        eventually(lambda: counted().get("stateless", 0) >= 2 * (flows - remembered), 5, lambda: f"{counted()}, {seconds} s")
+        eventually(lambda: counted().get("forwarded", 0) >= 2 * flows, 5, "the program forwarded them all")
+        assert counted().get("stateless", 0) > 0, counted()
+        node.stop()

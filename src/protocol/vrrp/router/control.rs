@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use super::{
-    Action, Config, LAST_RESORT, Moment, NotPreferred, OWNER, PREFERRED, Path, RESIGN, Reason,
-    State, VirtualRouter, skew,
+    Action, Config, LAST_RESORT, Moment, NotPreferred, OFFER_MIN, OWNER, PREFERRED, Path, RESIGN,
+    Reason, State, VirtualRouter, skew,
 };
 
 impl VirtualRouter {
@@ -278,10 +278,10 @@ impl VirtualRouter {
         }
     }
 
-    /// Resigns on the wire but keeps the addresses, for as long as the slowest backup needs.
+    /// Resigns on the wire but keeps the addresses, for as long as the slowest backup needs, or one that is held up.
     pub(super) fn offer(&mut self, now: Moment, out: &mut Vec<Action>) {
         out.push(Action::Advertise { priority: RESIGN });
         let wait = self.own_down() + self.config.interval.duration();
-        self.listen(now.after(wait), true);
+        self.listen(now, now.after(wait.max(OFFER_MIN)), true);
     }
 }

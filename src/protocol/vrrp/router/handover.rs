@@ -18,8 +18,10 @@ const ASKING_MAX: Duration = Duration::from_secs(15);
 const ANSWER_GAP: Duration = Duration::from_millis(10);
 /// An active router that has not finished after this takes a request for a new one.
 const FINISHING_MAX: Duration = Duration::from_secs(12);
-/// After a hand-over that nobody took up, requests are refused for this long: each turns clients away for a while.
+/// After hand-overs that nobody took up, requests are refused for this long: each turns clients away for a while.
 const REST: Duration = Duration::from_secs(10);
+/// So many are tried before: a router that asks again is alive, it was late.
+const TRIES: u8 = 2;
 
 /// A backup's request.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +39,9 @@ pub(super) struct Asked {
     /// Since when it finishes what is under way.
     finishing: Option<Moment>,
     by: Option<IpAddr>,
-    /// When it last began to.
+    /// When it last began to, and how often it has without a rest.
     began: Option<Moment>,
+    tries: u8,
     answered: Option<Moment>,
 }
 
@@ -82,9 +85,11 @@ impl VirtualRouter {
         let under_way = asked.finishing.is_some_and(|since| now.since(since) < FINISHING_MAX)
             || self.active.listening.is_some_and(|listening| listening.offered);
         let rested = asked.began.is_none_or(|at| now.since(at) >= REST);
-        let accepted = self.config.priority != OWNER && (under_way || rested);
+        let tries = if rested { 0 } else { asked.tries };
+        let accepted = self.config.priority != OWNER && (under_way || tries < TRIES);
         if accepted && !under_way {
-            *asked = Asked { finishing: Some(now), by: Some(by), began: Some(now), ..*asked };
+            let (finishing, began, tries) = (Some(now), Some(now), tries + 1);
+            *asked = Asked { finishing, by: Some(by), began, tries, ..*asked };
             out.push(Action::Finish { peer: by });
         }
         let news = if accepted { HandOver::Heeded } else { HandOver::Declined };
@@ -112,6 +117,7 @@ impl VirtualRouter {
     /// What was under way cannot be finished: the next request is refused.
     pub fn cannot_finish(&mut self) {
         self.asked.finishing = None;
+        self.asked.tries = TRIES;
     }
 
     /// Begins to ask the router that is active, if there is one to ask.

@@ -25,6 +25,9 @@ pub use types::{
 const RELISTENS_MAX: u8 = 4;
 /// Waking up this late is never held against us, however short the interval.
 const LATE_MIN: Duration = Duration::from_millis(2);
+/// An offer to step down stands this long at least, however short the interval: a peer that the host's scheduler held
+/// up for some intervals is alive, and taking the offer back would cost what was under way.
+const OFFER_MIN: Duration = Duration::from_millis(500);
 /// Highest priority that is not the owner's; what [`VirtualRouter::prefer`] uses.
 const PREFERRED: u8 = 254;
 
@@ -99,6 +102,9 @@ struct Listening {
     until: Moment,
     /// Offered to step down, rather than merely stalled.
     offered: bool,
+    /// When this router was last seen to run, and how often it was late meanwhile.
+    awake: Moment,
+    late: u8,
 }
 
 impl VirtualRouter {
@@ -216,8 +222,15 @@ impl VirtualRouter {
                 Some(self.backup.asking.map_or(due, |asking| due.min(asking.due())))
             }
             State::Active => {
-                let advert = self.active.listening.map_or(self.active.advert_at, |l| l.until);
-                Some(self.announcer.due().map_or(advert, |due| due.min(advert)))
+                let interval = self.config.interval.duration();
+                let due = match self.active.listening {
+                    None => self.active.advert_at,
+                    Some(Listening { offered: true, until, awake, .. }) => {
+                        until.min(awake.after(interval))
+                    }
+                    Some(Listening { until, .. }) => until,
+                };
+                Some(self.announcer.due().map_or(due, |announce| announce.min(due)))
             }
         }
     }
@@ -356,8 +369,7 @@ impl VirtualRouter {
         let interval = self.backup.interval.duration();
         let gap = now.since(self.backup.awake);
         self.backup.awake = self.backup.awake.max(now);
-        let tolerated = interval + (interval / 2).max(LATE_MIN);
-        if gap > tolerated && self.backup.relistens < RELISTENS_MAX {
+        if is_late(gap, interval) && self.backup.relistens < RELISTENS_MAX {
             self.late += 1;
             self.backup.relistens += 1;
             let listen = interval * 2 + self.skew();
@@ -450,7 +462,8 @@ impl VirtualRouter {
     }
 
     fn active_timers(&mut self, now: Moment, out: &mut Vec<Action>) {
-        if let Some(listening) = self.active.listening {
+        if let Some(listening) = &mut self.active.listening {
+            listening.note_awake(now, self.config.interval.duration());
             if now >= listening.until {
                 self.active.listening = None;
                 self.advertise(now, out);
@@ -458,7 +471,7 @@ impl VirtualRouter {
         } else if now >= self.active.advert_at {
             if self.is_stalled(now) && !self.preempts_at_once() && self.priority() != OWNER {
                 let wait = self.config.interval.duration() * 2;
-                self.listen(now.after(wait), false);
+                self.listen(now, now.after(wait), false);
             } else {
                 self.advertise(now, out);
             }
@@ -468,8 +481,8 @@ impl VirtualRouter {
         }
     }
 
-    fn listen(&mut self, until: Moment, offered: bool) {
-        self.active.listening = Some(Listening { until, offered });
+    fn listen(&mut self, now: Moment, until: Moment, offered: bool) {
+        self.active.listening = Some(Listening { until, offered, awake: now, late: 0 });
     }
 
     /// Sends an advertisement; the next follows at its old pace if that was kept.
@@ -554,4 +567,22 @@ impl VirtualRouter {
         self.state = to;
         out.push(Action::Transition(self.last));
     }
+}
+
+impl Listening {
+    /// The time in which this router did not run is not held against those to whom it offers the addresses: the machine
+    /// that they share may have stood still.
+    fn note_awake(&mut self, now: Moment, interval: Duration) {
+        let gap = now.since(self.awake);
+        self.awake = self.awake.max(now);
+        if self.offered && is_late(gap, interval) && self.late < RELISTENS_MAX {
+            self.late += 1;
+            self.until = self.until.after(gap);
+        }
+    }
+}
+
+/// Whether a router that runs every interval has been held up.
+fn is_late(gap: Duration, interval: Duration) -> bool {
+    gap > interval + (interval / 2).max(LATE_MIN)
 }

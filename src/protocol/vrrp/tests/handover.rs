@@ -200,20 +200,113 @@ fn an_active_router_finishes_and_offers_once() {
 }
 
 #[test]
-fn an_offer_that_nobody_takes_up_is_not_repeated_for_a_while() {
+fn offers_that_nobody_takes_up_are_not_repeated_for_a_while() {
     let mut router = active(Config::new(200));
     let ask = |router: &mut VirtualRouter, ms| {
         run(|out| router.on_asked(at(ms), Path::PRIMARY, address(60), out))
     };
-    ask(&mut router, 401);
-    run(|out| assert!(router.hand_over(at(410), out)));
-    assert_eq!(advance(&mut router, 1_000)[0], advert(200), "its own priority again");
-    assert_eq!(ask(&mut router, 1_010), [tell(HandOver::Declined, 60), answer(false)]);
-    assert_eq!(ask(&mut router, 10_400), [tell(HandOver::Declined, 60), answer(false)]);
-    assert_eq!(ask(&mut router, 10_411).last(), Some(&answer(true)));
+    for (asked, offered) in [(401, 410), (1_010, 1_020)] {
+        assert_eq!(
+            ask(&mut router, asked).last(),
+            Some(&answer(true)),
+            "whoever asks again was late"
+        );
+        run(|out| assert!(router.hand_over(at(offered), out)));
+        assert_eq!(advance(&mut router, offered + 590)[0], advert(200), "its own priority again");
+    }
+    assert_eq!(ask(&mut router, 1_620), [tell(HandOver::Declined, 60), answer(false)]);
+    assert_eq!(ask(&mut router, 11_009), [tell(HandOver::Declined, 60), answer(false)]);
+    assert_eq!(ask(&mut router, 11_020).last(), Some(&answer(true)));
     // Nor after one that could not be finished.
     router.cannot_finish();
-    assert_eq!(ask(&mut router, 10_500).last(), Some(&answer(false)));
+    assert_eq!(ask(&mut router, 11_100).last(), Some(&answer(false)));
+}
+
+#[test]
+fn an_offer_stands_half_a_second_and_as_long_again_as_its_router_did_not_run() {
+    let fast = || Config { interval: Interval::from_centiseconds(1).unwrap(), ..Config::new(200) };
+    let mut router = active(fast());
+    run(|out| assert!(router.hand_over(at(1_000), out)));
+    assert_eq!(advance(&mut router, 1_499), [], "fifty intervals");
+    assert_eq!(advance(&mut router, 1_500), [advert(200)]);
+
+    let mut router = active(fast());
+    run(|out| assert!(router.hand_over(at(1_000), out)));
+    // The machine stood still, and with it the peer.
+    assert_eq!(run(|out| router.on_timer(at(3_000), out)), []);
+    assert_eq!(advance(&mut router, 3_499), []);
+    assert_eq!(advance(&mut router, 3_500), [advert(200)]);
+}
+
+/// Two routers at 10 ms, of which `stalled` ones (a bit each) do not run for `span` ms from `from` ms after the request; the active one
+/// finishes what is under way in 40 ms. The reasons for which they changed, and what was told.
+fn hand_over_beside_a_stall(stalled: usize, from: u64, span: u64) -> (Vec<Reason>, Vec<HandOver>) {
+    let interval = Interval::from_centiseconds(1).unwrap();
+    let config = |priority| Config { interval, announce: silent(), ..Config::new(priority) };
+    let mut routers = [active(config(200)), backup(config(100))];
+    let (begin, mut wires) = (1_000, [Vec::new(), Vec::new()]);
+    let (mut reasons, mut told, mut finished) = (Vec::new(), Vec::new(), None);
+    let heard = |ms, priority| Heard { interval, ..heard(ms, 60, priority) };
+    routers[1].on_advert(at(400), &heard(400, 200), &mut Vec::new());
+    for ms in 400..begin + 2_000 {
+        for place in 0..2 {
+            let (router, mut out) = (&mut routers[place], Vec::new());
+            if stalled >> place & 1 == 1 && (begin + from..begin + from + span).contains(&ms) {
+                continue;
+            }
+            for (at_ms, action) in std::mem::take(&mut wires[place]) {
+                match action {
+                    Action::Advertise { priority } => {
+                        router.on_advert(at(ms), &heard(at_ms, priority), &mut out);
+                    }
+                    Action::Ask => router.on_asked(at(ms), Path::PRIMARY, address(60), &mut out),
+                    Action::Answer { accepted, .. } => {
+                        router.on_answer(at(ms), address(60), accepted, &mut out);
+                    }
+                    _ => {}
+                }
+            }
+            if place == 1 && ms == begin {
+                router.prefer(at(ms), &mut out).unwrap();
+            }
+            if place == 0 && finished.is_some_and(|due| ms >= due) {
+                finished = None;
+                router.hand_over(at(ms), &mut out);
+            }
+            router.on_timer(at(ms), &mut out);
+            for action in out {
+                match action {
+                    Action::Transition(transition) => reasons.push(transition.reason),
+                    Action::Tell { news, .. } => told.push(news),
+                    Action::Finish { .. } => finished = Some(ms + 40),
+                    action => wires[1 - place].push((ms, action)),
+                }
+            }
+        }
+    }
+    (reasons, told)
+}
+
+#[test]
+fn a_hand_over_at_10_ms_survives_a_peer_or_a_machine_that_stands_still() {
+    let peer = address(60);
+    let wanted = [Reason::Resigned { peer }, Reason::HandedOver { peer }];
+    // Told again: the second time, to one that was away for as long as an offer stands.
+    let news = [HandOver::Asked, HandOver::Heeded, HandOver::Accepted, HandOver::Heeded];
+    // From 43 ms on the new router is active, and its absence a failure.
+    let spans = [20, 60, 150, 364, 480, 900];
+    for (from, span) in (1..=42).flat_map(|from| spans.map(|span| (from, span))) {
+        for stalled in [0b10, 0b11] {
+            let (mut reasons, told) = hand_over_beside_a_stall(stalled, from, span);
+            // Its timer had run out while it was away: that is the reason then, though the resignation came too.
+            if reasons[0] == Reason::Silence {
+                reasons[0] = wanted[0];
+            }
+            let case = format!("{stalled:b}: {span} ms after {from}: {told:?}");
+            assert_eq!(reasons, wanted, "{case}");
+            assert!(news.starts_with(&told), "{case}");
+        }
+    }
 }
 
 #[test]
