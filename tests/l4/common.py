@@ -218,22 +218,13 @@ def send_frames(host, frames, device="eth0"):
 
 def tables(host):
     """Names of the nftables tables in a namespace (NFT_MSG_GETTABLE)."""
-    return names_of(host, 1, 1)
-
-
-def chains(host):
-    """Names of the chains in all of them (NFT_MSG_GETCHAIN)."""
-    return sorted(names_of(host, 4, 3))
-
-
-def names_of(host, message, attribute_of_name):
     found = []
 
     def work():
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
             netlink.bind((0, 0))
             netlink.settimeout(5)
-            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | message, 0x301, 1, 0) + bytes(4))
+            netlink.send(struct.pack("=IHHII", 20, 10 << 8 | 1, 0x301, 1, 0) + bytes(4))
             while True:
                 data = netlink.recv(65536)
                 while data:
@@ -243,7 +234,7 @@ def names_of(host, message, attribute_of_name):
                     attribute = 20
                     while attribute + 4 <= length:
                         size, name = struct.unpack_from("=HH", data, attribute)
-                        if name & 0x3FFF == attribute_of_name:
+                        if name & 0x3FFF == 1:
                             found.append(data[attribute + 4 : attribute + size].rstrip(b"\0").decode())
                         attribute += (size + 3) & ~3
                     data = data[(length + 3) & ~3 :]
