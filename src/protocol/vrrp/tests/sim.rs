@@ -406,10 +406,10 @@ impl World {
     fn hand_over_and_die(&mut self) {
         let places = 0..self.nodes.len();
         let Some(holder) = places.clone().find(|place| self.nodes[*place].holds) else { return };
-        let takers = places.filter(|place| {
+        let mut takers = places.filter(|place| {
             self.nodes[*place].router.state() == State::Backup && self.nodes[*place].runs()
         });
-        let Some(taker) = takers.last() else { return };
+        let Some(taker) = takers.next_back() else { return };
         let preferred = self.random.percent(50);
         if preferred {
             self.input(taker, |router, now, out| {
