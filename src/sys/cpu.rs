@@ -58,15 +58,6 @@ pub fn name_thread(name: &str) {
     }
 }
 
-/// Lets the calling thread's sleeps end when they are due (PR_SET_TIMERSLACK): the kernel otherwise adds up to 50 µs,
-/// to end several with one interrupt.
-pub fn wake_on_time() {
-    // SAFETY: PR_SET_TIMERSLACK takes a number of nanoseconds, no pointer; it does not fail for a thread's own.
-    unsafe {
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1u64);
-    }
-}
-
 /// Makes the calling thread give way to others by so many steps (nice(2), which on Linux is about a thread).
 ///
 /// # Errors

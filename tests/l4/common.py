@@ -51,7 +51,7 @@ class Server:
         if addresses:
             host.ip("addr", "add", f"{VIP}/32", "dev", "lo")
             host.ip("addr", "add", f"{VIP6}/128", "dev", "lo", "nodad")
-        self.directory = directory / f"{name}{next(_numbers)}"
+        self.directory = directory / f"{name}-{next(_numbers)}"
         self.directory.mkdir()
         self.start(["/usr/bin/python3", SINK, name, 8080])
         if web:

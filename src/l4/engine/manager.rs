@@ -175,9 +175,8 @@ impl Manager {
         }
         let name = format!("ringgate-{}", std::process::id());
         let mut silence = Silence::open(&name).map_err(|error| needs("nf_tables", &error))?;
-        let interfaces = self.rings.values().map(String::as_str);
         silence
-            .set(&services(self.registry.config()), interfaces)
+            .set(&services(self.registry.config()))
             .map_err(|error| needs("nf_tables", &error))?;
         self.silence = Some(silence);
         Ok(())
@@ -264,20 +263,15 @@ impl Manager {
         self.change_datapath(&config);
         self.said.retain(|(key, _), _| config.services.iter().any(|one| one.key == *key));
         self.registry.configure(config);
-        self.silence(&services);
-        let filter = Arc::new(filter::services(&services));
-        for desk in &self.desks {
-            desk.give(Order::Filter(Arc::clone(&filter)));
-        }
-    }
-
-    fn silence(&mut self, services: &[Service]) {
-        let interfaces = self.rings.values().map(String::as_str);
         if let Some(silence) = &mut self.silence
-            && let Err(error) = silence.set(services, interfaces)
+            && let Err(error) = silence.set(&services)
         {
             let trouble = format!("the kernel is not silent as configured: {error}");
             self.troubles.insert(trouble);
+        }
+        let filter = Arc::new(filter::services(&services));
+        for desk in &self.desks {
+            desk.give(Order::Filter(Arc::clone(&filter)));
         }
     }
 
@@ -492,7 +486,6 @@ impl Manager {
             return;
         }
         let wanted = self.wanted_interfaces();
-        let before: Vec<u32> = self.rings.keys().copied().collect();
         let gone: Vec<u32> =
             self.rings.keys().copied().filter(|index| !wanted.contains(index)).collect();
         for index in gone {
@@ -520,9 +513,6 @@ impl Manager {
                     self.troubles.insert(format!("no ring on {}: {error}", link.name));
                 }
             }
-        }
-        if !self.rings.keys().copied().eq(before) {
-            self.silence(&services(self.registry.config()));
         }
     }
 

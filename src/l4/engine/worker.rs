@@ -31,13 +31,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// Fruitless wake-ups by one ring in a row, after which the thread pauses: nothing may spin.
 const FRUITLESS_MAX: u32 = 16;
 const PAUSE: Duration = Duration::from_millis(10);
-/// How long frames gather while they come one by one so fast that being woken for each would cost more than
-/// forwarding it (as network cards moderate their interrupts).
-const GATHERING: Duration = Duration::from_micros(50);
-/// They do when two sleeps are no further apart than this.
-const HECTIC: Duration = Duration::from_micros(20);
-/// They still do when so many have gathered.
-const MANY: u32 = 4;
 /// The loopback interface, on which what is for this host itself is delivered.
 const LOOPBACK: u32 = 1;
 const VLAN: u16 = 0x8100;
@@ -205,23 +198,15 @@ impl Worker {
             // Refused, it runs anywhere: the placement was checked when the configuration was.
             let _ = cpu::pin(cpu);
         }
-        cpu::wake_on_time();
         let (mut ready, mut scratch, mut fds) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut rounds, mut taken, mut gathering) = (0, 0, Gathering::default());
+        let mut rounds = 0;
         while !self.stopping {
-            let now = self.round(counts);
-            let busy = now > 0;
-            (rounds, taken) = (rounds + 1, now.saturating_add(taken));
-            if rounds < ROUNDS_BETWEEN_LOOKS && !self.waiting.load(Ordering::Acquire) {
-                if busy {
-                    continue;
-                }
-                if gathering.is_worthwhile(std::mem::take(&mut taken), self.began.elapsed()) {
-                    std::thread::sleep(GATHERING);
-                    continue;
-                }
+            let busy = self.round(counts);
+            rounds += 1;
+            if busy && rounds < ROUNDS_BETWEEN_LOOKS && !self.waiting.load(Ordering::Acquire) {
+                continue;
             }
-            (rounds, taken) = (0, 0);
+            rounds = 0;
             fds.clear();
             fds.push(self.wake.as_raw_fd());
             fds.extend(self.rings.iter().map(AsRawFd::as_raw_fd));
@@ -238,8 +223,8 @@ impl Worker {
         }
     }
 
-    /// A batch from each ring; how many frames it was.
-    fn round(&mut self, counts: &Counts) -> u32 {
+    /// A batch from each ring; true when there was a frame.
+    fn round(&mut self, counts: &Counts) -> bool {
         let now = self.now();
         let mut taken = 0;
         let Self { director, sender, rings, own, learner, .. } = self;
@@ -261,7 +246,7 @@ impl Worker {
         if !self.own.is_empty() {
             self.send_own(counts);
         }
-        taken
+        taken > 0
     }
 
     /// Held fragments whose first one has come.
@@ -440,24 +425,6 @@ pub(in crate::l4) fn forwarded_to(verdict: Verdict) -> Option<ServerId> {
     }
 }
 
-/// Whether frames are to gather before the next ones are looked for.
-#[derive(Debug, Default)]
-struct Gathering {
-    on: bool,
-    /// The last time this was asked.
-    rested: Duration,
-}
-
-impl Gathering {
-    /// Asked when no frame waits, after so many since the last time; true: they shall gather.
-    fn is_worthwhile(&mut self, taken: u32, now: Duration) -> bool {
-        let hectic = taken > 0 && now.saturating_sub(self.rested) <= HECTIC;
-        self.on = if self.on { taken >= MANY } else { hectic };
-        self.rested = now;
-        self.on
-    }
-}
-
 /// A director at one ring, for one turn.
 struct Judging<'a> {
     director: &'a mut Director,
@@ -617,27 +584,6 @@ mod tests {
     use crate::l4::registry::Registry;
     use crate::l4::tables::Neighbour;
     use crate::protocol::ethernet::Mac;
-
-    #[test]
-    fn frames_gather_while_they_come_fast_one_by_one() {
-        let mut gathering = Gathering::default();
-        let mut at = Duration::ZERO;
-        let mut asked = |after: u64, taken| {
-            at += Duration::from_micros(after);
-            gathering.is_worthwhile(taken, at)
-        };
-        for (after, taken, expected) in [
-            (100, 1, false),  // now and then
-            (100, 15, false), // in bursts
-            (15, 1, true),    // one by one
-            (60, 5, true),    // it was worth it
-            (60, 3, false),   // no longer
-            (15, 0, false),   // woken for something else
-            (15, 1, true),
-        ] {
-            assert_eq!(asked(after, taken), expected, "{taken} after {after} µs");
-        }
-    }
 
     #[test]
     fn a_partial_checksum_is_completed() {

@@ -4,8 +4,7 @@
 //! The table has the owner flag: it belongs to this socket, nobody else may change it, and the kernel removes it when
 //! the socket closes, however the process ended. Packets are dropped before routing and connection tracking
 //! (prerouting, priority raw), behind the packet sockets' tap. The loopback interface is let through: that is the way
-//! by which a director delivers to itself. On interfaces with rings they are dropped sooner where the kernel can (inet
-//! ingress, Linux 5.10), which spares their way to prerouting.
+//! by which a director delivers to itself.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,14 +15,11 @@ use super::message::{Message, Request, messages};
 use super::{DATAGRAM_MAX, NLMSG_ERROR, PATIENCE_S, address_of_groups, receive, send, verdict};
 use crate::packet::options::{self, set, socket};
 use crate::packet::ring::filter::Service;
-use crate::protocol::ethernet;
 
 const SUBSYSTEM: u16 = 10;
 const OWNER: u32 = 2;
 const RAW: i32 = -300;
 const CHAIN: &[u8] = b"silence\0";
-/// `NF_INET_INGRESS`.
-const INGRESS: u32 = 5;
 /// Elements in one message, whose attributes hold 64 KiB.
 const ELEMENTS_MAX: usize = 1000;
 /// `NFT_REG_VERDICT`, and the first of the 32-bit registers.
@@ -34,7 +30,6 @@ const ACCEPT: u32 = 1;
 const META_INTERFACE: u32 = 4;
 const META_FAMILY: u32 = 15;
 const META_PROTOCOL: u32 = 16;
-const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 const LOOPBACK: u32 = 1;
@@ -73,35 +68,19 @@ impl Silence {
         self.fd.try_clone()
     }
 
-    /// Drops what comes for `services`, except over loopback; on these interfaces as soon as the kernel allows. What was
-    /// set before is replaced in one step.
+    /// Drops what comes for `services`, except over loopback. What was set before is replaced in one step.
     ///
     /// # Errors
     /// EPERM without CAP_NET_ADMIN; what nf_tables says.
-    pub fn set<'a>(
-        &mut self,
-        services: &[Service],
-        interfaces: impl IntoIterator<Item = &'a str>,
-    ) -> io::Result<()> {
-        let interfaces: Vec<&str> = interfaces.into_iter().collect();
-        let set = self.replace(services, &interfaces);
-        // An older kernel, or an interface that has just gone: prerouting does it.
-        if set.is_err() && !interfaces.is_empty() { self.replace(services, &[]) } else { set }
-    }
-
-    fn replace(&mut self, services: &[Service], interfaces: &[&str]) -> io::Result<()> {
+    pub fn set(&mut self, services: &[Service]) -> io::Result<()> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        let mut batch =
-            Batch { name: &self.name, messages: vec![Batch::edge(16)], early: Vec::new() };
+        let mut batch = Batch { name: &self.name, messages: vec![Batch::edge(16)] };
         if self.installed {
             batch.add(libc::NFT_MSG_DELTABLE, 0, |_| {});
         }
         batch.table();
         batch.chain();
         batch.let_loopback_through();
-        for interface in interfaces {
-            batch.early_chain(interface);
-        }
         for (family, size) in [(libc::NFPROTO_IPV4, 4), (libc::NFPROTO_IPV6, 16)] {
             let of_family = |one: &&Service| one.address.is_ipv4() == (size == 4);
             let all = services.iter().filter(of_family);
@@ -140,8 +119,6 @@ impl Silence {
 struct Batch<'a> {
     name: &'a [u8],
     messages: Vec<Request>,
-    /// Chains at ingress.
-    early: Vec<Vec<u8>>,
 }
 
 impl Batch<'_> {
@@ -182,32 +159,15 @@ impl Batch<'_> {
         });
     }
 
-    /// The chain of an interface, before its frames go anywhere but to packet sockets.
-    fn early_chain(&mut self, interface: &str) {
-        let device = [interface.as_bytes(), b"\0"].concat();
-        let name = [b"at ", &device[..]].concat();
-        self.create(libc::NFT_MSG_NEWCHAIN, |m| {
-            m.attribute(3, &name);
-            m.nested(4, |hook| {
-                number(hook, 1, INGRESS);
-                number(hook, 2, RAW.cast_unsigned());
-                hook.attribute(3, &device);
-            });
-            number(m, 5, ACCEPT);
-            m.attribute(7, b"filter\0");
-        });
-        self.early.push(name);
-    }
-
-    fn rule(&mut self, chain: &[u8], build: impl FnOnce(&mut Request)) {
+    fn rule(&mut self, build: impl FnOnce(&mut Request)) {
         self.add(libc::NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, |m| {
-            m.attribute(2, chain);
+            m.attribute(2, CHAIN);
             m.nested(4, build);
         });
     }
 
     fn let_loopback_through(&mut self) {
-        self.rule(CHAIN, |rule| {
+        self.rule(|rule| {
             meta(rule, META_INTERFACE, REGISTER);
             compare(rule, REGISTER, &LOOPBACK.to_ne_bytes());
             end(rule, ACCEPT);
@@ -236,7 +196,7 @@ impl Batch<'_> {
             format!("v{}{}\0", if size == 4 { 4 } else { 6 }, if ports { "" } else { "any" });
         let width = size + if ports { 8 } else { 4 };
         self.elements(name.as_bytes(), width, &keys.into_iter().collect::<Vec<_>>());
-        let matching = |rule: &mut Request| {
+        self.rule(|rule| {
             meta(rule, META_FAMILY, REGISTER);
             compare(rule, REGISTER, &[u8::try_from(family).unwrap_or_default()]);
             payload(rule, NETWORK_HEADER, if size == 4 { 16 } else { 24 }, size, REGISTER);
@@ -245,22 +205,9 @@ impl Batch<'_> {
                 payload(rule, TRANSPORT_HEADER, 2, 2, REGISTER + size / 4 + 1);
             }
             lookup(rule, name.as_bytes());
-        };
-        self.rule(CHAIN, |rule| {
-            matching(rule);
             expression(rule, b"counter\0", |_| {});
             end(rule, DROP);
         });
-        let kind = if size == 4 { ethernet::IPV4 } else { ethernet::IPV6 };
-        for chain in self.early.clone() {
-            self.rule(&chain, |rule| {
-                matching(rule);
-                // What has a VLAN tag may be for an interface of that VLAN, and its packet sockets.
-                payload(rule, LINK_HEADER, 12, 2, REGISTER);
-                compare(rule, REGISTER, &kind.to_be_bytes());
-                end(rule, DROP);
-            });
-        }
     }
 
     /// A set of keys of `width` bytes.
