@@ -191,6 +191,17 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Has connections that are accepted from now on take so many bytes that cannot be sent yet, and no more
+/// (`TCP_NOTSENT_LOWAT`, tcp(7)). The send buffer alone would let a peer with a small window have hundreds of small
+/// segments made, at several times the size of what is in them.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn limit_unsent(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, bytes)
+}
+
 /// Changes the length of a listening socket's queue (listen(2) again).
 ///
 /// # Errors

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -192,6 +194,31 @@ def test_max_connections_is_global_and_others_wait(start, origin):
             waiting.remove(client)
     assert not waiting and proxy.metric(names.AT_LIMIT) >= 1
     eventually(lambda: proxy.metric(names.CONNECTIONS) == 0)
+
+
+def unsent(port):
+    """Bytes that the kernel holds for clients of this port and has not sent."""
+    lines = subprocess.run([tool("ss"), "-Htin", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return sum(int(number) for number in re.findall(r"notsent:(\d+)", lines))
+
+
+def test_the_kernel_is_given_little_that_a_client_does_not_take(start, serve):
+    """A send buffer takes megabytes over loopback, in segments as small as the client's window allows."""
+    body = b"x" * (8 << 20)
+
+    def handler(connection):
+        for _ in connection.requests():
+            connection.send(say(200, body))
+
+    proxy = start({**one(serve(handler)), "node": ONE_SHARD})
+    with Client(proxy.address, rcvbuf=4096) as slow:
+        slow.send(message("GET", "/"))
+        port = proxy.address[1]
+        eventually(lambda: unsent(port) >= 32 << 10, 10, "what the client does not take waits")
+        seen = [unsent(port) for _ in range(20)]
+        assert max(seen) <= 256 << 10, seen
+        answer = slow.read_response(timeout=30)
+    assert (answer.status, len(answer.body)) == (200, len(body))
 
 
 def test_out_of_receive_buffers(start, serve):

@@ -63,7 +63,11 @@ impl Inner {
             libc::ENOBUFS => {
                 ring.stats.buffers_exhausted.increment();
                 recv.starved = true;
+                let is_first = ring.starved.borrow().is_empty();
                 ring.starved.borrow_mut().push_back(self.key.get());
+                if is_first {
+                    ring.lift_limits();
+                }
             }
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
             errno if errno > 0 => recv.error = Some(errno),

@@ -38,6 +38,8 @@ pub(super) struct Send {
     low: usize,
     pub(super) waker: Option<Waker>,
     message: Option<Box<Message>>,
+    /// The kernel takes as much as its send buffer holds, whatever the listener said.
+    unlimited: bool,
 }
 
 /// Where the kernel finds the chunks of one sendmsg(2).
@@ -103,7 +105,19 @@ impl Inner {
         };
         send.active = true;
         send.carried = send.queue.len().min(SEND_CHUNKS_MAX);
+        if !ring.starved.borrow().is_empty() {
+            self.lift_limit(send);
+        }
         self.submit(ring, Tag::Send, entry);
+    }
+
+    /// Lets the kernel take what it would not yet (`TCP_NOTSENT_LOWAT`), so that buffers come back.
+    fn lift_limit(&self, send: &mut Send) {
+        if let Some(fd) = self.fd.as_ref().filter(|_| send.active && !send.unlimited) {
+            send.unlimited = true;
+            // Fails only for a connection that is gone, whose buffers come back anyway.
+            let _ = socket::limit_unsent(fd.as_fd(), u32::MAX);
+        }
     }
 
     /// Not through the ring: the kernel gives that operation to a worker thread, which looks the
@@ -159,6 +173,17 @@ impl Inner {
         } else {
             send.queue.clear();
         }
+    }
+}
+
+impl Ring {
+    /// Receive buffers have run out: better that the kernel holds what slow readers do not take than that everybody
+    /// waits for them. Whoever sends until there are some again follows by itself.
+    pub(super) fn lift_limits(&self) {
+        self.streams
+            .borrow()
+            .iter()
+            .for_each(|(_, stream)| stream.lift_limit(&mut stream.send.borrow_mut()));
     }
 }
 
