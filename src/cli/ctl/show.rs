@@ -195,7 +195,7 @@ pub(super) fn tuning(tuning: &Value) -> String {
         if drift.is_empty() {
             "all that applies is in force".to_owned()
         } else {
-            format!("{} settings are not as they should be", drift.len())
+            format!("settings that are not as they should be: {}", drift.len())
         }
     );
     for one in drift {
