@@ -142,6 +142,10 @@ def test_sizing_takes_the_directors_cost_from_its_own_measurement(tmp_path):
     (tmp_path / "2026-11-22-l4.json").write_text(json.dumps({"forward": rounds}))
     measured = sizing.director(tmp_path)
     assert measured == {"XDP": 350.0, "packet sockets": 4000.0, "source": "2026-11-22-l4.json"}
+    for one_round in rounds:
+        one_round["ringgate"]["ns_flooded"] = 2000.0
+    (tmp_path / "2026-11-23-l4.json").write_text(json.dumps({"forward": rounds}))
+    assert sizing.director(tmp_path)["packet sockets"] == 2000.0
     assert sizing.needs(one, row, 10_000_000, measured)["director_cores"] == math.ceil(10e6 * 350e-9 / 0.7)
     page = "\n".join(sizing.ports([(one, row)], measured))
     # 10 Gbit/s of 84 bytes a frame; of 1,250 bytes a request, at 70 %.
