@@ -1,8 +1,6 @@
 //! Finding the end of a head while its bytes arrive.
 
-use memchr::memchr3;
-
-use super::HeadError;
+use super::{HeadError, lines::find_below};
 
 /// The longest head that can be parsed: [`Span`](super::Span) counts in 16 bits.
 pub const HEAD_BYTES_MAX: usize = 65_535;
@@ -111,17 +109,23 @@ impl HeadScanner {
 
     /// Goes past the next CR, or past everything; returns how many bytes that is.
     fn find_cr(&mut self, rest: &[u8]) -> Result<usize, HeadError> {
-        let Some(offset) = memchr3(b'\r', b'\n', 0, rest) else {
-            self.line_empty = false;
-            return Ok(rest.len());
-        };
-        self.line_empty &= offset == 0;
-        match rest.get(offset) {
-            Some(b'\r') => self.after_cr = true,
-            Some(b'\n') => return Err(HeadError::BareLf),
-            _ => return Err(HeadError::Nul),
+        let mut from = 0;
+        while let Some(offset) = find_below::<0x20>(rest.get(from..).unwrap_or_default()) {
+            let at = from + offset;
+            match rest.get(at) {
+                Some(b'\r') => {
+                    self.after_cr = true;
+                    self.line_empty &= at == 0;
+                    return Ok(at + 1);
+                }
+                Some(b'\n') => return Err(HeadError::BareLf),
+                Some(0) => return Err(HeadError::Nul),
+                // HTAB, or what the parser refuses.
+                _ => from = at + 1,
+            }
         }
-        Ok(offset + 1)
+        self.line_empty = false;
+        Ok(rest.len())
     }
 
     /// Takes the byte after a CR; true when that ends the head.
