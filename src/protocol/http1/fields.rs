@@ -1,7 +1,6 @@
 //! Field lines: where they lie in the head and which field they are.
 
-use super::HeadError;
-use super::encode::push_field;
+use super::{HeadError, block, encode::push_field};
 
 /// The most field lines a head can have.
 pub const FIELDS_MAX: usize = 256;
@@ -156,33 +155,55 @@ pub enum FieldId {
 impl FieldId {
     /// The field of this name, in any case.
     pub fn of(name: &[u8]) -> Self {
-        let Some(first) = name.first() else { return Self::Other };
-        match (name.len(), first.to_ascii_lowercase()) {
-            (2, b't') if is(name, b"te") => Self::Te,
-            (3, b'v') if is(name, b"via") => Self::Via,
-            (4, b'h') if is(name, b"host") => Self::Host,
-            (4, b'd') if is(name, b"date") => Self::Date,
-            (6, b'e') if is(name, b"expect") => Self::Expect,
-            (6, b's') if is(name, b"server") => Self::Server,
-            (7, b'u') if is(name, b"upgrade") => Self::Upgrade,
-            (7, b'r') if is(name, b"referer") => Self::Referer,
-            (7, b't') if is(name, b"trailer") => Self::Trailer,
-            (9, b'x') if is(name, b"x-real-ip") => Self::XRealIp,
-            (9, b'f') if is(name, b"forwarded") => Self::Forwarded,
-            (10, b'c') if is(name, b"connection") => Self::Connection,
-            (10, b'u') if is(name, b"user-agent") => Self::UserAgent,
-            (10, b'k') if is(name, b"keep-alive") => Self::KeepAlive,
-            (12, b'x') if is(name, b"x-request-id") => Self::XRequestId,
-            (14, b'c') if is(name, b"content-length") => Self::ContentLength,
-            (14, b'h') if is(name, b"http2-settings") => Self::Http2Settings,
-            (15, b'x') if is(name, b"x-forwarded-for") => Self::XForwardedFor,
-            (16, b'x') if is(name, b"x-forwarded-host") => Self::XForwardedHost,
-            (16, b'p') if is(name, b"proxy-connection") => Self::ProxyConnection,
-            (17, b'x') if is(name, b"x-forwarded-proto") => Self::XForwardedProto,
-            (17, b't') if is(name, b"transfer-encoding") => Self::TransferEncoding,
-            (18, b'p') if is(name, b"proxy-authenticate") => Self::ProxyAuthenticate,
-            (19, b'p') if is(name, b"proxy-authorization") => Self::ProxyAuthorization,
-            (25, b'p') if is(name, b"proxy-authentication-info") => Self::ProxyAuthenticationInfo,
+        let mut block = [0; block::NAME_LEN];
+        if name.len() > block.len() {
+            return Self::of_long(name);
+        }
+        block.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        let of_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+        if name.iter().all(of_name) { Self::of_short(&block, name.len()) } else { Self::Other }
+    }
+
+    /// The same for a name that is the beginning of the block, and all letters, digits and hyphens.
+    pub(super) fn of_short(block: &[u8; block::NAME_LEN], length: usize) -> Self {
+        // Sets the bit of lower case, which digits and hyphens have anyway.
+        const LOWER: u128 = u128::MAX / 0xff * 0x20;
+        let unused = 8 * block::NAME_LEN.saturating_sub(length);
+        let name = (u128::from_le_bytes(*block) | LOWER).unbounded_shl(unused as u32);
+        let is = |known: u128| name == known;
+        match length {
+            2 if is(key("te")) => Self::Te,
+            3 if is(key("via")) => Self::Via,
+            4 if is(key("host")) => Self::Host,
+            4 if is(key("date")) => Self::Date,
+            6 if is(key("expect")) => Self::Expect,
+            6 if is(key("server")) => Self::Server,
+            7 if is(key("upgrade")) => Self::Upgrade,
+            7 if is(key("referer")) => Self::Referer,
+            7 if is(key("trailer")) => Self::Trailer,
+            9 if is(key("x-real-ip")) => Self::XRealIp,
+            9 if is(key("forwarded")) => Self::Forwarded,
+            10 if is(key("connection")) => Self::Connection,
+            10 if is(key("user-agent")) => Self::UserAgent,
+            10 if is(key("keep-alive")) => Self::KeepAlive,
+            12 if is(key("x-request-id")) => Self::XRequestId,
+            14 if is(key("content-length")) => Self::ContentLength,
+            14 if is(key("http2-settings")) => Self::Http2Settings,
+            15 if is(key("x-forwarded-for")) => Self::XForwardedFor,
+            16 if is(key("x-forwarded-host")) => Self::XForwardedHost,
+            16 if is(key("proxy-connection")) => Self::ProxyConnection,
+            _ => Self::Other,
+        }
+    }
+
+    fn of_long(name: &[u8]) -> Self {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        match name.len() {
+            17 if is("x-forwarded-proto") => Self::XForwardedProto,
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            18 if is("proxy-authenticate") => Self::ProxyAuthenticate,
+            19 if is("proxy-authorization") => Self::ProxyAuthorization,
+            25 if is("proxy-authentication-info") => Self::ProxyAuthenticationInfo,
             _ => Self::Other,
         }
     }
@@ -226,14 +247,15 @@ impl FieldId {
     }
 }
 
-/// Whether it is this name, in any case; `known` is in lower case. Made for each length, without a branch for each byte.
-fn is<const LEN: usize>(name: &[u8], known: &[u8; LEN]) -> bool {
-    let name: Option<&[u8; LEN]> = name.try_into().ok();
-    name.is_some_and(|name| {
-        let differences =
-            name.iter().zip(known).map(|(one, other)| one.to_ascii_lowercase() ^ other);
-        differences.fold(0, |all, difference| all | difference) == 0
-    })
+/// A name in lower case as a number, the last byte highest.
+const fn key(name: &str) -> u128 {
+    let bytes = name.as_bytes();
+    let (mut key, mut place) = (0, bytes.len());
+    while place > 0 {
+        place -= 1;
+        key = key << 8 | bytes[place] as u128;
+    }
+    key << (8 * (block::NAME_LEN - bytes.len()))
 }
 
 /// Puts httparse's fields, which are slices of `head`, into `fields`.

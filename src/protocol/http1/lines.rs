@@ -1,10 +1,12 @@
 //! The lines of a head taken apart, as long as they are as plain as nearly all lines are.
 //!
-//! Values are looked at eight bytes at a time, names byte by byte, nothing twice. What is not plain is left to httparse,
-//! which says what is wrong with it, or takes it after all; what is taken here, httparse takes in the same way (a test
-//! compares them).
+//! What is not plain is left to httparse, which says what is wrong with it, or takes it after all; what is taken here,
+//! httparse takes in the same way (a test compares them).
 
-use super::{Field, FieldId, Span, Version};
+use super::{
+    Field, FieldId, Span, Version,
+    block::{self, Controls},
+};
 
 /// Goes through a head, line by line. Each step gives `None` when what comes next is not plain.
 #[derive(Debug)]
@@ -22,8 +24,9 @@ impl<'a> Lines<'a> {
     /// `method SP target SP HTTP/1.x CRLF` (RFC 9112 section 3).
     pub(super) fn request_line(&mut self) -> Option<(Span, Span, Version)> {
         let (method, _) = self.token(b' ')?;
-        let target = self.until(find_below::<0x21>(self.rest())?)?;
-        if target.is_empty() || !target.of(self.head).is_ascii() || !self.take(b" ") {
+        let length = self.rest().iter().position(|byte| !byte.is_ascii_graphic())?;
+        let target = self.until(length)?;
+        if target.is_empty() || !self.take(b" ") {
             return None;
         }
         let version = self.version()?;
@@ -56,7 +59,13 @@ impl<'a> Lines<'a> {
 
     /// `name: value CRLF` (RFC 9112 section 5).
     fn field(&mut self) -> Option<Field> {
-        let (name, underscore) = self.token(b':')?;
+        let (name, id, underscore) = match self.short_name() {
+            Some((name, id)) => (name, id, false),
+            None => {
+                let (name, underscore) = self.token(b':')?;
+                (name, FieldId::of(name.of(self.head)), underscore)
+            }
+        };
         let blanks = self.rest().iter().position(|&byte| !is_blank(byte))?;
         let one_space = blanks == 1 && self.rest().first() == Some(&b' ');
         self.at += blanks;
@@ -66,8 +75,20 @@ impl<'a> Lines<'a> {
             value = Span::between(value.start(), value.start() + value.len() - 1)?;
         }
         let plain = one_space && value.len() == length;
-        let id = FieldId::of(name.of(self.head));
         self.take(b"\r\n").then_some(Field { name, value, id, plain, underscore })
+    }
+
+    /// A name of fifteen letters, digits and hyphens at most with a colon behind it, which is gone past.
+    #[inline]
+    fn short_name(&mut self) -> Option<(Span, FieldId)> {
+        let block = self.rest().first_chunk()?;
+        let length = block::name_length(block);
+        if length == 0 || block.get(length) != Some(&b':') {
+            return None;
+        }
+        let name = self.until(length)?;
+        self.at += 1;
+        Some((name, FieldId::of_short(block, length)))
     }
 
     /// A token with this behind it, which is gone past; and whether there is an underscore in it.
@@ -95,11 +116,7 @@ impl<'a> Lines<'a> {
     /// How far it is to the first control character other than HTAB.
     fn find_text_end(&self) -> Option<usize> {
         let rest = self.rest();
-        let mut end = find_below::<0x20>(rest)?;
-        while rest.get(end) == Some(&b'\t') {
-            end += 1 + find_below::<0x20>(rest.get(end + 1..)?)?;
-        }
-        Some(end)
+        Controls::of(rest).find(|&at| rest.get(at) != Some(&b'\t'))
     }
 
     /// Goes `length` on; what that was.
@@ -148,31 +165,6 @@ const CLASSES: [u8; 256] = {
     }
     classes
 };
-
-/// Where the first byte is that is below `BOUND` (at most 0x80), or DEL. Eight bytes a step, which for the short
-/// stretches of a head beats a search that has to be called.
-#[inline]
-pub(super) fn find_below<const BOUND: u8>(bytes: &[u8]) -> Option<usize> {
-    let (words, tail) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let found = below_or_del::<BOUND>(u64::from_le_bytes(*word));
-        if found != 0 {
-            return Some(index * 8 + found.trailing_zeros() as usize / 8);
-        }
-    }
-    let offset = tail.iter().position(|&byte| byte < BOUND || byte == 0x7f)?;
-    Some(words.len() * 8 + offset)
-}
-
-/// The lowest bit that is set is the highest of the first such byte. A borrow may set further ones above.
-fn below_or_del<const BOUND: u8>(word: u64) -> u64 {
-    const ONES: u64 = u64::MAX / 0xff;
-    const HIGHS: u64 = ONES << 7;
-    let below = word.wrapping_sub(ONES * u64::from(BOUND)) & !word;
-    let other = word ^ (ONES * 0x7f);
-    let del = other.wrapping_sub(ONES) & !other;
-    (below | del) & HIGHS
-}
 
 #[cfg(test)]
 mod tests {
@@ -248,20 +240,6 @@ mod tests {
         assert_eq!(marks, [plain, other, other, other, other, (true, true), other, plain]);
     }
 
-    #[test]
-    fn every_byte_is_found_where_it_is() {
-        for byte in 0..=u8::MAX {
-            for place in 0..20 {
-                let mut bytes = [b'x'; 20];
-                bytes[place] = byte;
-                let control = byte < 0x20 || byte == 0x7f;
-                assert_eq!(find_below::<0x20>(&bytes), control.then_some(place));
-                let blank = byte < 0x21 || byte == 0x7f;
-                assert_eq!(find_below::<0x21>(&bytes), blank.then_some(place));
-            }
-        }
-    }
-
     /// Pieces of heads, good and bad, with any byte among them now and then.
     fn pieces(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
         let pieces = prop::sample::select(vec![
@@ -307,12 +285,6 @@ mod tests {
             if let Some(parts) = our_response(&head) {
                 prop_assert_eq!(Some(parts), their_response(&head));
             }
-        }
-
-        #[test]
-        fn the_first_is_found(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            let first = bytes.iter().position(|&byte| byte < 0x20 || byte == 0x7f);
-            prop_assert_eq!(find_below::<0x20>(&bytes), first);
         }
     }
 }

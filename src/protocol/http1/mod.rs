@@ -11,6 +11,7 @@
 
 pub mod encode;
 
+mod block;
 mod body;
 mod connection;
 mod error;
