@@ -172,8 +172,24 @@ pub fn connect(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<bool> {
 /// # Errors
 /// What socket(2), bind(2) or listen(2) says: EADDRINUSE, EACCES for a port below 1024.
 pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+    listen_limited(address, backlog, None)
+}
+
+/// The same; of `unsent` bytes see [`limit_unsent`]. The first connections are established before anybody could say it.
+///
+/// # Errors
+/// See [`listen`].
+pub fn listen_limited(
+    address: SocketAddr,
+    backlog: u32,
+    unsent: Option<u32>,
+) -> io::Result<OwnedFd> {
     let fd = socket(address)?;
     let raw = fd.as_raw_fd();
+    if let Some(bytes) = unsent {
+        // What it saves is not worth a refusal.
+        let _ = limit_unsent(fd.as_fd(), bytes);
+    }
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     set_option(raw, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
