@@ -561,7 +561,7 @@ mod tests {
     /// A prober that has not taken in a new list yet has an old sink's verdict in its hands.
     #[test]
     fn a_verdict_that_comes_after_its_check_has_gone_takes_nobody_out() {
-        let (checked, unchecked) = (config("check = \"tcp\""), config(""));
+        let (checked, unchecked) = (config("check = { tcp = true }"), config(""));
         let server = vec![SERVER.parse().expect("an address")];
         let shared = SharedUpstream::new(checked.service.upstreams[0].clone(), 1);
         let state = UpstreamState::new(Arc::new(shared), vec![server], None);
