@@ -253,41 +253,6 @@ class Origins:
             process.wait(5)
 
 
-def echo_origin(port):
-    """Echoes WebSockets; `/long` sends numbered lines for as long as somebody reads."""
-    listener = socket.create_server(("127.0.0.1", port), backlog=512)
-
-    def serve(sock):
-        data = b""
-        try:
-            while b"\r\n\r\n" not in data:
-                piece = sock.recv(4096)
-                if not piece:
-                    return
-                data += piece
-            if b"/long" in data.split(b"\r\n")[0]:
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n")
-                number = 0
-                while True:
-                    sock.sendall(b"%d\n" % number)
-                    number += 1
-                    time.sleep(0.05)
-            sock.sendall(reload.SWITCHING)
-            while piece := sock.recv(4096):
-                sock.sendall(piece)
-        except OSError:
-            pass
-        finally:
-            sock.close()
-
-    def accept():
-        while True:
-            sock, _ = listener.accept()
-            threading.Thread(target=serve, args=(sock,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-
-
 class Watched:
     """The WebSockets and the download."""
 
@@ -513,7 +478,7 @@ def main():
     os.sched_setaffinity(0, {1} if (os.cpu_count() or 1) > 1 else {0})
     ports = Ports.free()
     reload.PORT = ports.proxy
-    echo_origin(ports.echo)
+    reload.echo_origin(ports.echo)
     origins, found = Origins(ports.origins), []
     try:
         for kind in args.only.split(","):

@@ -280,9 +280,9 @@ def answer():
     return body if head.startswith(b"HTTP/1.1 200") else None
 
 
-def echo_origin():
-    """Echoes WebSockets; `/long` sends a line ten times a second for as long as somebody reads."""
-    listener = socket.create_server(("127.0.0.1", ECHO), backlog=512)
+def echo_origin(port):
+    """Echoes WebSockets; `/long` sends numbered lines for as long as somebody reads."""
+    listener = socket.create_server(("127.0.0.1", port), backlog=512)
 
     def serve(sock):
         data = b""
@@ -294,9 +294,11 @@ def echo_origin():
                 data += piece
             if b"/long" in data.split(b"\r\n")[0]:
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n")
+                number = 0
                 while True:
-                    sock.sendall(b"line\n")
-                    time.sleep(0.1)
+                    sock.sendall(b"%d\n" % number)
+                    number += 1
+                    time.sleep(0.05)
             sock.sendall(SWITCHING)
             while piece := sock.recv(4096):
                 sock.sendall(piece)
@@ -305,9 +307,12 @@ def echo_origin():
         finally:
             sock.close()
 
-    while True:
-        sock, _ = listener.accept()
-        threading.Thread(target=serve, args=(sock,), daemon=True).start()
+    def accept():
+        while True:
+            sock, _ = listener.accept()
+            threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
 
 
 def websocket():
@@ -432,7 +437,7 @@ def main():
         [str(BENCH), "serve", "--bind", f"127.0.0.1:{ORIGIN}", "--threads", "1"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    threading.Thread(target=echo_origin, daemon=True).start()
+    echo_origin(ECHO)
     try:
         for kind in args.only.split(","):
             (big if args.big else under_load)(kind, args)

@@ -30,9 +30,10 @@ use crate::sys::socket;
 
 /// After a refusal the client's bytes are read and thrown away for this long, since closing with
 /// unread data would reset the connection and take the response with it (RFC 9112 section 9.6).
-const LINGER_MS: u64 = 2_000;
-/// And this many.
-const LINGER_BYTES: u64 = 1024 * 1024;
+const LINGER_MS: u64 = 30_000;
+/// As long as they keep coming, with pauses of this length at most. How many they are does not matter:
+/// whoever uploads a gigabyte in vain has to be able to read why.
+const LINGER_PAUSE_MS: u64 = 2_000;
 /// While draining, a connection that was active this recently may have a request on the way.
 pub(super) const DRAIN_GRACE_MS: u64 = 1_000;
 /// The answer to a connection too many, before it asks.
@@ -708,9 +709,9 @@ impl Client {
         if finished || flushed.is_err() {
             return;
         }
-        self.timer.set(LINGER_MS);
-        let began = self.input.consumed();
-        while self.input.consumed() - began < LINGER_BYTES {
+        let end = self.worker.now() + LINGER_MS;
+        while self.worker.now() < end {
+            self.timer.set(LINGER_PAUSE_MS);
             let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
             match self.timer.guard(next).await {
                 Ok(Ok(Some(_))) => {}

@@ -158,6 +158,16 @@ def test_route_body_limit(start, origin):
     assert request(proxy.address, "POST", "/", body=b"x" * 1025).status == 413
 
 
+def test_the_answer_to_a_refused_upload_survives_it(start, origin):
+    """What comes after the refusal is read and thrown away, however much: a reset would destroy the answer."""
+    proxy = start({"http": {"client_max_body_size": "1k"}, "route": [{"upstream": "up"}], "upstream": {"up": upstream(origin)}})
+    with Client(proxy.address) as client:
+        client.send(message("POST", "/", headers={"Content-Length": str(1 << 25)}))
+        for _ in range(32):
+            client.send(b"x" * (1 << 20))
+        assert client.read_response().status == 413
+
+
 def test_thousands_of_routes_cost_what_ten_cost(start):
     """Proxy CPU per request with 10 and with 5000 routes, in turns; half as much again is allowed."""
 

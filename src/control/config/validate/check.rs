@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{headers, tls, vrrp};
@@ -89,6 +90,34 @@ pub(super) fn address(place: &Place<'_>, key: &str, leaf: &Option<Leaf>) -> Opti
         key.wrong(&Scalar::Text(text.to_owned()), write);
     }
     address
+}
+
+/// Where the check of one server asks, by the server's own keys.
+pub(super) struct Own<'a> {
+    pub(super) place: Place<'a>,
+    pub(super) port: &'a Option<Leaf>,
+    pub(super) address: &'a Option<Leaf>,
+}
+
+impl Own<'_> {
+    /// Refuses the server's keys: `whose` has no check.
+    pub(super) fn refuse(&self, whose: &str) {
+        for (key, leaf) in [("check_port", self.port), ("check_address", self.address)] {
+            if let Some((key, _)) = self.place.leaf(key, leaf) {
+                key.problem(format_args!(
+                    "needs a `check` of the {whose}: write one, or remove the key"
+                ));
+            }
+        }
+    }
+
+    /// `common` with what this server has of its own.
+    pub(super) fn apply(&self, common: &Check) -> Arc<Check> {
+        let mut check = common.clone();
+        check.port = port(&self.place, "check_port", self.port).or(check.port);
+        check.address = address(&self.place, "check_address", self.address).or(check.address);
+        Arc::new(check)
+    }
 }
 
 /// The value of the first of two names for the same thing.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::check::Style;
@@ -142,17 +141,14 @@ pub(super) fn checks(
 }
 
 fn check(place: &Place<'_>, raw: &raw::Upstream, upstream: &Upstream) -> Option<UpstreamCheck> {
-    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
+    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS).into_iter();
+    let servers = servers.map(|(place, raw)| check::Own {
+        place,
+        port: &raw.check_port,
+        address: &raw.check_address,
+    });
     let Some(node) = &raw.check else {
-        for (place, raw) in servers {
-            for (key, leaf) in
-                [("check_port", &raw.check_port), ("check_address", &raw.check_address)]
-            {
-                if let Some((key, _)) = place.leaf(key, leaf) {
-                    key.problem("needs a `check` of the upstream: write one, or remove the key");
-                }
-            }
-        }
+        servers.for_each(|own| own.refuse("upstream"));
         return None;
     };
     let write = r#"write a table like { http = "/healthz" }"#;
@@ -162,14 +158,7 @@ fn check(place: &Place<'_>, raw: &raw::Upstream, upstream: &Upstream) -> Option<
         let key = place.child("http", raw.http.as_ref().map_or(0..0, toml::Spanned::span));
         key.warning("asks in the clear where the servers speak TLS: write `https`, or a `port`");
     }
-    let own = |(place, raw): (Place<'_>, &raw::Server)| {
-        let mut check = base.check.clone();
-        check.port = check::port(&place, "check_port", &raw.check_port).or(check.port);
-        check.address =
-            check::address(&place, "check_address", &raw.check_address).or(check.address);
-        Arc::new(check)
-    };
-    let servers = servers.into_iter().map(own).collect();
+    let servers = servers.map(|own| own.apply(&base.check)).collect();
     Some(UpstreamCheck { base, servers })
 }
 

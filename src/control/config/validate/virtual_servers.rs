@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -343,34 +342,25 @@ pub(super) fn checks(root: &Place<'_>, file: &raw::File) -> Vec<Option<UpstreamC
 }
 
 fn check(place: &Place<'_>, raw: &raw::VirtualServer) -> Option<UpstreamCheck> {
-    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS);
+    let servers = place.good_tables("servers", raw.servers.as_ref(), WRITE_SERVERS).into_iter();
+    let servers = servers.map(|(place, raw)| check::Own {
+        place,
+        port: &raw.check_port,
+        address: &raw.check_address,
+    });
     let Some(node) = &raw.check else {
-        for (place, raw) in servers {
-            for (key, leaf) in
-                [("check_port", &raw.check_port), ("check_address", &raw.check_address)]
-            {
-                if let Some((key, _)) = place.leaf(key, leaf) {
-                    key.problem("needs a `check` of the virtual server: write one, or remove it");
-                }
-            }
-        }
+        servers.for_each(|own| own.refuse("virtual server"));
         return None;
     };
     let (table, checked) = place.wanted("check", node, "write a table like { tcp = true }").ok()?;
     let base = check::check(&table, checked, Style::VirtualServer, None).ok()?;
-    let own = |(place, raw): (Place<'_>, &raw::RealServer)| {
-        let mut check = base.check.clone();
-        check.port = check::port(&place, "check_port", &raw.check_port).or(check.port);
-        check.address =
-            check::address(&place, "check_address", &raw.check_address).or(check.address);
-        Arc::new(check)
-    };
     let all_ports = address(place, raw).is_ok_and(|address| address.port() == 0);
     let probes = !matches!(base.check.kind, Kind::Exec(_));
     if all_ports && probes && base.check.port.is_none() {
         table.problem("needs a `port`, since the virtual server has them all");
     }
-    Some(UpstreamCheck { servers: servers.into_iter().map(own).collect(), base })
+    let servers = servers.map(|own| own.apply(&base.check)).collect();
+    Some(UpstreamCheck { base, servers })
 }
 
 #[cfg(test)]
