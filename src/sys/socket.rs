@@ -188,7 +188,7 @@ pub fn listen_limited(
     let raw = fd.as_raw_fd();
     if let Some(bytes) = unsent {
         // What it saves is not worth a refusal.
-        let _ = limit_unsent(fd.as_fd(), bytes);
+        let _ = limit_unsent(std::os::fd::AsFd::as_fd(&fd), bytes);
     }
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;

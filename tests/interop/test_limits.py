@@ -262,7 +262,8 @@ def test_slow_ones_leave_buffers_to_others(start, serve, crowd):
         ended.append(r)
 
     node = {**ONE_SHARD, "receive_buffers": 64, "buffer_memory": "2m"}
-    proxy = start({**one(serve(handler, timeout=60)), "node": node})
+    http = {"client_max_body_size": "16m"}
+    proxy = start({**one(serve(handler, timeout=60), http=http), "node": node})
     slow = crowd(proxy.address)
     try:
         eventually(lambda: len(begun) == SLOW, 20, "all of them are under way")
