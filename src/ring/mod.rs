@@ -115,8 +115,6 @@ pub struct Ring {
     starved: RefCell<VecDeque<u32>>,
     /// The stream after the one that was relieved last.
     relieved: Cell<usize>,
-    /// How often completions were handed out.
-    rounds: Cell<u32>,
     /// Operations the kernel has not finished.
     in_flight: Cell<usize>,
     epoch: Instant,
@@ -179,7 +177,6 @@ impl Ring {
             dirty: RefCell::default(),
             starved: RefCell::default(),
             relieved: Cell::new(0),
-            rounds: Cell::new(0),
             in_flight: Cell::new(0),
             now: Cell::new(millis_since(settings.epoch)),
             epoch: settings.epoch,
@@ -301,7 +298,6 @@ impl Ring {
             );
         }
         self.stats.completions.add(batch.len() as u64);
-        self.rounds.set(self.rounds.get().wrapping_add(1));
         for (user_data, result, flags) in batch.drain(..) {
             if !io_uring::cqueue::more(flags) {
                 self.in_flight.set(self.in_flight.get().saturating_sub(1));

@@ -7,12 +7,9 @@
 
 use super::timer::Millis;
 
-/// A reader that makes room in the kernel within this time keeps up: 16 KiB in 16 ms are 1 MB/s, and what is left below
-/// lasts as long again.
-const QUICK_MS: Millis = 16;
-/// So does one that has made room when it was looked at next: a busy ring looks late, but not later than this.
-const QUICK_ROUNDS: u32 = 2;
-const LATE_MS: Millis = 100;
+/// A reader that makes room in the kernel within this time keeps up: 16 KiB in 100 ms are 160 kB/s, and a ring or a client
+/// that was not scheduled for a while does not look slow.
+const QUICK_MS: Millis = 100;
 /// One that was quick is slow again after this time: longer than a round trip, in which a window is silent once.
 const STALLED_MS: Millis = 250;
 
@@ -71,10 +68,9 @@ impl Reader {
         }
     }
 
-    /// What it is once it has made room after so long, in which the ring went round so often.
-    pub(super) fn after(self, full_for: Millis, rounds: u32) -> Self {
-        let max = if rounds <= QUICK_ROUNDS { LATE_MS } else { QUICK_MS };
-        if full_for < max { Self::Quick } else { self.seen(Some(full_for)) }
+    /// What it is once it has made room after so long.
+    pub(super) fn after(self, full_for: Millis) -> Self {
+        if full_for < QUICK_MS { Self::Quick } else { self.seen(Some(full_for)) }
     }
 
     /// What it is once an operation that nothing had to wait before took so long.
@@ -137,26 +133,21 @@ mod tests {
     fn a_reader_is_what_it_has_shown() {
         use Reader::{Quick, Slow, Untried};
         let table = [
-            // was, full for, seen meanwhile, then afterwards when it was looked at often and when it was not
-            (Untried, 0, Slow, Quick, Quick),
-            (Untried, 15, Slow, Quick, Quick),
-            (Untried, 16, Slow, Slow, Quick),
-            (Untried, 100, Slow, Slow, Slow),
-            (Slow, 15, Slow, Quick, Quick),
-            (Slow, 16, Slow, Slow, Quick),
-            (Slow, 100, Slow, Slow, Slow),
-            (Quick, 15, Quick, Quick, Quick),
-            (Quick, 249, Quick, Quick, Quick),
-            (Quick, 250, Slow, Slow, Slow),
+            // was, full for, seen meanwhile, afterwards
+            (Untried, 0, Slow, Quick),
+            (Untried, 99, Slow, Quick),
+            (Untried, 100, Slow, Slow),
+            (Slow, 99, Slow, Quick),
+            (Slow, 100, Slow, Slow),
+            (Quick, 99, Quick, Quick),
+            (Quick, 249, Quick, Quick),
+            (Quick, 250, Slow, Slow),
         ];
-        for (reader, full_for, meanwhile, often, seldom) in table {
-            let got =
-                (reader.seen(Some(full_for)), reader.after(full_for, 3), reader.after(full_for, 2));
-            assert_eq!(got, (meanwhile, often, seldom), "{reader:?}, full for {full_for} ms");
-            assert_eq!(
-                (reader.seen(None), reader.after_send(249), reader.after_send(250)),
-                (reader, reader, Slow)
-            );
+        for (reader, full_for, meanwhile, after) in table {
+            let got = (reader.seen(Some(full_for)), reader.after(full_for));
+            assert_eq!(got, (meanwhile, after), "{reader:?}, full for {full_for} ms");
+            let rest = (reader.seen(None), reader.after_send(249), reader.after_send(250));
+            assert_eq!(rest, (reader, reader, Slow));
         }
     }
 

@@ -41,8 +41,8 @@ pub(super) struct Send {
     message: Option<Box<Message>>,
     /// Bytes that the active operation offers to the kernel.
     offered: usize,
-    /// When it was queued, and in which round.
-    began: (Millis, u32),
+    /// When it was queued.
+    began: Millis,
     /// The kernel took less than it was offered by the operation before: it is full, and the active one waits.
     refused: bool,
     reader: Reader,
@@ -117,16 +117,16 @@ impl Inner {
             }
         };
         send.active = true;
-        send.began = (ring.now(), ring.rounds.get());
+        send.began = ring.now();
         send.carried = send.queue.len().min(SEND_CHUNKS_MAX);
         self.submit(ring, Tag::Send, entry);
     }
 
     /// Notes how much the kernel took: what it leaves is the reader's doing.
     fn note_reader(&self, ring: &Ring, send: &mut Send, sent: usize) {
-        let time = ring.now().saturating_sub(send.began.0);
+        let time = ring.now().saturating_sub(send.began);
         if send.refused {
-            send.reader = send.reader.after(time, ring.rounds.get().wrapping_sub(send.began.1));
+            send.reader = send.reader.after(time);
             if ring.starved.borrow().is_empty() {
                 send.reliefs = 0;
             }
@@ -220,7 +220,7 @@ impl Inner {
 impl Send {
     /// How long the kernel has had no room for the active operation, if it has none.
     fn full_for(&self, now: Millis) -> Option<Millis> {
-        let time = now.saturating_sub(self.began.0);
+        let time = now.saturating_sub(self.began);
         (self.active && (self.refused || time > 0)).then_some(time)
     }
 
