@@ -27,7 +27,7 @@ fn controls(word: u64) -> u64 {
 #[inline]
 fn of_name(word: u64) -> u64 {
     let low = word & !HIGHS;
-    let letter = low | ONES * 0x20;
+    let letter = low | (ONES * 0x20);
     let letters = at_least(letter, b'a') & !at_least(letter, b'z' + 1);
     let digits = at_least(low, b'0') & !at_least(low, b'9' + 1);
     let hyphens = at_least(low, b'-') & !at_least(low, b'-' + 1);
@@ -96,12 +96,12 @@ fn marks_at(bytes: &[u8], start: usize) -> u64 {
         (Some(word), _) => controls(u64::from_le_bytes(*word)),
         // The last eight, without those that were looked at before.
         (None, Some(word)) => {
-            let left = 8 * rest.len();
-            controls(u64::from_le_bytes(*word)).unbounded_shr(u64::BITS - left as u32)
+            let seen = u32::try_from(8 * (LEN - rest.len())).unwrap_or(u64::BITS);
+            controls(u64::from_le_bytes(*word)).unbounded_shr(seen)
         }
         (None, None) => {
             let marks = rest.iter().rev().map(|&byte| u64::from(is_control(byte)) << 7);
-            marks.fold(0, |all, mark| all << 8 | mark)
+            marks.fold(0, |all, mark| (all << 8) | mark)
         }
     }
 }

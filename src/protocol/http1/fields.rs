@@ -169,7 +169,8 @@ impl FieldId {
         // Sets the bit of lower case, which digits and hyphens have anyway.
         const LOWER: u128 = u128::MAX / 0xff * 0x20;
         let unused = 8 * block::NAME_LEN.saturating_sub(length);
-        let name = (u128::from_le_bytes(*block) | LOWER).unbounded_shl(unused as u32);
+        let unused = u32::try_from(unused).unwrap_or(u128::BITS);
+        let name = (u128::from_le_bytes(*block) | LOWER).unbounded_shl(unused);
         let is = |known: u128| name == known;
         match length {
             2 if is(key("te")) => Self::Te,
@@ -253,7 +254,7 @@ const fn key(name: &str) -> u128 {
     let (mut key, mut place) = (0, bytes.len());
     while place > 0 {
         place -= 1;
-        key = key << 8 | bytes[place] as u128;
+        key = (key << 8) | bytes[place] as u128;
     }
     key << (8 * (block::NAME_LEN - bytes.len()))
 }

@@ -173,7 +173,10 @@ mod tests {
     use super::*;
 
     /// What httparse makes of a request's head: the parts of its first line, then names and values.
-    type Parts<'a> = (&'a [u8], &'a [u8], u8, Vec<(&'a [u8], &'a [u8])>);
+    type Parts<'a> = (&'a [u8], &'a [u8], u8, Pairs<'a>);
+    /// The same of a response, without its reason.
+    type Answer<'a> = (u8, u16, Pairs<'a>);
+    type Pairs<'a> = Vec<(&'a [u8], &'a [u8])>;
 
     fn theirs(head: &[u8]) -> Option<Parts<'_>> {
         let mut slots = [httparse::EMPTY_HEADER; 8];
@@ -194,7 +197,7 @@ mod tests {
         Some((method.of(head), target.of(head), u8::from(version == Version::Http11), fields))
     }
 
-    fn their_response(head: &[u8]) -> Option<(u8, u16, Vec<(&[u8], &[u8])>)> {
+    fn their_response(head: &[u8]) -> Option<Answer<'_>> {
         let mut slots = [httparse::EMPTY_HEADER; 8];
         let mut response = httparse::Response::new(&mut slots);
         let parsed = response.parse(head).ok()?;
@@ -203,7 +206,7 @@ mod tests {
         Some((response.version?, response.code?, fields.collect()))
     }
 
-    fn our_response(head: &[u8]) -> Option<(u8, u16, Vec<(&[u8], &[u8])>)> {
+    fn our_response(head: &[u8]) -> Option<Answer<'_>> {
         let (mut lines, mut fields) = (Lines::new(head, 0), Vec::new());
         let (version, status, _) = lines.status_line()?;
         lines.fields(8, &mut fields)?;
