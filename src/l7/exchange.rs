@@ -148,14 +148,20 @@ impl Exchange {
         self.request.parse(&self.head, limits).map_err(Refusal::Head)?;
         let raw = self.request.target.of(&self.head);
         self.target.parse(self.request.method, raw).map_err(Refusal::Target)?;
-        let received = self.request.host.map(|host| host.of(&self.head));
-        let host = self.target.authority().or(received).unwrap_or_default();
-        self.http_host.extend_from_slice(host);
-        if !host.is_empty() {
-            let error = |error| Refusal::Head(RequestError::Host(error));
-            normalise_host(host, &mut self.host).map_err(error)?;
+        match self.target.authority() {
+            Some(authority) => {
+                self.http_host.extend_from_slice(authority);
+                let error = |error| Refusal::Head(RequestError::Host(error));
+                normalise_host(authority, &mut self.host).map_err(error)
+            }
+            None => {
+                let received = self.request.host.unwrap_or_default();
+                self.http_host.extend_from_slice(received.of(&self.head));
+                self.host.extend_from_slice(self.request.host_name.of(&self.head));
+                self.host.make_ascii_lowercase();
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Finds out who the client is.

@@ -103,14 +103,9 @@ pub fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
         IpAddr::V4(ip) => {
             let (mut text, mut len) = ([0; 16], 0);
             for octet in ip.octets() {
-                for divisor in [100, 10, 1] {
-                    if octet >= divisor || divisor == 1 {
-                        text[len] = b'0' + octet / divisor % 10;
-                        len += 1;
-                    }
-                }
-                text[len] = b'.';
-                len += 1;
+                let (digits, count) = OCTETS[usize::from(octet)];
+                text[len..len + 4].copy_from_slice(&digits);
+                len += count;
             }
             out.extend_from_slice(&text[..len - 1]);
         }
@@ -120,6 +115,30 @@ pub fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
         }
     }
 }
+
+/// The digits of each octet with a dot behind them, and how many bytes that is.
+const OCTETS: [([u8; 4], usize); 256] = {
+    let mut table = [([b'.'; 4], 0); 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let count = if octet >= 100 {
+            3
+        } else if octet >= 10 {
+            2
+        } else {
+            1
+        };
+        let (mut rest, mut place) = (octet, count);
+        while place > 0 {
+            place -= 1;
+            table[octet].0[place] = b"0123456789"[rest % 10];
+            rest /= 10;
+        }
+        table[octet].1 = count + 1;
+        octet += 1;
+    }
+    table
+};
 
 /// What a peer says about the request it passes on; each the value of a field that came exactly
 /// once.

@@ -5,7 +5,7 @@ use crate::l7::exchange::{Addresses, Context, Exchange};
 use crate::l7::forwarded;
 use crate::l7::output::Coding;
 use crate::l7::template::Template;
-use crate::protocol::http1::{Field, FieldId, Framing, ResponseHead, Version, encode};
+use crate::protocol::http1::{Copied, Field, FieldId, Framing, ResponseHead, Version, encode};
 
 /// Writes the request head that goes upstream into [`Exchange::forward`].
 pub fn write_request(
@@ -24,11 +24,13 @@ pub fn write_request(
     if !replaces(edits, b"host") {
         encode::push_field(&mut out, b"Host", &exchange.http_host);
     }
+    let mut copied = Copied::new(&exchange.head);
     for field in &exchange.request.fields {
         if is_forwarded(exchange, field, underscores, edits) {
-            field.push(&mut out, &exchange.head);
+            copied.push(&mut out, field);
         }
     }
+    copied.finish(&mut out);
     push_identity(&mut out, exchange, addresses, edits);
     push_edits(&mut out, edits, &context);
     push_request_framing(&mut out, exchange);
@@ -107,7 +109,7 @@ fn is_forwarded(
         return false;
     }
     let name = field.name.of(&exchange.head);
-    if !underscores && memchr::memchr(b'_', name).is_some() {
+    if !underscores && field.has_underscore() {
         return false;
     }
     if exchange.request.connection.others && exchange.request.connection_lists(&exchange.head, name)
@@ -243,19 +245,21 @@ pub fn write_response(
     // The trailers that `Trailer` announces end with the chunks (RFC 9110 section 6.6.2).
     let dechunked = response.framing == Framing::Chunked
         && response_coding(response.framing, exchange.request.version) != Coding::Chunked;
+    let mut copied = Copied::new(bytes);
     for field in &response.fields {
-        let name = field.name.of(bytes);
+        let name = || field.name.of(bytes);
         let skipped = field.id.is_hop_by_hop()
             || field.id == FieldId::ContentLength
-            || (response.connection.others && response.connection_lists(bytes, name))
-            || (exchange.hsts.is_some() && name.eq_ignore_ascii_case(HSTS))
-            || (dechunked && name.eq_ignore_ascii_case(b"trailer"))
-            || (!edits.is_empty() && (removes(edits, name) || replaces(edits, name)));
+            || (response.connection.others && response.connection_lists(bytes, name()))
+            || (exchange.hsts.is_some() && name().eq_ignore_ascii_case(HSTS))
+            || (dechunked && field.id == FieldId::Trailer)
+            || (!edits.is_empty() && (removes(edits, name()) || replaces(edits, name())));
         dated |= field.id == FieldId::Date;
         if !skipped {
-            field.push(out, bytes);
+            copied.push(out, field);
         }
     }
+    copied.finish(out);
     if !dated {
         encode::push_field(out, b"Date", date);
     }

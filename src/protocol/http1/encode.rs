@@ -41,6 +41,7 @@ pub fn push_decimal(out: &mut Vec<u8>, value: u64) {
 
 /// Writes one field line. Name and value must be valid: parsed from a message, or checked with the
 /// configuration.
+#[inline]
 pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);
@@ -49,11 +50,13 @@ pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes an HTTP/1.1 status line.
+/// Writes an HTTP/1.1 status line; `status` has three digits.
 pub fn push_status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    push_decimal(out, u64::from(status));
-    out.push(b' ');
+    let digit = |place: u16| b"0123456789"[usize::from(status / place % 10)];
+    let [hundreds, tens, ones] = [digit(100), digit(10), digit(1)];
+    out.extend_from_slice(&[
+        b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', hundreds, tens, ones, b' ',
+    ]);
     out.extend_from_slice(reason);
     out.extend_from_slice(b"\r\n");
 }

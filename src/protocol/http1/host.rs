@@ -31,13 +31,13 @@ plain_error! {
     }
 }
 
-/// Checks a host with its optional port.
+/// Checks a host with its optional port; gives it without port and final dot.
 ///
 /// # Errors
 ///
 /// See [`HostError`].
-pub fn validate_host(raw: &[u8]) -> Result<(), HostError> {
-    split(raw).map(|_| ())
+pub fn validate_host(raw: &[u8]) -> Result<&[u8], HostError> {
+    split(raw)
 }
 
 /// Writes the host into `out`, which it replaces: lower case, without port and final dot. IPv6
@@ -73,33 +73,26 @@ fn split(raw: &[u8]) -> Result<&[u8], HostError> {
             _ => Err(HostError::Character),
         };
     }
-    let name = match memchr(b':', raw) {
-        Some(colon) => {
-            check_port(raw.get(colon + 1..).unwrap_or_default())?;
-            raw.get(..colon).unwrap_or_default()
-        }
-        None => raw,
-    };
-    check_name(name)?;
+    let end = raw.iter().position(|&byte| !NAME_BYTE[usize::from(byte)]).unwrap_or(raw.len());
+    let (name, rest) = raw.split_at_checked(end).ok_or(HostError::Character)?;
+    match rest {
+        [] => {}
+        [b':', port @ ..] => check_port(port)?,
+        _ => return Err(HostError::Character),
+    }
+    check_labels(name)?;
     Ok(name.strip_suffix(b".").unwrap_or(name))
 }
 
-fn check_name(name: &[u8]) -> Result<(), HostError> {
+fn check_labels(name: &[u8]) -> Result<(), HostError> {
     if name.is_empty() {
         return Err(HostError::Empty);
     }
     if name.len() > NAME_BYTES_MAX {
         return Err(HostError::TooLong);
     }
-    let mut previous = b'.';
-    for &byte in name {
-        if !NAME_BYTE[usize::from(byte)] {
-            return Err(HostError::Character);
-        }
-        if byte == b'.' && previous == b'.' {
-            return Err(HostError::Label);
-        }
-        previous = byte;
+    if name.first() == Some(&b'.') || name.windows(2).any(|pair| pair == b"..") {
+        return Err(HostError::Label);
     }
     Ok(())
 }

@@ -11,12 +11,14 @@
 
 pub mod encode;
 
+mod block;
 mod body;
 mod connection;
 mod error;
 mod fields;
 mod framing;
 mod host;
+mod lines;
 mod message;
 mod request;
 mod response;
@@ -27,7 +29,7 @@ mod trailers;
 pub use body::{BodyDecoder, BodyError, Step};
 pub use connection::ConnectionOptions;
 pub use error::{Fault, HeadError};
-pub use fields::{FIELDS_MAX, Field, FieldId, Span};
+pub use fields::{Copied, FIELDS_MAX, Field, FieldId, Span};
 pub use framing::{Framing, FramingError};
 pub use host::{HostError, normalise_host, validate_host};
 pub use message::{Method, Version};

@@ -11,6 +11,7 @@ use super::{
     fields::{check_extent, collect, find},
     framing::FramingFields,
     host::validate_host,
+    lines::Lines,
 };
 
 /// The longest registered method, `UPDATEREDIRECTREF`, has 17.
@@ -103,6 +104,8 @@ pub struct RequestHead {
     /// The value of `Host`, checked but not normalised. The authority of an absolute target overrides
     /// it.
     pub host: Option<Span>,
+    /// The host in it, without port and final dot; empty if there is none.
+    pub host_name: Span,
     /// The client wants the connection kept (RFC 9112 section 9.3).
     pub persistent: bool,
     /// The client waits for `100 Continue` before it sends the body. Never set without a body to
@@ -163,6 +166,24 @@ impl RequestHead {
             return Err(HeadError::TooLarge);
         }
         let message = skip_empty_lines(head)?;
+        if self.take_plain(head, head.len() - message.len(), limits).is_none() {
+            self.take_any(head, message, limits)?;
+        }
+        if self.method_span.len() > METHOD_BYTES_MAX {
+            return Err(HeadError::MethodTooLong);
+        }
+        self.method = Method::of(self.method_span.of(head));
+        Ok(())
+    }
+
+    fn take_plain(&mut self, head: &[u8], start: usize, limits: &Limits) -> Option<()> {
+        let mut lines = Lines::new(head, start);
+        (self.method_span, self.target, self.version) = lines.request_line()?;
+        lines.fields(limits.fields(), &mut self.fields)
+    }
+
+    #[cold]
+    fn take_any(&mut self, head: &[u8], message: &[u8], limits: &Limits) -> Result<(), HeadError> {
         let mut slots = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let slots = slots.get_mut(..limits.fields()).unwrap_or_default();
         let mut request = httparse::Request::new(&mut []);
@@ -173,10 +194,6 @@ impl RequestHead {
         let (Some(method), Some(target)) = (request.method, request.path) else {
             return Err(HeadError::StartLine);
         };
-        if method.len() > METHOD_BYTES_MAX {
-            return Err(HeadError::MethodTooLong);
-        }
-        self.method = Method::of(method.as_bytes());
         self.method_span = Span::locate(head, method.as_bytes()).ok_or(HeadError::Extent)?;
         self.target = Span::locate(head, target.as_bytes()).ok_or(HeadError::Extent)?;
         self.version = Version::from_minor(request.version).ok_or(HeadError::Version)?;
@@ -187,11 +204,14 @@ impl RequestHead {
         let is_http11 = self.version == Version::Http11;
         self.framing = gathered.framing.framing(self.version)?.unwrap_or_default();
         self.host = gathered.host;
-        match self.host {
-            Some(host) => validate_host(host.of(head)).map_err(RequestError::Host)?,
+        self.host_name = match self.host {
+            Some(host) => {
+                let name = validate_host(host.of(head)).map_err(RequestError::Host)?;
+                Span::locate(head, name).ok_or(HeadError::Extent)?
+            }
             None if is_http11 => return Err(RequestError::HostMissing),
-            None => {}
-        }
+            None => Span::default(),
+        };
         self.connection = gathered.connection;
         self.persistent = self.connection.is_persistent(self.version);
         self.expect_continue = gathered.expects && is_http11 && !self.framing.is_empty();

@@ -10,6 +10,7 @@ use super::{
     error::write_within,
     fields::{check_extent, collect, find},
     framing::FramingFields,
+    lines::Lines,
 };
 
 /// Why a response was refused; the client gets 502.
@@ -139,6 +140,20 @@ impl ResponseHead {
         if let Some(b'\r' | b'\n') = head.first() {
             return Err(HeadError::EmptyLines);
         }
+        match self.take_plain(head, limits) {
+            Some(()) => Ok(()),
+            None => self.take_any(head, limits),
+        }
+    }
+
+    fn take_plain(&mut self, head: &[u8], limits: &Limits) -> Option<()> {
+        let mut lines = Lines::new(head, 0);
+        (self.version, self.status, self.reason) = lines.status_line()?;
+        lines.fields(limits.fields(), &mut self.fields)
+    }
+
+    #[cold]
+    fn take_any(&mut self, head: &[u8], limits: &Limits) -> Result<(), HeadError> {
         let mut slots = [const { MaybeUninit::uninit() }; FIELDS_MAX];
         let slots = slots.get_mut(..limits.fields()).unwrap_or_default();
         let mut response = httparse::Response::new(&mut []);

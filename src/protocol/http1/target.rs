@@ -202,8 +202,8 @@ impl Target {
 /// CONNECT takes `host:port` (RFC 9112 section 3.2.3) and is refused either way.
 fn connect_error(raw: &[u8]) -> TargetError {
     match validate_host(raw) {
-        Ok(()) if port(raw).is_some() => TargetError::Connect,
-        Ok(()) => TargetError::Form,
+        Ok(_) if port(raw).is_some() => TargetError::Connect,
+        Ok(_) => TargetError::Form,
         Err(error) => TargetError::Authority(error),
     }
 }
@@ -255,17 +255,21 @@ fn class(byte: u8) -> Class {
 /// Where the path ends, and whether it surely is in normal form already.
 fn survey(raw: &[u8]) -> Result<(usize, bool), TargetError> {
     let mut is_normal = true;
-    let mut after_slash = false;
-    for (index, &byte) in raw.iter().enumerate() {
-        let class = class(byte);
-        match class {
+    // Behind the last slash.
+    let mut segment = usize::MAX;
+    let mut bytes = raw.iter().enumerate();
+    while let Some((index, byte)) = bytes.find(|&(_, &byte)| class(byte) != Class::Plain) {
+        match class(*byte) {
             Class::Plain => {}
-            Class::Slash | Class::Dot => is_normal &= !after_slash,
+            Class::Slash => {
+                is_normal &= index != segment;
+                segment = index + 1;
+            }
+            Class::Dot => is_normal &= index != segment,
             Class::Percent => is_normal = false,
             Class::Question => return Ok((index, is_normal)),
             Class::Backslash | Class::Refused => return Err(TargetError::Character),
         }
-        after_slash = class == Class::Slash;
     }
     Ok((raw.len(), is_normal))
 }
