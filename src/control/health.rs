@@ -38,12 +38,14 @@ pub struct Checks {
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
     /// What an earlier process knew, until the prober has been told.
     before: RefCell<HashMap<(String, SocketAddr), CheckHealth>>,
-    /// Of every endpoint that is probed, by its place in memory, which the member keeps from being used again.
-    watches: RefCell<HashMap<usize, (Arc<Member>, Arc<Watch>)>>,
+    watches: RefCell<Watches>,
     /// When outliers of an upstream were last judged, by its name.
     judged_ms: RefCell<HashMap<String, u64>>,
     watching: Cell<bool>,
 }
+
+/// Of every endpoint that is probed, by its place in memory, which the member keeps from being used again.
+type Watches = HashMap<usize, (Arc<Member>, Arc<Watch>)>;
 
 /// What is known of a server as an outlier.
 #[derive(Debug, Clone, Default)]
