@@ -4,7 +4,7 @@
     bench/slow.py [--connections 2000] [--seconds 20] [--only ringgate,limits,nginx,haproxy]
                   [--attacks slowloris,body,read] [--body 65536]
 
-`limits` is Ringgate with `[limits]` for each address. Others' requests come on new connections, open loop, 100 a second,
+`limits` is Ringgate with `[limits]` for each address, `small` Ringgate with 16 MiB of receive buffers. Others' requests come on new connections, open loop, 100 a second,
 first without the attack and then beside it. The contender has CPU 0, everything else CPU 1. slowhttptest
 attacks from 127.0.0.1, the others come from 127.0.0.2. A quarter as many requests go straight to the origin meanwhile: what
 those wait is the machine's, the origin's and the clients' doing, and no contender's. CPU is the share of one that the contender took.
@@ -46,6 +46,10 @@ def limits(directory):
     return ringgate(directory, '[limits]\nconnections = 100\nmin_upload_rate = "1k"\nmin_download_rate = "1k"\nrate_grace = "5s"\n')
 
 
+def small(directory):
+    return ringgate(directory).replace("pin = false", 'pin = false\nreceive_buffers = 64\nbuffer_memory = "16m"')
+
+
 def nginx(directory):
     temporary = " ".join(f"{kind}_temp_path {directory}/{kind};" for kind in
                          ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
@@ -63,7 +67,7 @@ def haproxy(directory):
     )
 
 
-KINDS = {"ringgate": ringgate, "limits": limits, "nginx": nginx, "haproxy": haproxy}
+KINDS = {"ringgate": ringgate, "limits": limits, "small": small, "nginx": nginx, "haproxy": haproxy}
 
 
 def ask(times, failures, least, port=PORT):

@@ -61,6 +61,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let _client = TcpStream::connect(address).expect("a connection");
+        let _server = listener.accept().expect("its last packet has come");
         assert!(!are_under_way(&[address.port()]), "complete");
         let list = std::fs::read_to_string(LISTS[0]).expect("readable");
         let listed = format!(":{:04X} ", address.port());

@@ -130,9 +130,9 @@ fn become_user(config: &Config, user: &process::User) -> Result<(), String> {
         }
     }
     for directory in made_directories(config) {
-        let missing = !directory.exists();
+        let becomes_ours = !directory.exists() || is_of_service(&directory);
         let made = fs::create_dir_all(&directory);
-        if missing && made.is_ok() {
+        if becomes_ours && made.is_ok() {
             let _ = chown(&directory, Some(user.uid), Some(user.gid));
         }
     }
@@ -140,6 +140,13 @@ fn become_user(config: &Config, user: &process::User) -> Result<(), String> {
     let _ = limits::raise_to(Resource::LockedMemory, LOCKED_MEMORY);
     privileges::become_user(user.uid, user.gid)
         .map_err(|error| format!("cannot become {} (node.user): {error}", user.name))
+}
+
+/// The service manager has made it for this service (systemd.exec(5), `RuntimeDirectory=` and the like): for root, which
+/// starts it, at every start.
+fn is_of_service(directory: &Path) -> bool {
+    let lists = ["RUNTIME_DIRECTORY", "STATE_DIRECTORY", "LOGS_DIRECTORY"].map(std::env::var_os);
+    lists.iter().flatten().any(|list| std::env::split_paths(list).any(|path| path == directory))
 }
 
 /// Directories in which this process makes files.

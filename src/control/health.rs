@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -38,10 +38,14 @@ pub struct Checks {
     records: RefCell<HashMap<(String, SocketAddr), Judged>>,
     /// What an earlier process knew, until the prober has been told.
     before: RefCell<HashMap<(String, SocketAddr), CheckHealth>>,
+    watches: RefCell<Watches>,
     /// When outliers of an upstream were last judged, by its name.
     judged_ms: RefCell<HashMap<String, u64>>,
     watching: Cell<bool>,
 }
+
+/// Of every endpoint that is probed, by its place in memory, which the member keeps from being used again.
+type Watches = HashMap<usize, (Arc<Member>, Arc<Watch>)>;
 
 /// What is known of a server as an outlier.
 #[derive(Debug, Clone, Default)]
@@ -64,15 +68,34 @@ pub struct Ejections {
 /// How probed servers stand, by upstream and server.
 pub type Rows = HashMap<(String, String), Row>;
 
+/// Whether an endpoint is checked, for all sinks that it ever had: older ones are with the prober until it takes in the
+/// latest list.
+#[derive(Debug, Default)]
+struct Watch {
+    over: Mutex<bool>,
+}
+
+impl Watch {
+    /// True once nobody checks it any more. While this is held it stays as it is.
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Where verdicts on a member go.
 struct MemberSink {
     member: Arc<Member>,
+    watch: Arc<Watch>,
     epoch: Instant,
     slow_start: bool,
 }
 
 impl Sink for MemberSink {
     fn set(&self, up: bool, change: bool) {
+        let over = self.watch.lock();
+        if *over {
+            return; // nobody would ever say that it is up again
+        }
         if up {
             if change {
                 // What requests saw before says nothing about a server that has come back.
@@ -112,6 +135,7 @@ impl Checks {
             wanted: RefCell::new(config.checks.clone()),
             records: RefCell::default(),
             before: RefCell::default(),
+            watches: RefCell::default(),
             judged_ms: RefCell::default(),
             watching: Cell::new(false),
         };
@@ -209,19 +233,41 @@ impl Checks {
 
     /// Probes the members that there are now; those that were there before keep their state.
     pub fn refresh(&self, upstreams: &[Rc<UpstreamState>]) {
-        let wanted = self.wanted.borrow();
-        let mut targets = Vec::new();
-        for (upstream, check) in upstreams.iter().zip(wanted.iter()) {
-            let set = upstream.set.borrow();
-            let Some(check) = check else {
-                // Nobody would ever say that it is up again.
-                set.members.iter().for_each(|member| member.gate.up(since(self.epoch), false));
-                continue;
-            };
-            let members = set.members.iter();
-            targets.extend(members.filter_map(|member| self.target(upstream, check, member)));
-        }
+        let targets = self.targets(upstreams);
         self.probing.watch(Layer::Proxy, targets);
+        self.open_unchecked(upstreams);
+    }
+
+    /// What is to be probed now. Endpoints that are not any more hear of no verdict from here on.
+    fn targets(&self, upstreams: &[Rc<UpstreamState>]) -> Vec<Target> {
+        let mut before = self.watches.take();
+        let wanted = self.wanted.borrow();
+        let (mut targets, mut watches) = (Vec::new(), HashMap::new());
+        for (upstream, check) in upstreams.iter().zip(wanted.iter()) {
+            let Some(check) = check else { continue };
+            let set = upstream.set.borrow();
+            for member in set.members.iter().filter(|member| !member.config.down) {
+                let place = Arc::as_ptr(&member.endpoint) as usize;
+                let (_, watch) = watches.entry(place).or_insert_with(|| {
+                    let known = before.remove(&place);
+                    known.unwrap_or_else(|| (Arc::clone(member), Arc::default()))
+                });
+                targets.push(self.target(upstream, check, member, Arc::clone(watch)));
+            }
+        }
+        before.values().for_each(|(_, watch)| *watch.lock() = true);
+        self.watches.replace(watches);
+        targets
+    }
+
+    /// Whoever has no check is up. To be called when verdicts do not reach them any more.
+    fn open_unchecked(&self, upstreams: &[Rc<UpstreamState>]) {
+        for (upstream, check) in upstreams.iter().zip(self.wanted.borrow().iter()) {
+            if check.is_none() {
+                let set = upstream.set.borrow();
+                set.members.iter().for_each(|member| member.gate.up(since(self.epoch), false));
+            }
+        }
     }
 
     fn target(
@@ -229,15 +275,13 @@ impl Checks {
         upstream: &UpstreamState,
         checked: &UpstreamCheck,
         member: &Arc<Member>,
-    ) -> Option<Target> {
+        watch: Arc<Watch>,
+    ) -> Target {
         // A server that was added at run time has the upstream's check, whatever number it got.
         let configured = upstream.shared.config.servers.get(member.server);
         let same = configured.is_some_and(|server| server.address == member.config.address);
         let own = checked.servers.get(member.server).filter(|_| same);
         let check = own.cloned().unwrap_or_else(|| Arc::new(checked.base.check.clone()));
-        if member.config.down {
-            return None;
-        }
         let name = match &member.config.address {
             ServerAddress::Name(name, _) => Some(name.clone()),
             ServerAddress::Socket(_) => None,
@@ -254,13 +298,14 @@ impl Checks {
             tls: checked.base.client.clone(),
             sink: Arc::new(MemberSink {
                 member: Arc::clone(member),
+                watch,
                 epoch: self.epoch,
                 slow_start,
             }),
             before: None,
         };
         target.before = before.and_then(|before| resumed(&target, before));
-        Some(target)
+        target
     }
 
     /// How every probed server stands, by upstream and server.
@@ -498,4 +543,52 @@ pub fn server_status(
         more.push(("slow_start_percent", share.into()));
     }
     more
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::l7::upstream::SharedUpstream;
+
+    const SERVER: &str = "127.0.0.1:9";
+
+    fn config(check: &str) -> Config {
+        let text = format!(
+            "[[listener]]\nbind = \"127.0.0.1:80\"\n[[route]]\nupstream = \"a\"\n\
+             [upstream.a]\nservers = [{{ address = \"{SERVER}\" }}]\n{check}"
+        );
+        crate::control::config::parse("t", &text).expect("a configuration")
+    }
+
+    /// A prober that has not taken in a new list yet has an old sink's verdict in its hands.
+    #[test]
+    fn a_verdict_that_comes_after_its_check_has_gone_takes_nobody_out() {
+        let (checked, unchecked) = (config("check = { tcp = true }"), config(""));
+        let server = vec![SERVER.parse().expect("an address")];
+        let shared = SharedUpstream::new(checked.service.upstreams[0].clone(), 1);
+        let state = UpstreamState::new(Arc::new(shared), vec![server], None);
+        let member = Arc::clone(&state.set.borrow().members[0]);
+        let upstreams = [Rc::new(state)];
+        let probing = Probing::new(1024, Arc::new(|_| true));
+        probing.end(); // nobody else calls the sinks
+        let checks = Checks::start(&checked, &upstreams, &[], Instant::now(), probing);
+        let checks = checks.expect("nothing is started");
+        let sink = || checks.targets(&upstreams).remove(0).sink;
+        let (older, old) = (sink(), sink());
+        old.set(false, true);
+        older.set(true, true);
+        older.set(false, true);
+        assert!(member.gate.is_down(), "of the same check, also the list before the last");
+        checks.replace(&unchecked, &upstreams).expect("nothing is started");
+        assert!(member.gate.is_open());
+        for late in [&older, &old] {
+            late.set(false, true);
+            assert!(member.gate.is_open(), "nobody would open it again");
+        }
+        checks.replace(&checked, &upstreams).expect("nothing is started");
+        old.set(false, true);
+        assert!(member.gate.is_open(), "the verdict of an earlier check");
+        sink().set(false, true);
+        assert!(member.gate.is_down());
+    }
 }

@@ -106,6 +106,8 @@ pub(crate) fn shards(state: &State) -> Vec<Value> {
                 .flat_map(|figures| figures.requests.values())
                 .sum::<u64>(),
             "receive_buffers": shard.ring.buffers_allocated.value(),
+            "receive_buffers_used": shard.ring.buffers_used.value(),
+            "receive_buffers_limit": shard.ring.buffers_limit.value(),
         })
     };
     state.shards.iter().enumerate().map(shard).collect()

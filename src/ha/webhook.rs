@@ -91,7 +91,9 @@ mod tests {
                     let len = stream.read(&mut bytes).expect("a request");
                     text.extend_from_slice(&bytes[..len]);
                 }
-                write!(stream, "HTTP/1.1 {answer}\r\n\r\n").expect("a reader");
+                // In one piece: the client closes once it has the status.
+                let answer = format!("HTTP/1.1 {answer}\r\n\r\n");
+                stream.write_all(answer.as_bytes()).expect("a reader");
                 all.push(String::from_utf8(text).expect("text"));
             }
             all

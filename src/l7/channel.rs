@@ -7,14 +7,11 @@ use std::task::{Context, Poll};
 use crate::l7::http2::{Http2Stream, Mux};
 use crate::l7::tls::{Info, Session};
 use crate::l7::transport::Transport;
+use crate::ring::share::Pressure;
 use crate::ring::{Chunk, Ring, Stream, WriteBuf};
 
-/// Bytes that may wait for a reader before its source is no longer read.
-const QUEUE_HIGH: usize = 128 * 1024;
-/// The same for a stream: there are many of them.
+/// Bytes that may wait for the reader of a stream before its source is no longer read: there are many streams.
 const QUEUE_HIGH_STREAM: usize = 32 * 1024;
-/// The same when receive buffers are scarce.
-const QUEUE_HIGH_TIGHT: usize = 16 * 1024;
 
 /// One end of an exchange. Over HTTP/1.1 its bytes are messages, framing included; over a stream they
 /// are bodies, and heads go by [`Channel::write_head`].
@@ -156,6 +153,20 @@ impl Channel {
         }
     }
 
+    /// See [`Stream::receive_singly`]; a stream of many is bounded by its window.
+    pub fn receive_singly(&self) {
+        if let Self::Own(transport) = self {
+            transport.receive_singly();
+        }
+    }
+
+    /// True when what is written does not get out as it comes: the reader is slow, or receive buffers are scarce.
+    #[inline]
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.transport().is_slow() || self.ring().pressure() > Pressure::Low
+    }
+
     /// Ready once the peer has reset the connection or the stream.
     #[inline]
     pub fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -169,14 +180,16 @@ impl Channel {
         either!(self, queued())
     }
 
-    /// How many may be before the source should not be read.
+    /// How many may be before the source should not be read. Streams share what their connection may hold once that is
+    /// little; a piece at a time each of them may have.
     #[inline]
     #[must_use]
     pub fn queue_high(&self) -> usize {
+        let hold = self.transport().hold();
         match self {
-            _ if self.ring().is_tight() => QUEUE_HIGH_TIGHT,
-            Self::Stream(_) => QUEUE_HIGH_STREAM,
-            _ => QUEUE_HIGH,
+            Self::Stream(stream) if self.is_held_back() => hold / stream.mux().streams().max(1),
+            Self::Stream(_) => hold.min(QUEUE_HIGH_STREAM),
+            _ => hold,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::l7::channel::Channel;
 use crate::l7::clients::{Clients, Seat, Verdict};
 use crate::l7::config::{Action, TraceContext};
 use crate::l7::exchange::{Addresses, Exchange};
-use crate::l7::flow::{FlushError, flush, flush_at, throttle};
+use crate::l7::flow::{FlushError, flush, flush_at};
 use crate::l7::generation::{Generation, Listening};
 use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
@@ -383,11 +383,15 @@ impl Client {
         }
     }
 
-    /// Holds back a client that sends requests and does not take the answers; false once it has
-    /// taken nothing for too long.
+    /// Holds back a client that sends requests and does not take the answers: the next one would need buffers of its
+    /// own. False once it has taken nothing for too long.
     async fn wait_for_reader(&self) -> bool {
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        match throttle(&self.stream, &self.answer_timer, send_timeout, None).await {
+        let stream = &self.stream;
+        if stream.queued() <= stream.queue_high() && !stream.transport().is_full() {
+            return true;
+        }
+        match flush(stream, 0, &self.answer_timer, send_timeout).await {
             Ok(()) => return true,
             Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
             Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),

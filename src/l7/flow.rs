@@ -68,24 +68,27 @@ pub async fn flush_at(
     }
 }
 
-/// Waits only if more is queued than may be.
+/// Waits only if more is queued than may be. Meanwhile `source` receives little: the kernel is not to go on filling
+/// buffers for a reader that does not keep up.
 ///
 /// # Errors
 /// See [`FlushError`].
 pub async fn throttle(
     stream: &Channel,
+    source: &Channel,
     timer: &Timer,
     timeout_ms: u64,
     pace: Option<&Pace<'_>>,
 ) -> Result<(), FlushError> {
     let high = stream.queue_high();
-    if stream.queued_pieces() > PIECES_HIGH {
-        return flush_at(stream, 0, timer, timeout_ms, pace).await;
-    }
-    if stream.queued() <= high {
+    let low = if stream.queued_pieces() > PIECES_HIGH { 0 } else { high / 4 };
+    if low > 0 && stream.queued() <= high {
         return Ok(());
     }
-    flush_at(stream, high / 4, timer, timeout_ms, pace).await
+    if stream.is_held_back() {
+        source.receive_singly();
+    }
+    flush_at(stream, low, timer, timeout_ms, pace).await
 }
 
 /// Why a request body did not reach the server whole.
@@ -193,9 +196,10 @@ pub async fn pump_request(
         replay.keep(piece.as_slice());
         writer.write(server, None, piece);
         let timeout = limits.server_timeout_ms;
-        throttle(server, timer, timeout, None).await.map_err(PumpError::Server)?;
+        throttle(server, client, timer, timeout, None).await.map_err(PumpError::Server)?;
     }
     timer.clear();
+    client.end_bulk();
     writer.finish(server, None, body.trailers());
     Ok(())
 }
@@ -216,6 +220,9 @@ async fn copy(
         idle.set(timeout_ms);
         to.write(chunk);
         while to.queued() > to.queue_high() {
+            if to.is_held_back() {
+                stream.receive_singly();
+            }
             poll_fn(|cx| to.poll_flushed(cx, to.queue_high() / 4)).await?;
             idle.set(timeout_ms);
         }

@@ -127,6 +127,31 @@ impl Transport {
         self.stream.end_bulk();
     }
 
+    /// See [`Stream::receive_singly`].
+    pub fn receive_singly(&self) {
+        self.stream.receive_singly();
+    }
+
+    /// See [`Stream::is_full`].
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.stream.is_full()
+    }
+
+    /// See [`Stream::is_slow`].
+    #[inline]
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.stream.is_slow()
+    }
+
+    /// See [`Stream::hold`].
+    #[inline]
+    #[must_use]
+    pub fn hold(&self) -> usize {
+        self.stream.hold()
+    }
+
     /// See [`Stream::poll_reset`].
     #[inline]
     pub fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<io::Error> {

@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
 
+use super::share;
 use super::timer::keep_waker;
 use super::{Ring, Stream, Tag, user_data};
 use crate::sys::socket;
@@ -24,6 +25,8 @@ pub(super) struct Inner {
     single: Cell<bool>,
     /// New handshakes are ignored.
     deaf: Cell<bool>,
+    /// Connections take little that cannot be sent yet.
+    limited: Cell<bool>,
     state: RefCell<State>,
 }
 
@@ -95,6 +98,7 @@ impl Acceptor {
             closed: Cell::new(false),
             single: Cell::new(false),
             deaf: Cell::new(false),
+            limited: Cell::new(false),
             state: RefCell::default(),
         });
         let key = ring.acceptors.borrow_mut().insert(Rc::clone(&inner));
@@ -102,12 +106,28 @@ impl Acceptor {
         Self { inner, ring: Rc::clone(ring) }
     }
 
+    /// Has the kernel take little of what is written to connections and cannot be sent yet, until a peer has shown to be
+    /// quick.
+    pub fn limit_unsent(&self) {
+        // Fails for no TCP socket; what it saves is not worth a refusal.
+        let limited = socket::limit_unsent(self.inner.listener.as_fd(), share::UNSENT);
+        self.inner.limited.set(limited.is_ok());
+    }
+
+    fn stream(&self, fd: OwnedFd) -> Stream {
+        let stream = Stream::new(&self.ring, fd);
+        if self.inner.limited.get() {
+            stream.note_limited();
+        }
+        stream
+    }
+
     /// The next connection. After an error nothing is accepted until this is called again.
     pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<Stream>> {
         let mut state = self.inner.state.borrow_mut();
         if let Some(fd) = state.queue.pop_front() {
             drop(state);
-            return Poll::Ready(Ok(Stream::new(&self.ring, fd)));
+            return Poll::Ready(Ok(self.stream(fd)));
         }
         if let Some(errno) = state.error.take() {
             return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
@@ -180,7 +200,7 @@ impl Acceptor {
     #[must_use]
     pub fn take_accepted(&self) -> Option<Stream> {
         let fd = self.inner.state.borrow_mut().queue.pop_front()?;
-        Some(Stream::new(&self.ring, fd))
+        Some(self.stream(fd))
     }
 
     /// Connections that wait in the listen queue are accepted without waiting for more (for a
@@ -205,7 +225,7 @@ impl Acceptor {
         if fd >= 0 {
             // SAFETY: the call above returned this descriptor, and nobody else owns it.
             let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            return Ok(Some(Stream::new(&self.ring, fd)));
+            return Ok(Some(self.stream(fd)));
         }
         let error = io::Error::last_os_error();
         if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) }

@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::IoUring;
 use io_uring::types::BufRingEntry;
 
+use super::share::Pressure;
+
 /// Bytes in a receive buffer. Smaller ones cost throughput on large bodies (4 KiB: 20 %).
 pub const BUFFER_LEN: usize = 16 * 1024;
 
@@ -69,7 +71,7 @@ impl BufferPool {
             available: Cell::new(0),
             limit,
         };
-        while pool.len() < initial.min(limit) && pool.grow() {}
+        while pool.len() < initial.min(limit) && pool.grow(true) {}
         Rc::new(pool)
     }
 
@@ -96,9 +98,19 @@ impl BufferPool {
         self.len()
     }
 
-    /// True when so much of the bound is in use that senders should hold less.
-    pub(super) fn is_tight(&self) -> bool {
-        self.len() >= self.limit && self.available.get() < self.limit / 4
+    /// Buffers that hold something.
+    pub(super) fn used(&self) -> u16 {
+        self.len().saturating_sub(self.available.get())
+    }
+
+    /// Buffers there may be.
+    pub(super) fn limit(&self) -> u16 {
+        self.limit
+    }
+
+    /// How scarce they are.
+    pub(super) fn pressure(&self) -> Pressure {
+        Pressure::of(self.used(), self.limit)
     }
 
     /// Adds a segment when little is left; false when the pool is at its bound.
@@ -106,10 +118,12 @@ impl BufferPool {
         if self.available.get() >= SEGMENT_BUFFERS / 4 {
             return true;
         }
-        self.grow()
+        // A huge page would be zeroed at its first use, all 2 MiB at once: milliseconds in a guest whose host has to find
+        // the memory, and everybody waits.
+        self.grow(false)
     }
 
-    fn grow(&self) -> bool {
+    fn grow(&self, huge: bool) -> bool {
         let first = self.len();
         if first >= self.limit {
             return false;
@@ -119,9 +133,10 @@ impl BufferPool {
         let memory = unsafe { alloc(layout) };
         let Some(memory) = NonNull::new(memory) else { return false };
         // A huge page saves TLB misses when the kernel walks through the buffers. It is only advice.
+        let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // SAFETY: the range is the allocation just made; the advice does not change its contents.
         unsafe {
-            libc::madvise(memory.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE);
+            libc::madvise(memory.as_ptr().cast(), layout.size(), advice);
         }
         self.segments.borrow_mut().push(memory);
         for id in first..(first + SEGMENT_BUFFERS).min(self.limit) {
@@ -331,10 +346,10 @@ mod tests {
         }
         assert_eq!((pool.capacity(), pool.available()), (200, 0));
         assert!(!pool.top_up());
-        assert!(pool.is_tight());
+        assert_eq!((pool.used(), pool.pressure()), (200, Pressure::Scarce));
         held.clear();
         assert_eq!(pool.available(), 200);
-        assert!(!pool.is_tight());
+        assert_eq!((pool.used(), pool.pressure()), (0, Pressure::Low));
     }
 
     #[test]

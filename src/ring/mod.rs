@@ -24,6 +24,7 @@ pub mod executor;
 mod gather;
 pub mod op;
 pub mod probe;
+pub mod share;
 pub mod slots;
 pub mod stream;
 pub mod timer;
@@ -47,6 +48,7 @@ use slab::Slab;
 use crate::counter::Counter;
 use buffers::{BufferPool, WriteBuffers};
 use gather::Gather;
+use share::Pressure;
 use timer::{Millis, Wheel};
 
 pub use chunk::{Chunk, WriteBuf};
@@ -83,6 +85,12 @@ pub struct Stats {
     pub buffers_exhausted: Counter,
     /// Receive buffers allocated.
     pub buffers_allocated: Counter,
+    /// Of those, how many hold data that nobody has taken yet.
+    pub buffers_used: Counter,
+    /// Receive buffers there may be.
+    pub buffers_limit: Counter,
+    /// Times that the kernel was let take more of a slow reader's data, for want of receive buffers.
+    pub relieved: Counter,
     /// Rounds that found more completions than the queue holds.
     pub cq_overflows: Counter,
     /// Calls of io_uring_enter(2).
@@ -105,6 +113,8 @@ pub struct Ring {
     dirty: RefCell<Vec<u32>>,
     /// Streams whose receive ended for want of a buffer.
     starved: RefCell<VecDeque<u32>>,
+    /// The stream after the one that was relieved last.
+    relieved: Cell<usize>,
     /// Operations the kernel has not finished.
     in_flight: Cell<usize>,
     epoch: Instant,
@@ -155,6 +165,7 @@ impl Ring {
         let gather = Gather::new(io.params().is_feature_min_timeout());
         let pool = BufferPool::new(settings.buffers, settings.buffers_limit);
         pool.register(&io)?;
+        stats.buffers_limit.set(u64::from(pool.limit()));
         Ok(Rc::new(Self {
             io: RefCell::new(io),
             pool,
@@ -165,6 +176,7 @@ impl Ring {
             ops: RefCell::default(),
             dirty: RefCell::default(),
             starved: RefCell::default(),
+            relieved: Cell::new(0),
             in_flight: Cell::new(0),
             now: Cell::new(millis_since(settings.epoch)),
             epoch: settings.epoch,
@@ -187,10 +199,11 @@ impl Ring {
         self.gather.start();
     }
 
-    /// True when receive buffers are so scarce that connections should hold fewer of them.
+    /// How scarce receive buffers are.
+    #[inline]
     #[must_use]
-    pub fn is_tight(&self) -> bool {
-        self.pool.is_tight()
+    pub fn pressure(&self) -> Pressure {
+        self.pool.pressure()
     }
 
     /// Queues one operation; `counted` operations are answered by a completion of their own.
@@ -295,7 +308,11 @@ impl Ring {
         self.wheel.borrow_mut().advance(self.now.get());
         self.pool.top_up();
         self.stats.buffers_allocated.set(u64::from(self.pool.capacity()));
+        self.stats.buffers_used.set(u64::from(self.pool.used()));
         self.feed_starved();
+        if !self.starved.borrow().is_empty() {
+            self.relieve();
+        }
     }
 
     fn dispatch(&self, user_data: u64, result: i32, flags: u32) {
@@ -341,6 +358,23 @@ impl Ring {
             if let Some(stream) = stream {
                 stream.on_fed(self);
                 budget -= 1;
+            }
+        }
+    }
+
+    /// Receive buffers have run out: better that the kernel holds more of what slow readers do not take than that
+    /// everybody waits for them. A round relieves one for each that waits, in turn, so that no more is given than is needed.
+    fn relieve(&self) {
+        let (streams, mut wanted) = (self.streams.borrow(), self.starved.borrow().len());
+        let first = self.relieved.get();
+        for key in (first..streams.capacity()).chain(0..first) {
+            if wanted == 0 {
+                return;
+            }
+            if streams.get(key).is_some_and(|stream| stream.relieve()) {
+                self.stats.relieved.increment();
+                self.relieved.set(key + 1);
+                wanted -= 1;
             }
         }
     }

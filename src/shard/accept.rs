@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,10 +19,7 @@ use crate::ring::event::Event;
 use crate::ring::executor::spawn;
 use crate::ring::timer::Millis;
 use crate::ring::{Stream, Timer};
-use crate::sys::socket;
 
-/// Bytes that the kernel takes of a response beyond what the client is ready for.
-const UNSENT_MAX: u32 = 128 * 1024;
 /// How long accepting rests after descriptors ran out, unless a connection closes before.
 const REST_MS: u64 = 100;
 /// How often a shard at `max_connections` looks whether connections of other shards have closed.
@@ -108,9 +105,8 @@ impl Doors {
 
     /// Accepts on this socket too.
     pub(super) fn open(&self, worker: &Worker, listening: Rc<Listening>, fd: OwnedFd) {
-        // Fails for no TCP socket; what it saves is not worth a refusal.
-        let _ = socket::limit_unsent(fd.as_fd(), UNSENT_MAX);
         let acceptor = Acceptor::new(&worker.ring, fd);
+        acceptor.limit_unsent();
         self.open.borrow_mut().push(Rc::new(Door { listening, acceptor }));
         worker.departed.set(); // what wakes the accepting task
     }

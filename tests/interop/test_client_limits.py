@@ -132,7 +132,7 @@ def test_slow_reads_are_given_up(start, serve):
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(big))
             connection.send(big)
 
-    proxy = start({**one(serve(answer)), "limits": {"min_download_rate": "1m", "rate_grace": "500ms"}})
+    proxy = start({**one(serve(answer)), "limits": {"min_download_rate": "200k", "rate_grace": "1s"}})
     assert get(proxy.address, timeout=30).body == big
     with Client(proxy.address, rcvbuf=4096) as client:
         client.send(GET)

@@ -148,7 +148,7 @@ def test_half_open_server(start, origin):
         assert get(proxy.address).status == 504
         assert time.monotonic() - begin > 0.25
         servers = [{"address": text, "max_fails": 1, "fail_timeout": "60s"}, {"address": origin}]
-        proxy = start(one(*servers, read_timeout="300ms", retry={"on_timeout": True}))
+        proxy = start(one(*servers, read_timeout="1s", retry={"on_timeout": True}))
         assert [get(proxy.address).status for _ in range(6)] == [200] * 6
         proxy.await_metric(names.SERVER_FAILURES, 1, server=text)
 

@@ -179,7 +179,7 @@ def test_send_timeout(web):
         except OSError:
             gone.set()
 
-    proxy, _ = web(handler, http={"send_timeout": "1s"})
+    proxy, _ = web(handler, http={"send_timeout": "2s"})
     with Client(proxy.address, rcvbuf=65536) as stalled, Client(proxy.address) as slow:
         stalled.send(GET)
         stalled.read_head()

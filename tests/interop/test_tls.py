@@ -275,7 +275,7 @@ def test_plain_http_garbage_and_torn_handshakes(start, origin, authority, pair):
             assert sock.recv(10) == b""
         except ConnectionResetError:
             pass
-    assert 0.5 < time.monotonic() - begun < 8
+    assert 0.5 < time.monotonic() - begun < 60
     proxy.await_metric(name, 1, reason="timeout")
     with TlsClient(proxy.address, context(authority)) as client:
         assert client.ask(message()).status == 200

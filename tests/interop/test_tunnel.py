@@ -134,10 +134,10 @@ def test_one_way_traffic_keeps_a_tunnel_open(web):
         connection.read_request()
         connection.send(SWITCH)
         for _ in range(12):
-            time.sleep(0.15)
+            time.sleep(0.25)
             connection.send(b"tick")
 
-    proxy, _ = web(handler, http={"tunnel_timeout": "1s"})
+    proxy, _ = web(handler, http={"tunnel_timeout": "2s"})
     with Client(proxy.address) as client:
         assert client.ask(WEBSOCKET).status == 101
         assert client.read_until_eof() == b"tick" * 12

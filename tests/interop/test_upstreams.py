@@ -301,7 +301,7 @@ def test_on_status(start, serve, status, expected):
 @pytest.mark.parametrize("on_timeout, expected", [(True, 200), (False, 504)])
 def test_on_timeout(start, serve, on_timeout, expected):
     a, b = both(serve, once(lambda c: c.stall(3)))
-    proxy = start(one(a, b, read_timeout="300ms", retry={"on_timeout": on_timeout}))
+    proxy = start(one(a, b, read_timeout="1s", retry={"on_timeout": on_timeout}))
     assert get(proxy.address).status == expected
 
 

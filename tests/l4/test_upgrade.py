@@ -60,7 +60,7 @@ class Datagrams:
     PORTS = 12
 
     def __init__(self, client, servers):
-        self.got, self.sent, self.over = [], 0, threading.Event()
+        self.got, self.sent, self.over, self.failure = [], 0, threading.Event(), None
         ready = [threading.Event() for _ in servers]
         self.receivers = [
             in_namespace(server.host.name, lambda s=server, r=one: self.receive(s.name, r)) for server, one in zip(servers, ready)
@@ -87,13 +87,19 @@ class Datagrams:
         for one in sockets:
             one.connect((VIP, 9000))
         while not self.sending.is_set():
-            sockets[self.sent % self.PORTS].send(str(self.sent).encode())
+            try:
+                sockets[self.sent % self.PORTS].send(str(self.sent).encode())
+            except OSError as error:
+                # Among others what an ICMP error says: of a datagram that came through to the director's own kernel.
+                self.failure = f"datagram {self.sent}: {error!r}"
+                return
             self.sent += 1
             time.sleep(0.002)
 
     def finish(self):
         self.sending.set()
         self.sender.join(5)
+        assert self.failure is None, self.failure
         eventually(lambda: len(self.got) >= self.sent, 5, lambda: f"{len(self.got)} of {self.sent} arrive")
         self.over.set()
         for receiver in self.receivers:
@@ -232,6 +238,44 @@ def test_flows_go_on_through_upgrades(network, tmp_path, datapath):
         line.stop()
         assert tables(node.host) == [] and program(node.host) is None and VIP not in node.host.addresses()
     finally:
+        if node.process:
+            node.kill()
+
+
+def test_a_program_in_the_driver_is_handed_over(network, tmp_path):
+    """Its link passes to the successor, which puts its own program there: no datagram is lost, none arrives twice."""
+    lan, client, servers = network
+    four = [server.host.address for server in servers]
+    config = '[director]\ndatapath = "native"\n' + virtual_server(f"{VIP}:80", four, scheduler="mh")
+    config += virtual_server(f"{VIP}:9000", four, scheduler="rr", protocol="udp")
+    host = lan.host()
+    host.ip("addr", "add", f"{VIP}/24", "dev", "eth0")
+    node, datagrams = Node(host, tmp_path, "a", config, node=PAUSES).start(), None
+    try:
+        node.await_neighbours(3)
+        eventually(lambda: program(host) == "xdp", 5)
+        talks, datagrams = [Talk(client, VIP, 80) for _ in range(20)], Datagrams(client, servers)
+        line = Line(node)
+        for processes in (2, 3):
+            sent = datagrams.sent
+            for talk in talks:
+                talk.ask()
+            line.upgrade()
+            # The command is answered while the old one's program still forwards: the successor's comes a moment later.
+            own = lambda: program(host) != "xdp" or node.log().count("datapath=xdp-native") == processes
+            eventually(own, 10, "a program of its own")
+            assert program(host) == "xdp", "never without one"
+            eventually(lambda: datagrams.sent > sent + 50 or datagrams.failure, 10)
+        datagrams.finish()
+        for talk in talks:
+            talk.ask()
+        assert all(len(talk.names) == 1 for talk in talks), [talk.names for talk in talks]
+        eventually(lambda: node.log().count("flows taken over") == 2, 5)
+        line.stop()
+        assert program(host) is None
+    finally:
+        if datagrams:
+            datagrams.sending.set()
         if node.process:
             node.kill()
 

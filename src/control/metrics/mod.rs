@@ -340,7 +340,7 @@ fn shards(page: &mut Page, state: &State) {
         let value = state.pulses.stalls(index);
         page.sample("ringgate_shard_stalls_total", &[("shard", &index.to_string())], value);
     }
-    let families: [Picked<Stats>; 5] = [
+    let families: [Picked<Stats>; 8] = [
         ("ringgate_ring_enters_total", "counter", "Calls of io_uring_enter(2).", |s| &s.enters),
         ("ringgate_ring_completions_total", "counter", "Completions handed out.", |s| {
             &s.completions
@@ -357,6 +357,25 @@ fn shards(page: &mut Page, state: &State) {
         ("ringgate_ring_buffers", "gauge", "Receive buffers of 16 KiB allocated.", |s| {
             &s.buffers_allocated
         }),
+        (
+            "ringgate_ring_buffers_used",
+            "gauge",
+            "Receive buffers that hold data: beyond a quarter of the limit slow readers are given less of them, \
+             beyond three quarters one each.",
+            |s| &s.buffers_used,
+        ),
+        (
+            "ringgate_ring_buffers_limit",
+            "gauge",
+            "Receive buffers there may be (node.buffer_memory).",
+            |s| &s.buffers_limit,
+        ),
+        (
+            "ringgate_ring_buffers_relieved_total",
+            "counter",
+            "Times the kernel was let take more for a slow reader, since receive buffers had run out.",
+            |s| &s.relieved,
+        ),
     ];
     for (family, kind, help, pick) in families {
         page.family(family, kind, help);

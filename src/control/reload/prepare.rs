@@ -17,6 +17,7 @@ use crate::control::resolve::{self, Name};
 use crate::control::supervise::{await_free, cannot_listen, open_log};
 use crate::control::tracing;
 use crate::l7::generation::Tables;
+use crate::ring::share::UNSENT;
 use crate::sys::{cpu, socket};
 
 /// How long names that are new are waited for.
@@ -147,7 +148,8 @@ fn open(
     let mut sockets = HashMap::new();
     for (bind, backlog) in new_binds(old, new) {
         let listen = |_| {
-            socket::listen(bind, backlog).map_err(|error| cannot_listen(bind, &error).to_string())
+            socket::listen_limited(bind, backlog, Some(UNSENT))
+                .map_err(|error| cannot_listen(bind, &error).to_string())
         };
         let opened: Vec<OwnedFd> = (0..cpus.len()).map(listen).collect::<Result<_, _>>()?;
         if let (Steering::Cpu, Some(first)) = (new.node.steering, opened.first()) {

@@ -22,6 +22,7 @@ use crate::ha::health::Health;
 use crate::l4::engine::Engine;
 use crate::ring::accept::Acceptor;
 use crate::ring::executor::spawn;
+use crate::ring::share::UNSENT;
 use crate::ring::{Ring, Timer};
 use crate::shard::{Message, Shard};
 use crate::sys::{passing, socket};
@@ -58,7 +59,9 @@ impl Control {
                 passing::set_backlog(socket.as_fd(), listener.backlog).map_err(failed)?;
             }
             while opened.len() < shards {
-                opened.push(socket::listen(bind, listener.backlog).map_err(failed)?);
+                opened.push(
+                    socket::listen_limited(bind, listener.backlog, Some(UNSENT)).map_err(failed)?,
+                );
             }
             for (place, socket) in opened.into_iter().enumerate() {
                 office.keep_listener(bind, place, &socket);

@@ -13,10 +13,6 @@ use crate::protocol::http2::{Code, Connection, ConnectionError, Event, Limits, R
 use crate::ring::timer::{Millis, keep_waker};
 use crate::ring::{Chunk, Ring, WriteBuf};
 
-/// Output that may wait in the transport before streams are held back.
-const OUT_HIGH: usize = 128 * 1024;
-/// They go on once it is down to this.
-const OUT_LOW: usize = 32 * 1024;
 /// Pieces that may wait in the transport.
 const OUT_PIECES: usize = 64;
 /// Input is not read while this much of our output waits: a peer that takes nothing gets no answers.
@@ -312,7 +308,7 @@ impl Mux {
         loop {
             out.bytes.append(&mut state.connection.output);
             let waits = transport.queued() + out.bytes.len();
-            if waits > OUT_HIGH || transport.queued_pieces() > OUT_PIECES {
+            if waits > self.out_high() || transport.queued_pieces() > OUT_PIECES {
                 break;
             }
             let Some(id) = state.ready.pop_front() else { break };
@@ -387,13 +383,18 @@ impl Mux {
         false
     }
 
+    /// Output that may wait in the transport before streams are held back; they go on at a quarter of it.
+    fn out_high(&self) -> usize {
+        self.transport().hold() + FRAMES_MAX
+    }
+
     /// Ready once the transport has room for more of what the streams have queued; pending when it
     /// is not what they wait for.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.state.borrow().ready.is_empty() {
             return Poll::Pending;
         }
-        self.transport().poll_flushed(cx, OUT_LOW).map(|_| ())
+        self.transport().poll_flushed(cx, self.out_high() / 4).map(|_| ())
     }
 
     /// Ready once the peer's SETTINGS have come.

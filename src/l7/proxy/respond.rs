@@ -74,7 +74,7 @@ impl Respond<'_> {
                 }
                 None => break,
             }
-            throttle(self.client, self.timer, self.send_timeout, self.pace)
+            throttle(self.client, self.server, self.timer, self.send_timeout, self.pace)
                 .await
                 .map_err(Cut::Client)?;
         }
@@ -85,7 +85,7 @@ impl Respond<'_> {
     /// A client that has taken all there was is not slow, however much came from the server at once:
     /// its response is not to crawl behind those that never came in a burst.
     fn note_pace(&self, written: u64) {
-        if written > 0 && self.client.queued() == 0 && !self.client.ring().is_tight() {
+        if written > 0 && self.client.queued() == 0 && !self.client.is_held_back() {
             self.server.end_bulk();
         }
     }

@@ -22,6 +22,10 @@ const RAW: i32 = -300;
 const CHAIN: &[u8] = b"silence\0";
 /// Elements in one message, whose attributes hold 64 KiB.
 const ELEMENTS_MAX: usize = 1000;
+/// So many services have a rule of comparisons each: a packet that meets all of them costs less than one search in a set.
+const FEW: usize = 4;
+/// Where an IPv4 header has its protocol.
+const PROTOCOL_V4: u32 = 9;
 /// `NFT_REG_VERDICT`, and the first of the 32-bit registers.
 const VERDICT: u32 = 0;
 const REGISTER: u32 = 8;
@@ -81,12 +85,10 @@ impl Silence {
         batch.table();
         batch.chain();
         batch.let_loopback_through();
-        for (family, size) in [(libc::NFPROTO_IPV4, 4), (libc::NFPROTO_IPV6, 16)] {
-            let of_family = |one: &&Service| one.address.is_ipv4() == (size == 4);
-            let all = services.iter().filter(of_family);
-            let (any, ported) = all.partition::<Vec<&Service>, _>(|one| one.port == 0);
-            batch.drop_services(family, size, &ported, true);
-            batch.drop_services(family, size, &any, false);
+        if services.len() <= FEW {
+            services.iter().for_each(|service| batch.drop_service(service));
+        } else {
+            batch.drop_all(services);
         }
         batch.messages.push(Batch::edge(17));
         let expected = batch.messages.len() - 2;
@@ -174,6 +176,45 @@ impl Batch<'_> {
         });
     }
 
+    /// A rule with a set for each family, with ports and without.
+    fn drop_all(&mut self, services: &[Service]) {
+        for (family, size) in [(libc::NFPROTO_IPV4, 4), (libc::NFPROTO_IPV6, 16)] {
+            let of_family = |one: &&Service| one.address.is_ipv4() == (size == 4);
+            let all = services.iter().filter(of_family);
+            let (any, ported) = all.partition::<Vec<&Service>, _>(|one| one.port == 0);
+            self.drop_services(family, size, &ported, true);
+            self.drop_services(family, size, &any, false);
+        }
+    }
+
+    /// A rule of comparisons.
+    fn drop_service(&mut self, service: &Service) {
+        let (family, address) = match service.address {
+            IpAddr::V4(address) => (libc::NFPROTO_IPV4, address.octets().to_vec()),
+            IpAddr::V6(address) => (libc::NFPROTO_IPV6, address.octets().to_vec()),
+        };
+        let size = u32::try_from(address.len()).unwrap_or_default();
+        self.rule(|rule| {
+            meta(rule, META_FAMILY, REGISTER);
+            compare(rule, REGISTER, &[u8::try_from(family).unwrap_or_default()]);
+            payload(rule, NETWORK_HEADER, if size == 4 { 16 } else { 24 }, size, REGISTER);
+            compare(rule, REGISTER, &address);
+            if size == 4 {
+                payload(rule, NETWORK_HEADER, PROTOCOL_V4, 1, REGISTER);
+            } else {
+                // Behind extension headers.
+                meta(rule, META_PROTOCOL, REGISTER);
+            }
+            compare(rule, REGISTER, &[service.protocol]);
+            if service.port != 0 {
+                payload(rule, TRANSPORT_HEADER, 2, 2, REGISTER);
+                compare(rule, REGISTER, &service.port.to_be_bytes());
+            }
+            expression(rule, b"counter\0", |_| {});
+            end(rule, DROP);
+        });
+    }
+
     /// The key is the address, the protocol and the port, each padded to a whole register.
     fn drop_services(&mut self, family: i32, size: u32, services: &[&Service], ports: bool) {
         let key = |one: &&Service| {
@@ -218,6 +259,10 @@ impl Batch<'_> {
             number(m, 3, 0);
             number(m, 4, 0);
             number(m, 5, width);
+            // Their number: a table of fixed size is searched with less work than one that can grow.
+            m.nested(9, |description| {
+                number(description, 1, u32::try_from(keys.len()).unwrap_or(u32::MAX));
+            });
             number(m, 10, id);
         });
         for some in keys.chunks(ELEMENTS_MAX) {

@@ -9,6 +9,7 @@ use io_uring::{cqueue, opcode, squeue};
 use super::queue::Queue;
 use super::{Inner, Stream};
 use crate::ring::buffers::GROUP;
+use crate::ring::share::Pressure;
 use crate::ring::timer::keep_waker;
 use crate::ring::{Chunk, Ring, Tag, user_data};
 
@@ -19,6 +20,8 @@ const RECV_QUEUE_MAX: usize = 8;
 pub(super) struct Receive {
     pub(super) queue: Queue,
     armed: bool,
+    /// The operation that is armed brings one buffer.
+    is_one: bool,
     pausing: bool,
     pub(super) starved: bool,
     /// Receive a buffer at a time instead of multishot.
@@ -36,7 +39,8 @@ impl Inner {
             return;
         }
         recv.armed = true;
-        let entry = if recv.single {
+        recv.is_one = recv.takes_one(ring);
+        let entry = if recv.is_one {
             opcode::Recv::new(self.raw(), std::ptr::null_mut(), 0)
                 .buf_group(GROUP)
                 .build()
@@ -63,11 +67,7 @@ impl Inner {
             libc::ENOBUFS => {
                 ring.stats.buffers_exhausted.increment();
                 recv.starved = true;
-                let is_first = ring.starved.borrow().is_empty();
                 ring.starved.borrow_mut().push_back(self.key.get());
-                if is_first {
-                    ring.lift_limits();
-                }
             }
             libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
             errno if errno > 0 => recv.error = Some(errno),
@@ -79,7 +79,9 @@ impl Inner {
             recv.armed = false;
             recv.pausing = false;
             // An idle connection is to notice its end although nobody is receiving.
-            if recv.queue.is_empty() || (!recv.single && recv.queue.len() < RECV_QUEUE_MAX / 2) {
+            if recv.queue.is_empty()
+                || (!recv.takes_one(ring) && recv.queue.len() < RECV_QUEUE_MAX / 2)
+            {
                 self.arm_recv(ring, &mut recv);
             }
         }
@@ -94,9 +96,15 @@ impl Inner {
     }
 
     fn pause_if_full(&self, ring: &Ring, recv: &mut Receive) {
-        if recv.queue.len() >= RECV_QUEUE_MAX && !recv.pausing {
+        if recv.queue.len() >= RECV_QUEUE_MAX {
+            self.take_one_at_a_time(ring, recv);
+        }
+    }
+
+    fn take_one_at_a_time(&self, ring: &Ring, recv: &mut Receive) {
+        recv.single = true;
+        if recv.armed && !recv.is_one && !recv.pausing && !recv.ending {
             recv.pausing = true;
-            recv.single = true;
             ring.cancel(user_data(Tag::Recv, self.key.get()));
         }
     }
@@ -121,6 +129,13 @@ impl Inner {
         if recv.armed && !recv.pausing && !recv.ending {
             self.ring.cancel(user_data(Tag::Recv, self.key.get()));
         }
+    }
+}
+
+impl Receive {
+    /// Whether the next operation is to bring one buffer only: multishot takes 32 before anybody can say stop.
+    fn takes_one(&self, ring: &Ring) -> bool {
+        self.single || ring.pressure() > Pressure::Low
     }
 }
 
@@ -156,6 +171,11 @@ impl Stream {
     /// Arms the receive before anybody waits, so that data and the peer's end are noticed.
     pub fn watch(&self) {
         self.0.arm_recv(&self.0.ring, &mut self.0.recv.borrow_mut());
+    }
+
+    /// From now on a buffer at a time, and only when it is asked for: who takes the data does not keep up.
+    pub fn receive_singly(&self) {
+        self.0.take_one_at_a_time(&self.0.ring, &mut self.0.recv.borrow_mut());
     }
 
     /// Back to multishot receiving: after a long body, or because its reader has caught up.

@@ -10,7 +10,8 @@ use io_uring::opcode;
 
 use super::queue::Queue;
 use super::{Inner, Stream};
-use crate::ring::timer::keep_waker;
+use crate::ring::share::{self, Reader};
+use crate::ring::timer::{Millis, keep_waker};
 use crate::ring::{Chunk, Ring, Tag, WriteBuf, user_data};
 use crate::sys::socket;
 
@@ -38,8 +39,17 @@ pub(super) struct Send {
     low: usize,
     pub(super) waker: Option<Waker>,
     message: Option<Box<Message>>,
-    /// The kernel takes as much as its send buffer holds, whatever the listener said.
-    unlimited: bool,
+    /// Bytes that the active operation offers to the kernel.
+    offered: usize,
+    /// When it was queued.
+    began: Millis,
+    /// The kernel took less than it was offered by the operation before: it is full, and the active one waits.
+    refused: bool,
+    reader: Reader,
+    /// Unsent bytes that the kernel takes, as it was told; `None` when it was told nothing.
+    unsent: Option<u32>,
+    /// How often it was let take more for want of receive buffers.
+    reliefs: u8,
 }
 
 /// Where the kernel finds the chunks of one sendmsg(2).
@@ -55,17 +65,18 @@ impl Message {
     }
 
     /// Points at the front of the queue. The box does not move while the operation is in flight.
-    fn fill(&mut self, queue: &Queue) -> *const libc::msghdr {
-        let mut count = 0;
+    fn fill(&mut self, queue: &Queue) -> (*const libc::msghdr, usize) {
+        let (mut count, mut len) = (0, 0);
         for (vector, chunk) in self.vectors.iter_mut().zip(queue.iter()) {
             let bytes = chunk.as_slice();
             vector.iov_base = bytes.as_ptr().cast_mut().cast();
             vector.iov_len = bytes.len();
+            len += bytes.len();
             count += 1;
         }
         self.header.msg_iov = self.vectors.as_mut_ptr();
         self.header.msg_iovlen = count;
-        &raw const self.header
+        (&raw const self.header, len)
     }
 }
 
@@ -93,31 +104,59 @@ impl Inner {
             1 => {
                 ring.gather.note_send();
                 let bytes = first.as_slice();
+                send.offered = bytes.len();
                 let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 opcode::Send::new(self.raw(), bytes.as_ptr(), len).flags(flags).build()
             }
             _ => {
                 let message = send.message.get_or_insert_with(Message::new);
-                let header = message.fill(&send.queue);
+                let (header, len) = message.fill(&send.queue);
+                send.offered = len;
                 #[allow(clippy::cast_sign_loss)] // positive constants
                 opcode::SendMsg::new(self.raw(), header).flags(flags as u32).build()
             }
         };
         send.active = true;
+        send.began = ring.now();
         send.carried = send.queue.len().min(SEND_CHUNKS_MAX);
-        if !ring.starved.borrow().is_empty() {
-            self.lift_limit(send);
-        }
         self.submit(ring, Tag::Send, entry);
     }
 
-    /// Lets the kernel take what it would not yet (`TCP_NOTSENT_LOWAT`), so that buffers come back.
-    fn lift_limit(&self, send: &mut Send) {
-        if let Some(fd) = self.fd.as_ref().filter(|_| send.active && !send.unlimited) {
-            send.unlimited = true;
-            // Fails only for a connection that is gone, whose buffers come back anyway.
-            let _ = socket::limit_unsent(fd.as_fd(), u32::MAX);
+    /// Notes how much the kernel took: what it leaves is the reader's doing.
+    fn note_reader(&self, ring: &Ring, send: &mut Send, sent: usize) {
+        let time = ring.now().saturating_sub(send.began);
+        if send.refused {
+            send.reader = send.reader.after(time);
+            if ring.starved.borrow().is_empty() {
+                send.reliefs = 0;
+            }
+            self.limit_unsent(send);
+        } else {
+            send.reader = send.reader.after_send(time);
         }
+        send.refused = sent < send.offered;
+    }
+
+    /// Has the kernel take as much as this reader is worth (`TCP_NOTSENT_LOWAT`). A socket that was told nothing so far is
+    /// told only that its reader is slow.
+    fn limit_unsent(&self, send: &mut Send) {
+        let wanted = send.reader.unsent(send.reliefs);
+        let is_told = send.unsent.is_some() || send.reader == Reader::Slow;
+        if let Some(fd) = self.fd.as_ref().filter(|_| is_told && send.unsent != Some(wanted)) {
+            send.unsent = Some(wanted);
+            // Fails only for a connection that is gone.
+            let _ = socket::limit_unsent(fd.as_fd(), wanted);
+        }
+    }
+
+    /// Lets the kernel take more of what this reader does not, so that buffers come back; false if nothing waits.
+    pub(in crate::ring) fn relieve(&self) -> bool {
+        let send = &mut *self.send.borrow_mut();
+        let waits = send.full_for(self.ring.now()).is_some();
+        let Some(reliefs) = share::relieved(send.reliefs).filter(|_| waits) else { return false };
+        send.reliefs = reliefs;
+        self.limit_unsent(send);
+        true
     }
 
     /// Not through the ring: the kernel gives that operation to a worker thread, which looks the
@@ -141,7 +180,9 @@ impl Inner {
         match result {
             _ if self.closed.get() => send.queue.clear(),
             sent if sent >= 0 => {
-                send.consume(usize::try_from(sent).unwrap_or(0));
+                let sent = usize::try_from(sent).unwrap_or(0);
+                self.note_reader(ring, send, sent);
+                send.consume(sent);
                 self.send_next(ring, send);
             }
             retry if matches!(-retry, libc::EINTR | libc::EAGAIN) => self.send_next(ring, send),
@@ -176,18 +217,17 @@ impl Inner {
     }
 }
 
-impl Ring {
-    /// Receive buffers have run out: better that the kernel holds what slow readers do not take than that everybody
-    /// waits for them. Whoever sends until there are some again follows by itself.
-    pub(super) fn lift_limits(&self) {
-        self.streams
-            .borrow()
-            .iter()
-            .for_each(|(_, stream)| stream.lift_limit(&mut stream.send.borrow_mut()));
-    }
-}
-
 impl Send {
+    /// How long the kernel has had no room for the active operation, if it has none.
+    fn full_for(&self, now: Millis) -> Option<Millis> {
+        let time = now.saturating_sub(self.began);
+        (self.active && (self.refused || time > 0)).then_some(time)
+    }
+
+    fn seen(&self, now: Millis) -> Reader {
+        self.reader.seen(self.full_for(now))
+    }
+
     /// Copies a small chunk behind what waits already, so that a slow reader does not hold a buffer
     /// for every few bytes; gives back the chunk to be queued, if one is.
     fn joined(&mut self, chunk: Chunk, ring: &Rc<Ring>) -> Option<Chunk> {
@@ -261,6 +301,31 @@ impl Stream {
             send.dirty = true;
             self.0.ring.dirty.borrow_mut().push(self.0.key.get());
         }
+    }
+
+    /// The kernel was told to take [`share::UNSENT`] unsent bytes, by the socket this one was accepted on.
+    pub(in crate::ring) fn note_limited(&self) {
+        self.0.send.borrow_mut().unsent = Some(share::UNSENT);
+    }
+
+    /// True while the kernel has no room for what is queued.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.0.send.borrow().full_for(self.0.ring.now()).is_some()
+    }
+
+    /// True when the reader made room late when there was none, or has not done so yet.
+    #[inline]
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.0.send.borrow().seen(self.0.ring.now()) == Reader::Slow
+    }
+
+    /// Bytes that may be queued before the source should not be read: fewer for a slow reader, and when buffers are scarce.
+    #[inline]
+    #[must_use]
+    pub fn hold(&self) -> usize {
+        self.0.send.borrow().seen(self.0.ring.now()).hold(self.0.ring.pressure())
     }
 
     /// Bytes written that the kernel has not taken yet.

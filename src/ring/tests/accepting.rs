@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::RawFd;
-use std::process::Command;
 
 use super::super::accept::Acceptor;
 use super::*;
@@ -41,7 +40,7 @@ fn after_a_stop_connections_wait_until_accepting_goes_on() {
         let _first = TcpStream::connect(address).expect("the queue has room");
         turn(&ring).await;
         assert!(acceptor.take_accepted().is_none(), "accepting has stopped");
-        assert!(acceptor.accept_waiting().expect("no error").is_some());
+        until(&ring, || acceptor.accept_waiting().expect("no error").is_some()).await;
         let _second = TcpStream::connect(address).expect("the queue has room");
         accept.await.expect("goes on when it is polled");
     });
@@ -50,13 +49,7 @@ fn after_a_stop_connections_wait_until_accepting_goes_on() {
 /// Needs a limit of its own on descriptors, so a process of its own.
 #[test]
 fn without_descriptors_accepting_stops_reports_once_and_recovers() {
-    let test = "ring::tests::accepting::out_of_descriptors";
-    let done = Command::new(std::env::current_exe().expect("procfs"))
-        .args(["--exact", test, "--ignored", "--test-threads=1"])
-        .output()
-        .expect("the test binary runs");
-    let text = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success() && text.contains("1 passed"), "{text}");
+    in_a_process_of_its_own("ring::tests::accepting::out_of_descriptors");
 }
 
 fn limit_descriptors(to: u64) {

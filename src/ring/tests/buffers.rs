@@ -162,3 +162,55 @@ fn small_pieces_for_a_slow_reader_do_not_hold_the_pool() {
         assert_eq!(numbers, (0..400).collect::<Vec<_>>());
     });
 }
+
+#[test]
+fn who_receives_singly_holds_one_buffer() {
+    let _alone = alone();
+    run(64, 64, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        stream.watch();
+        turn(&ring).await;
+        stream.receive_singly();
+        turn(&ring).await;
+        let data = noise(3, 200_000);
+        let sent = data.clone();
+        let peer = std::thread::spawn(move || peer.write_all(&sent).map(|()| peer));
+        let mut received = Vec::new();
+        while received.len() < data.len() {
+            until(&ring, || stream.state().1 > 0).await;
+            for _ in 0..20 {
+                turn(&ring).await;
+                assert_eq!(stream.state().1, 1, "nobody has asked for more");
+            }
+            let chunk = stream.recv().await.expect("no error").expect("no end");
+            received.extend_from_slice(chunk.as_slice());
+            stream.watch();
+        }
+        assert!(received == data, "the bytes differ");
+        drop(peer.join().expect("the writer").expect("all is read"));
+    });
+}
+
+#[test]
+fn a_reader_that_takes_nothing_may_hold_less() {
+    let _alone = alone();
+    run(64, 64, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut sink) = connection(&ring, &listener);
+        shrink(&stream.as_fd(), libc::SO_SNDBUF, 65536);
+        let untried = stream.hold();
+        assert!(!stream.is_slow());
+        stream.write(bytes::Bytes::from(vec![b'-'; 16 << 20]));
+        until(&ring, || stream.sent() > 0 && stream.is_slow()).await;
+        assert!(stream.hold() < untried, "{} of {untried}", stream.hold());
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            sink.read_to_end(&mut all).map(|_| all.len())
+        });
+        flushed(&stream).await.expect("the sink reads");
+        stream.shutdown_write();
+        turn(&ring).await;
+        assert_eq!(reader.join().expect("the reader").expect("an orderly end"), 16 << 20);
+    });
+}

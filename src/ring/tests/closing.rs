@@ -11,7 +11,12 @@ const DROPS: usize = 3000;
 
 #[test]
 fn dropped_streams_give_everything_back_whatever_was_in_flight() {
-    let _alone = alone();
+    in_a_process_of_its_own("ring::tests::closing::drops_under_load");
+}
+
+#[test]
+#[ignore = "run in a child process by the test above"]
+fn drops_under_load() {
     run(64, 64, |ring| async move {
         let (listener, _) = listener();
         turn(&ring).await;
@@ -46,7 +51,12 @@ fn dropped_streams_give_everything_back_whatever_was_in_flight() {
 
 #[test]
 fn dropping_a_connect_cancels_it() {
-    let _alone = alone();
+    in_a_process_of_its_own("ring::tests::closing::drops_of_connects");
+}
+
+#[test]
+#[ignore = "run in a child process by the test above"]
+fn drops_of_connects() {
     run(16, 16, |ring| async move {
         // A listen queue that is full drops what comes, so that connecting takes seconds.
         let full = crate::sys::socket::listen((Ipv4Addr::LOCALHOST, 0).into(), 0).expect("a port");
@@ -152,7 +162,12 @@ fn ending_both_ways_lets_go_of_a_peer_that_does_not_close() {
 
 #[test]
 fn the_end_of_the_ring_closes_what_is_open() {
-    let _alone = alone();
+    in_a_process_of_its_own("ring::tests::closing::ends_of_rings");
+}
+
+#[test]
+#[ignore = "run in a child process by the test above"]
+fn ends_of_rings() {
     run(16, 16, |ring| async move { turn(&ring).await }); // what is opened once and kept
     let before = descriptors();
     let ((mut peers, _kept), _) = run(64, 64, |ring| async move {
