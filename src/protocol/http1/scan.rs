@@ -1,6 +1,8 @@
 //! Finding the end of a head while its bytes arrive.
 
-use super::{HeadError, block::Controls};
+use memchr::memchr3;
+
+use super::HeadError;
 
 /// The longest head that can be parsed: [`Span`](super::Span) counts in 16 bits.
 pub const HEAD_BYTES_MAX: usize = 65_535;
@@ -89,40 +91,44 @@ impl HeadScanner {
     pub fn scan(&mut self, bytes: &[u8], limits: &Limits) -> Result<Scan, HeadError> {
         let room = limits.bytes().saturating_sub(self.bytes);
         let window = bytes.get(..room).unwrap_or(bytes);
-        let mut next = 0;
-        for at in Controls::of(window) {
-            match window.get(at) {
-                Some(b'\n') if self.after_cr && at == next => {
-                    next = at + 1;
-                    if self.end_line(limits)? {
-                        self.bytes += next;
-                        return Ok(Scan::Complete(next));
-                    }
-                }
-                _ if self.after_cr => return Err(HeadError::BareCr),
-                Some(b'\r') => {
-                    self.after_cr = true;
-                    self.line_empty &= at == next;
-                    next = at + 1;
-                }
-                Some(b'\n') => return Err(HeadError::BareLf),
-                Some(0) => return Err(HeadError::Nul),
-                // HTAB, or what the parser refuses.
-                _ => {}
-            }
-        }
-        if next < window.len() {
+        let mut at = 0;
+        while let Some(rest) = window.get(at..)
+            && let Some(&first) = rest.first()
+        {
             if self.after_cr {
-                return Err(HeadError::BareCr);
+                at += 1;
+                if self.end_line(first, limits)? {
+                    self.bytes += at;
+                    return Ok(Scan::Complete(at));
+                }
+            } else {
+                at += self.find_cr(rest)?;
             }
-            self.line_empty = false;
         }
         self.bytes += window.len();
         if window.len() < bytes.len() { Err(self.too_large()) } else { Ok(Scan::Partial) }
     }
 
-    /// A line has ended; true when that ends the head.
-    fn end_line(&mut self, limits: &Limits) -> Result<bool, HeadError> {
+    /// Goes past the next CR, or past everything; returns how many bytes that is.
+    fn find_cr(&mut self, rest: &[u8]) -> Result<usize, HeadError> {
+        let Some(offset) = memchr3(b'\r', b'\n', 0, rest) else {
+            self.line_empty = false;
+            return Ok(rest.len());
+        };
+        self.line_empty &= offset == 0;
+        match rest.get(offset) {
+            Some(b'\r') => self.after_cr = true,
+            Some(b'\n') => return Err(HeadError::BareLf),
+            _ => return Err(HeadError::Nul),
+        }
+        Ok(offset + 1)
+    }
+
+    /// Takes the byte after a CR; true when that ends the head.
+    fn end_line(&mut self, byte: u8, limits: &Limits) -> Result<bool, HeadError> {
+        if byte != b'\n' {
+            return Err(HeadError::BareCr);
+        }
         self.after_cr = false;
         if !self.line_empty {
             self.line_empty = true;
