@@ -203,7 +203,7 @@ pub fn status(board: &Board) -> Value {
     let neighbour = |one: &NeighbourView| {
         json!({
             "address": one.address.to_string(),
-            "interface": one.interface,
+            "interface": one.interface_name,
             "mac": one.mac.map(|mac| mac.to_string()),
             "state": one.standing.name(),
         })

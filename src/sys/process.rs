@@ -163,7 +163,7 @@ pub enum Waited {
 /// takes at most 100 ms longer than `timeout`, whatever the child does.
 pub fn wait(child: Child, timeout: Duration) -> Waited {
     let ended = await_end(&child, timeout);
-    finish(child, ended)
+    finish(child, ended, KILL_GRACE)
 }
 
 /// A file that has input once the child has ended (pidfd_open(2)).
@@ -201,13 +201,13 @@ fn await_end(child: &Child, timeout: Duration) -> io::Result<bool> {
     }
 }
 
-/// Reaps a child that has ended, and kills one that has not.
-fn finish(mut child: Child, ended: io::Result<bool>) -> Waited {
+/// Reaps a child that has ended, and kills one that has not, for whose end it waits so long.
+fn finish(mut child: Child, ended: io::Result<bool>, grace: Duration) -> Waited {
     if let Ok(Some(status)) = child.try_wait() {
         return Waited::Ended(status);
     }
     kill_group(&child);
-    let until = Instant::now() + KILL_GRACE;
+    let until = Instant::now() + grace;
     loop {
         match (child.try_wait(), &ended) {
             (Ok(None), _) if Instant::now() < until => std::thread::sleep(KILL_LOOK),
@@ -235,6 +235,9 @@ mod tests {
 
     use super::*;
 
+    /// For a kill or a shell on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn sh(text: &str) -> Vec<String> {
         ["/bin/sh", "-c", text].map(str::to_owned).to_vec()
     }
@@ -242,10 +245,11 @@ mod tests {
     #[test]
     fn exit_codes_come_back_and_hangers_are_killed() {
         let child = start(&sh("exit 3"), None).expect("a shell");
-        let waited = wait(child, Duration::from_secs(10));
+        let waited = wait(child, PATIENCE);
         assert!(matches!(&waited, Waited::Ended(status) if status.code() == Some(3)), "{waited:?}");
         let child = start(&sh("sleep 100; true"), None).expect("a shell");
-        assert!(matches!(wait(child, Duration::from_millis(20)), Waited::Killed));
+        let ended = await_end(&child, Duration::from_millis(20));
+        assert!(matches!(finish(child, ended, PATIENCE), Waited::Killed));
         assert!(start(&["/nonexistent".into()], None).is_err());
         assert!(start(&[], None).is_err());
     }
@@ -254,7 +258,7 @@ mod tests {
     fn one_that_cannot_be_waited_for_is_killed_and_reaped() {
         let child = start(&sh("sleep 100; true"), None).expect("a shell");
         let pid = child.id();
-        let waited = finish(child, Err(io::Error::from_raw_os_error(libc::EMFILE)));
+        let waited = finish(child, Err(io::Error::from_raw_os_error(libc::EMFILE)), PATIENCE);
         assert!(
             matches!(&waited, Waited::Failed(error) if error.raw_os_error() == Some(libc::EMFILE))
         );

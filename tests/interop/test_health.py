@@ -284,7 +284,7 @@ def test_udp(start, serve):
 
 
 def test_exec(start, serve, tmp_path):
-    """Exit codes, arguments and environment; a hanging one is killed with all its children."""
+    """Exit codes, arguments, environment and user; a hanging one is killed with all its children."""
     back = serve(answering("ok"))
     verdict, pids = tmp_path / "verdict", tmp_path / "pids"
     verdict.write_text("0")
@@ -298,15 +298,20 @@ def test_exec(start, serve, tmp_path):
     for path in (script, hang):
         path.chmod(0o755)
     config = one(back)
-    quick = {**FAST, "timeout": "300ms"}
+    quick, patient = ({**FAST, "timeout": timeout} for timeout in ("300ms", "20s"))
+    nobody = ["/bin/sh", "-c", "[ $(id -u) = 65534 ]"]
     config["upstream"] = {
-        "script": upstream(back, check={"exec": [str(script), "$address", "$port"], **FAST}),
+        "script": upstream(back, check={"exec": [str(script), "$address", "$port"], **patient}),
+        "nobody": upstream(back, check={"exec": nobody, "user": "nobody", **patient}),
+        "root": upstream(back, check={"exec": nobody, **patient}),
         "hang": upstream(back, check={"exec": [str(hang)], **quick}),
         "missing": upstream(back, check={"exec": ["/nonexistent/check"], **FAST}),
     }
     config["route"] = [{"upstream": "script"}]
     proxy = start(config)
     await_state(proxy, back.text, "up", name="script")
+    await_state(proxy, back.text, "up", name="nobody")
+    await_state(proxy, back.text, "unhealthy", name="root")
     await_state(proxy, back.text, "unhealthy", name="hang")
     assert server(proxy, back.text, "hang")["check"]["why"] == "timeout: killed"
     assert "No such file" in server(proxy, back.text, "missing")["check"]["why"]

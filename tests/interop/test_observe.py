@@ -329,6 +329,8 @@ def test_top_in_a_terminal(start, serve, screen):
     terminal.tmux("resize-window", "-x", "40", "-y", "24")
     terminal.awaits("Ringgate serving", "upstream up")
     terminal.keys("q")
+    # What is typed before it has ended is its own to read.
+    eventually(lambda: "Ringgate serving" not in terminal.text(), 10, "the screen is given back")
     # The screen from before is back, and the shell takes lines again.
     terminal.keys("echo af''ter $?", "Enter")
     terminal.awaits("before", "after 0")

@@ -38,10 +38,15 @@ def await_page(machine, text):
     eventually(lambda: page(machine) == text, 10, lambda: f"{text}: {machine.show('ActiveState', 'StatusText')}")
 
 
-def main_pid(machine):
-    shown = machine.show("ActiveState", "SubState", "MainPID")
-    assert (shown["ActiveState"], shown["SubState"]) == ("active", "running"), shown
-    return int(shown["MainPID"])
+def main_pid(machine, other_than=0):
+    """The main process once the unit is active, and it is another one."""
+
+    def found():
+        shown = machine.show("ActiveState", "SubState", "MainPID")
+        assert (shown["ActiveState"], shown["SubState"]) == ("active", "running"), shown
+        return (pid := int(shown["MainPID"])) not in (0, other_than) and pid
+
+    return eventually(found, 20, lambda: machine.ctl("status", UNIT.name).stdout)
 
 
 def put(machine, where, text):
@@ -80,11 +85,16 @@ def test_the_unit_from_its_start_to_its_end(tmp_path):
 
         reload(machine, "one", "two")
         assert main_pid(machine) == first
+        good = machine.run("cat", FILE).stdout
+        put(machine, FILE, good + "[nonsense]\n")
+        assert machine.ctl("reload", UNIT.name).returncode == 1, "a bad file is refused, and it shows"
+        assert page(machine) == "two" and "unknown key `nonsense`" in log.read_text()
+        put(machine, FILE, good)
         for _ in range(2):
             before = main_pid(machine)
             done = machine.run("/usr/local/bin/ringgate", "ctl", "upgrade")
             assert done.returncode == 0, done.stdout + done.stderr
-            eventually(lambda: main_pid(machine) != before, 10, said)
+            main_pid(machine, other_than=before)
             assert page(machine) == "two" and has_address(machine)
         reload(machine, "one", "three")
         assert machine.show("NRestarts") == {"NRestarts": "0"}
@@ -95,7 +105,7 @@ def test_the_unit_from_its_start_to_its_end(tmp_path):
         assert machine.ctl("restart", UNIT.name).returncode == 0, said()
         hung = main_pid(machine)
         machine.run("kill", "-STOP", hung)
-        eventually(lambda: main_pid(machine) != hung, 20, said)
+        main_pid(machine, other_than=hung)
         await_page(machine, "three")
         assert int(machine.show("NRestarts")["NRestarts"]) >= 1
         assert machine.show("WatchdogUSec") == {"WatchdogUSec": "10s"}

@@ -47,7 +47,7 @@ def test_the_page_of_a_whole_node(lan, tmp_path):
         dom = lambda: re.sub(r"<script.*?</script>", "", browse(host, "--dump-dom").stdout, flags=re.S)
         wanted = ("VI_1 (eth0, id 51)", f"{VIP}/24", "no advertisement from an active router",  # VRRP
                   f"TCP {VIP}:80 rr", server.host.address, "10.77.0.99", "timeout",  # the director
-                  "neighbour",  # its surroundings
+                  "<span>eth0</span>", "unreachable",  # its surroundings
                   "127.0.0.1:1", "unhealthy", "its health check fails: Connection refused", "1 of 2 out")
         tuned = ("are not as they should be", "minimal: all that applies is in force")  # the machine decides which
 

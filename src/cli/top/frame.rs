@@ -42,6 +42,11 @@ impl View {
         for shard in list(&status["shards"]) {
             counts.insert(format!("shard {}", shard["shard"]), number(&shard["requests"]));
         }
+        for service in list(&status["virtual_servers"]) {
+            for server in list(&service["servers"]) {
+                counts.insert(real_server(service, server), number(&server["conns"]));
+            }
+        }
         for upstream in list(&status["upstreams"]) {
             for server in list(&upstream["servers"]) {
                 let name =
@@ -120,6 +125,12 @@ impl View {
         for upstream in list(&self.status["upstreams"]) {
             self.upstream(upstream, usize::from(width), &mut lines);
         }
+        for service in list(&self.status["virtual_servers"]) {
+            self.virtual_server(service, usize::from(width), &mut lines);
+        }
+        for text in list(&self.status["director"]["problems"]) {
+            lines.push(Line::styled(format!("director: {}", plain(text)), bad()));
+        }
         self.shards(usize::from(width), &mut lines);
         for one in list(&self.status["vrrp"]["instances"]) {
             let active = word(&one["role"]) == "active";
@@ -190,6 +201,53 @@ impl View {
         }
     }
 
+    fn virtual_server(&self, service: &Value, width: usize, lines: &mut Vec<Line<'static>>) {
+        let narrow = width < NARROW;
+        let taken = if narrow { SERVER_COLUMNS_NARROW } else { SERVER_COLUMNS };
+        let name_width = width.saturating_sub(taken + 2).clamp(10, 44);
+        let middle =
+            if narrow { String::new() } else { format!(" {:>6} {:>7}", "weight", "active") };
+        let head = format!(
+            "{:name_width$} {:>12}{middle} {:>8}",
+            cut(&name_of(service), name_width),
+            "state",
+            "conn/s"
+        );
+        let role = if service["active"] == true { "  active" } else { "  backup" };
+        let mut spans = vec![
+            Span::styled(head, Style::default().add_modifier(Modifier::BOLD)),
+            Span::raw(role),
+        ];
+        if service["quorum"] == false {
+            spans.push(Span::styled("  no quorum", bad()));
+        }
+        lines.push(Line::from(spans));
+        for server in list(&service["servers"]) {
+            let state = plain(&server["state"]);
+            let style = match state.as_str() {
+                "up" => Style::default().fg(Color::Green),
+                "draining" | "removed" | "full" => Style::default().fg(Color::Yellow),
+                _ => bad(),
+            };
+            let rate = self.rate(&real_server(service, server));
+            lines.push(Line::from(vec![
+                Span::raw(format!(
+                    "{:name_width$} ",
+                    cut(&format!("  {}", plain(&server["address"])), name_width)
+                )),
+                Span::styled(format!("{:>12}", cut(&state, 12)), style),
+                Span::raw(match narrow {
+                    true => format!(" {rate:>8}"),
+                    false => format!(
+                        " {:>6} {:>7} {rate:>8}",
+                        server["weight"].to_string(),
+                        server["active_conns"].to_string()
+                    ),
+                }),
+            ]));
+        }
+    }
+
     fn shards(&self, width: usize, lines: &mut Vec<Line<'static>>) {
         let shards = list(&self.status["shards"]);
         let most =
@@ -211,6 +269,23 @@ impl View {
             ]));
         }
     }
+}
+
+/// A virtual server as `ctl` and the page call it.
+fn name_of(service: &Value) -> String {
+    let address = plain(&service["address"]);
+    let address = if address.contains(':') { format!("[{address}]") } else { address };
+    format!(
+        "{} {address}:{} {}",
+        plain(&service["protocol"]),
+        service["port"],
+        plain(&service["scheduler"])
+    )
+}
+
+/// What its count is kept under.
+fn real_server(service: &Value, server: &Value) -> String {
+    format!("real {} {}", name_of(service), word(&server["address"]))
 }
 
 fn head_rows(width: u16) -> u16 {
@@ -308,6 +383,13 @@ mod tests {
                     }],
                     "drift": [{ "server": "10.0.0.1:80", "what": "weight 1 instead of 2" }],
                 }],
+                "director": { "problems": ["eth9 has gone"] },
+                "virtual_servers": [{
+                    "protocol": "UDP", "address": "2001:db8::1", "port": 53, "scheduler": "mh", "active": true, "quorum": false,
+                    "servers": [{
+                        "address": "10.0.0.7", "state": "no_neighbour", "weight": 3, "active_conns": 41, "conns": responses * 2,
+                    }],
+                }],
             })
         };
         let mut view = View::default();
@@ -338,6 +420,11 @@ mod tests {
             "failed",
             "25",
             "weight 1 instead of 2",
+            "UDP [2001:db8::1]:53 mh",
+            "active  no quorum",
+            "director: eth9 has gone",
+            "10.0.0.7",
+            "no_neighbour      3      41       50",
             "requests/s (most 3)",
             "█",
         ] {

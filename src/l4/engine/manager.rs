@@ -567,7 +567,9 @@ impl Manager {
         }
         self.offload_tables(&tables);
         let view = NetworkView {
-            neighbours: self.neighbours.view(),
+            neighbours: self
+                .neighbours
+                .view(|number| Some(self.network.link(number)?.name.clone())),
             interfaces: self.rings.values().cloned().collect(),
             troubles: self.troubles.iter().cloned().collect(),
             real_server: self.role.as_ref().map(Role::held).unwrap_or_default(),

@@ -53,6 +53,8 @@ pub struct NeighbourView {
     pub address: IpAddr,
     /// The interface, by number.
     pub interface: u32,
+    /// Its name; the number, if it has gone.
+    pub interface_name: String,
     /// Where it was last.
     pub mac: Option<Mac>,
     /// Whether it answers.
@@ -156,11 +158,13 @@ impl Neighbours {
         self.0.iter().map(|entry| entry.next).min()
     }
 
-    /// As shown.
-    pub(super) fn view(&self) -> Vec<NeighbourView> {
+    /// As shown, with the names of interfaces by number.
+    pub(super) fn view(&self, name: impl Fn(u32) -> Option<String>) -> Vec<NeighbourView> {
+        let name = |number: u32| name(number).unwrap_or_else(|| number.to_string());
         let view = |entry: &Entry| NeighbourView {
             address: entry.target.address,
             interface: entry.target.interface,
+            interface_name: name(entry.target.interface),
             mac: entry.mac,
             standing: entry.standing,
         };
@@ -227,6 +231,6 @@ mod tests {
         assert_eq!(all.hear(target(1), Mac::ZERO, 0), None);
         all.hear(target(1), MAC, 0);
         all.watch(&[target(1)], 5);
-        assert_eq!((all.mac(target(1)), all.view().len()), (Some(MAC), 1));
+        assert_eq!((all.mac(target(1)), all.view(|_| None).len()), (Some(MAC), 1));
     }
 }

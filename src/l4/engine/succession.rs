@@ -284,7 +284,7 @@ impl Manager {
                 (server.up, server.weight) = (said.checks.up, said.weight);
             }
         }
-        let neighbours = self.neighbours.view();
+        let neighbours = self.neighbours.view(|_| None);
         let known = neighbours.iter().filter(|one| one.is_reachable());
         let known = known.filter_map(|one| Some((one.address, one.interface, one.mac?.0)));
         Standing {
