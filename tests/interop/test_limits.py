@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -225,24 +226,31 @@ SLOW = 60  # connections
 LARGE = 8 << 20
 
 
-def crowd_of_readers(address):
+def crowd_of_readers(address, _):
     """Clients that ask for a large body and read nothing of it."""
     clients = [Client(address, 60, rcvbuf=4096) for _ in range(SLOW)]
     for client in clients:
         client.send(message("GET", "/large"))
-    return clients
+    return clients, None
 
 
-def crowd_of_senders(address):
-    """Clients that send a large body to a server that reads nothing of it, as far as it is taken."""
+def crowd_of_senders(address, over):
+    """Clients that send a large body, as it is taken, to a server that reads nothing of it."""
     clients = [Client(address, 60) for _ in range(SLOW)]
+    left = {client.sock: LARGE for client in clients}
     for client in clients:
         client.send(b"POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % LARGE)
         client.sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client.sock.send(b"x" * 65536)
-    return clients
+
+    def push():
+        while not over.is_set():
+            _, writable, _ = select.select([], [sock for sock, rest in left.items() if rest], [], 0.05)
+            for sock in writable:
+                left[sock] -= sock.send(b"x" * min(65536, left[sock]))
+
+    pusher = threading.Thread(target=push)
+    pusher.start()
+    return clients, pusher
 
 
 @pytest.mark.parametrize("crowd", [crowd_of_readers, crowd_of_senders])
@@ -264,7 +272,7 @@ def test_slow_ones_leave_buffers_to_others(start, serve, crowd):
     node = {**ONE_SHARD, "receive_buffers": 64, "buffer_memory": "2m"}
     http = {"client_max_body_size": "16m"}
     proxy = start({**one(serve(handler, timeout=60), http=http), "node": node})
-    slow = crowd(proxy.address)
+    slow, pusher = crowd(proxy.address, over)
     try:
         eventually(lambda: len(begun) == SLOW, 20, "all of them are under way")
         proxy.await_metric(names.BUFFERS_USED, SLOW // 2)
@@ -274,6 +282,8 @@ def test_slow_ones_leave_buffers_to_others(start, serve, crowd):
         assert not ended, "none of the slow ones was over before"
     finally:
         over.set()
+        if pusher:
+            pusher.join()
         for client in slow:
             client.close()
     proxy.await_equal(names.BUFFERS_USED, 0, 20)
