@@ -223,7 +223,7 @@ def test_the_kernel_is_given_little_that_a_client_does_not_take(start, serve):
 
 
 SLOW = 60  # connections
-LARGE = 8 << 20
+LARGE = 32 << 20  # more than the kernel ever keeps of a transfer, on both sides of the proxy
 
 
 def crowd_of_readers(address, _):
@@ -255,8 +255,8 @@ def crowd_of_senders(address, over):
 
 @pytest.mark.parametrize("crowd", [crowd_of_readers, crowd_of_senders])
 def test_slow_ones_leave_buffers_to_others(start, serve, crowd):
-    """128 buffers, and 60 transfers of 512 buffers each that nobody takes: others' requests complete meanwhile."""
-    begun, ended, over = [], [], threading.Event()
+    """128 buffers, and 60 transfers of 2,048 buffers each that nobody takes: others' requests complete meanwhile."""
+    begun, ended, over, large = [], [], threading.Event(), b"l" * LARGE
 
     def handler(connection):
         while (r := connection.read_head(60)).target != "/large":
@@ -266,11 +266,12 @@ def test_slow_ones_leave_buffers_to_others(start, serve, crowd):
             over.wait(60)
         else:
             with contextlib.suppress(OSError):
-                connection.send(say(200, b"l" * LARGE))
+                connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE)
+                connection.send(large)
         ended.append(r)
 
     node = {**ONE_SHARD, "receive_buffers": 64, "buffer_memory": "2m"}
-    http = {"client_max_body_size": "16m"}
+    http = {"client_max_body_size": "64m"}
     proxy = start({**one(serve(handler, timeout=60), http=http), "node": node})
     slow, pusher = crowd(proxy.address, over)
     try:
