@@ -97,10 +97,10 @@ def checksum(data):
 def test_syns_are_right_and_come_from_as_many_ports_as_asked():
     port = free_port()
     send = lambda: sent.update(blast(f"127.0.0.1:{port}", "--syn", "--rate", 400, "--flows", 50, "--threads", 1,
-                                     "--duration", "500ms", "--json"))
+                                     "--duration", "2s", "--json"))
     sent = {}
-    packets = captured(port, 150, send)
-    assert sent["sent"] >= 150 and sent["errors"] == 0
+    packets = captured(port, 100, send)  # of 800: a machine that stands still for a second does not matter
+    assert sent["sent"] >= 100 and sent["errors"] == 0
     for ip in packets:
         assert (ip[0], len(ip), struct.unpack("!H", ip[2:4])[0]) == (0x45, 44, 44)
         assert checksum(ip[:20]) == 0
