@@ -113,14 +113,13 @@ impl BufferPool {
         Pressure::of(self.used(), self.limit)
     }
 
-    /// Adds a segment when little is left; false when the pool is at its bound.
-    pub(super) fn top_up(&self) -> bool {
-        if self.available.get() >= SEGMENT_BUFFERS / 4 {
-            return true;
-        }
+    /// Adds a segment when little is left, and as many as make `short` buffers more; none beyond the bound.
+    pub(super) fn top_up(&self, short: usize) {
+        let enough = usize::from(self.len()) + short;
+        let is_low = || self.available.get() < SEGMENT_BUFFERS / 4;
         // A huge page would be zeroed at its first use, all 2 MiB at once: milliseconds in a guest whose host has to find
         // the memory, and everybody waits.
-        self.grow(false)
+        while (usize::from(self.len()) < enough || is_low()) && self.grow(false) {}
     }
 
     fn grow(&self, huge: bool) -> bool {
@@ -340,16 +339,25 @@ mod tests {
         let pool = BufferPool::new(16, 200);
         let mut held = Vec::new();
         for _ in 0..200 {
-            assert!(pool.top_up() || pool.available() > 0);
+            pool.top_up(0);
             let id = u16::try_from(held.len()).expect("200 at most");
             held.push(pool.take(id, 1).expect("a buffer of the pool"));
         }
         assert_eq!((pool.capacity(), pool.available()), (200, 0));
-        assert!(!pool.top_up());
+        pool.top_up(5);
         assert_eq!((pool.used(), pool.pressure()), (200, Pressure::Scarce));
         held.clear();
         assert_eq!(pool.available(), 200);
         assert_eq!((pool.used(), pool.pressure()), (0, Pressure::Low));
+    }
+
+    #[test]
+    fn it_grows_by_what_was_short() {
+        let pool = BufferPool::new(16, 4096);
+        for (short, segments) in [(0, 1), (1, 2), (128, 3), (1000, 11), (0, 11), (9999, 32)] {
+            pool.top_up(short);
+            assert_eq!(pool.capacity(), segments * SEGMENT_BUFFERS, "short of {short}");
+        }
     }
 
     #[test]

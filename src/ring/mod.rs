@@ -298,6 +298,7 @@ impl Ring {
             );
         }
         self.stats.completions.add(batch.len() as u64);
+        let starved = self.starved.borrow().len();
         for (user_data, result, flags) in batch.drain(..) {
             if !io_uring::cqueue::more(flags) {
                 self.in_flight.set(self.in_flight.get().saturating_sub(1));
@@ -306,7 +307,9 @@ impl Ring {
         }
         self.gather.end_round();
         self.wheel.borrow_mut().advance(self.now.get());
-        self.pool.top_up();
+        // Buffers that are back by now will not do: as many receives at once would find none the next time as well, and
+        // each that ends for nothing costs more than a buffer.
+        self.pool.top_up(self.starved.borrow().len().saturating_sub(starved));
         self.stats.buffers_allocated.set(u64::from(self.pool.capacity()));
         self.stats.buffers_used.set(u64::from(self.pool.used()));
         self.feed_starved();
