@@ -24,6 +24,8 @@ use crate::tls::Handshakes;
 
 /// Connections a thread begins to open in a millisecond, lest listen queues overflow.
 const OPENED_PER_MS: u64 = 64;
+/// For each connection of a thread, how long the others are waited for before the next look.
+const OTHERS_NS: u64 = 20_000;
 /// Rest after a connection could not be opened.
 const REST_NS: u64 = 50_000_000;
 /// How long the server may take to close after its last response; then we do.
@@ -57,8 +59,21 @@ pub(crate) struct Load {
     pub(crate) one_each: bool,
     /// Connections that are not over.
     pub(crate) active: Cell<usize>,
+    /// Connections that have not had a response yet.
+    pub(crate) unanswered: Cell<usize>,
     /// One more is over.
     pub(crate) ended: Signal,
+}
+
+impl Load {
+    /// Closed loop, within the warm-up: a connection that has had its first response waits with the next until all have. A
+    /// server that is busy with the first ones may take long to accept the others, and as they hardly count among the
+    /// requests, its latency would be that of a part of the connections. Says when to look again.
+    fn waits_for_others(&self, now: u64) -> Option<u64> {
+        let waits = self.pace.is_none() && !self.one_each && self.unanswered.get() > 0;
+        let step = OTHERS_NS * self.active.get() as u64;
+        (waits && now < self.measure_from / 4 * 3).then_some(now + step)
+    }
 }
 
 /// When the next request goes out.
@@ -111,6 +126,8 @@ struct Client {
     read_at: u64,
     /// Open loop: when the request is due that this connection is to send next.
     slot: Option<u64>,
+    /// It has had a response.
+    known: bool,
 }
 
 /// Runs connection `number` of `count` until the run is over.
@@ -127,6 +144,7 @@ pub(crate) async fn run(load: Rc<Load>, number: u64, count: u64) {
         ready_at: load.think_ns / count.max(1) * number,
         read_at: 0,
         slot: None,
+        known: false,
         load: Rc::clone(&load),
     };
     while client.is_wanted().await {
@@ -348,7 +366,10 @@ impl Client {
             return match self.ready_at {
                 _ if now >= self.load.end => Next::Over,
                 at if at > now => Next::Wait(at.min(self.load.end)),
-                _ => Next::Send(now),
+                _ => match self.load.waits_for_others(now).filter(|_| self.known) {
+                    Some(until) => Next::Wait(until),
+                    None => Next::Send(now),
+                },
             };
         };
         let end = self.load.end;
@@ -441,6 +462,9 @@ impl Client {
         // At a constant rate what was due in the measured time counts, however late it came.
         if measured.contains(if load.pace.is_some() { &since } else { &now }) {
             tally.latency.saturating_record(now.saturating_sub(since));
+        }
+        if !std::mem::replace(&mut self.known, true) {
+            load.unanswered.set(load.unanswered.get().saturating_sub(1));
         }
         self.ready_at = now.saturating_add(load.think_ns);
         self.timer.set(load.timeout_ms);

@@ -183,6 +183,7 @@ impl Worker {
         let (index, count, _) = self.place;
         let mine = (index as u64..total).step_by(count);
         load.active.set(mine.clone().count());
+        load.unanswered.set(load.active.get());
         for (number, _) in (0..).zip(mine) {
             let count = load.active.get() as u64;
             spawn(&ring, client::run(Rc::clone(&load), number, count));
@@ -219,6 +220,7 @@ impl Worker {
             window: plan.window(),
             one_each: plan.new_connections,
             active: Cell::new(0),
+            unanswered: Cell::new(0),
             ended: ringgate::ring::event::Event::default(),
         })
     }

@@ -82,6 +82,11 @@ def rounds_of(scenario, settings):
     return max(1, math.ceil(settings.rounds * scenario.rounds))
 
 
+def warmup_of(scenario, settings):
+    """Seconds of load before a slice."""
+    return max(scenario.warmup, min(settings.warmup * scenario.seconds, WARMUP_MAX_SECONDS))
+
+
 def plan_size(scenarios, contenders, settings):
     """Slices in all."""
     total = 0
@@ -103,7 +108,7 @@ def plan_seconds(scenarios, contenders, settings):
     total = 0.0
     for scenario in scenarios:
         count = sum(who.kind in scenario.contenders for who in contenders)
-        warmup = min(settings.warmup * scenario.seconds, WARMUP_MAX_SECONDS)
+        warmup = warmup_of(scenario, settings)
         slice_seconds = IDLE_SECONDS if scenario.idle else warmup + settings.seconds * scenario.seconds
         seconds = rounds_of(scenario, settings) * (slice_seconds + START_SECONDS)
         if scenario.latency:
@@ -194,7 +199,7 @@ def closed_slice(who, scenario, origin, bed, settings):
     with started(who, bed, origin, scenario) as server:
         if scenario.idle:
             return memory.measure(server, scenario, min(settings.idle, scenario.connections))
-        warmup = min(settings.warmup * scenario.seconds, WARMUP_MAX_SECONDS)
+        warmup = warmup_of(scenario, settings)
         return slice_of(server, scenario, bed, warmup, settings.seconds * scenario.seconds)
 
 

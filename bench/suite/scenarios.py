@@ -32,6 +32,8 @@ class Scenario:
     # In place of the usual number of rounds and length of a slice, as factors.
     rounds: float = 1.0
     seconds: float = 1.0
+    # Seconds of load before what counts, at least: all connections are to have been answered once by then.
+    warmup: float = 0.0
     # Whether system calls are counted.
     syscalls: bool = True
     # The clients set the pace: nobody is expected to be the bottleneck.
@@ -46,7 +48,7 @@ def keepalive(connections):
     """Small requests on connections that stay."""
     title = f"small, {connections:,} connection{'s' if connections > 1 else ''}"
     return Scenario(f"keepalive-{connections}", title, "Small keep-alive requests", connections,
-                    latency=connections == 256, seconds=1.5 if connections > 1000 else 1.0)
+                    latency=connections == 256, **({"seconds": 1.5, "warmup": 2.0, "rounds": 0.6} if connections > 1000 else {}))
 
 
 def secure(name, title, connections, **more):
