@@ -18,6 +18,7 @@
 
 pub mod accept;
 pub mod buffers;
+mod busy;
 pub mod chunk;
 pub mod event;
 pub mod executor;
@@ -47,6 +48,7 @@ use slab::Slab;
 
 use crate::counter::Counter;
 use buffers::{BufferPool, WriteBuffers};
+use busy::Busy;
 use gather::Gather;
 use share::Pressure;
 use timer::{Millis, Wheel};
@@ -123,6 +125,7 @@ pub struct Ring {
     polls: Cell<u64>,
     stats: Arc<Stats>,
     gather: Gather,
+    busy: Busy,
     /// The loop is over: nothing is submitted any more.
     ended: Cell<bool>,
 }
@@ -183,6 +186,7 @@ impl Ring {
             polls: Cell::new(0),
             stats,
             gather,
+            busy: Busy::default(),
             ended: Cell::new(false),
         }))
     }
@@ -197,6 +201,11 @@ impl Ring {
     /// completions (Linux 6.12): for loops that serve others, not for those that keep time.
     pub fn gather_completions(&self) {
         self.gather.start();
+    }
+
+    /// From now on a sleep begins with looking for completions, for so long at most, if the one before was shorter than that.
+    pub fn busy_poll(&self, limit: Duration) {
+        self.busy.start(limit);
     }
 
     /// How scarce receive buffers are.
@@ -259,10 +268,12 @@ impl Ring {
 
     /// Submits what is queued and, when `wait` is set, sleeps until a completion or the next timer.
     fn enter(&self, wait: bool) -> io::Result<()> {
-        let io = self.io.borrow();
+        let mut io = self.io.borrow_mut();
         let timeout = self.wheel.borrow().next_wake().map(|at| at.saturating_sub(self.now.get()));
         let wanted = self.gather.wanted();
         let want = if wait && timeout != Some(0) { wanted } else { 0 };
+        let want = if want == 1 && self.look_out(&mut io) { 0 } else { want };
+        let began = (want == 1 && self.busy.is_on()).then(Instant::now);
         self.stats.enters.increment();
         let result = if want == 0 || (want == 1 && timeout.is_none()) {
             io.submit_and_wait(want)
@@ -273,6 +284,9 @@ impl Ring {
             let args = if want > 1 { args.min_wait_usec(gather::WAIT_US) } else { args };
             io.submitter().submit_with_args(want, &args)
         };
+        if let Some(began) = began {
+            self.busy.note(began.elapsed());
+        }
         self.now.set(millis_since(self.epoch));
         match result {
             Ok(_) => Ok(()),
@@ -281,6 +295,26 @@ impl Ring {
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
+        }
+    }
+
+    /// Submits what is queued and looks for completions for a while, without sleeping; true when there is something to be fetched.
+    fn look_out(&self, io: &mut IoUring) -> bool {
+        let Some(limit) = self.busy.limit() else { return false };
+        if !io.submission().is_empty() {
+            self.stats.enters.increment();
+            let _ = io.submit(); // what is wrong with it, the caller's own will say
+        }
+        let began = Instant::now();
+        loop {
+            // Completions, or work of the kernel that will make some.
+            if !io.completion().is_empty() || io.submission().taskrun() {
+                return true;
+            }
+            if began.elapsed() >= limit {
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 

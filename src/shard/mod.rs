@@ -44,6 +44,8 @@ pub struct Plan {
     pub cpu: Option<usize>,
     /// For the ring.
     pub ring: Settings,
+    /// How long to look for work before sleeping; see [`Ring::busy_poll`].
+    pub busy_poll: Duration,
     /// The configuration it begins with.
     pub change: Change,
     /// Client connections, the same count for all shards.
@@ -236,6 +238,7 @@ fn run(
 
 async fn serve(ring: Rc<Ring>, plan: Plan, messages: Receiver<Message>, shared: Shared) {
     ring.gather_completions();
+    ring.busy_poll(plan.busy_poll);
     let wake = WakeFd(Arc::clone(&shared.wake));
     let identity = Identity { shard: plan.index, shards: plan.shards, seed: plan.seed };
     let Change { number, tables, listeners, upstreams, tls, log } = plan.change;

@@ -103,6 +103,8 @@ pub struct Node {
     pub receive_buffers: u16,
     /// A shard's bound, in bytes, for data held for slow readers.
     pub buffer_memory: u64,
+    /// How long a shard looks for completions before it sleeps, when they came as soon before; zero: not at all.
+    pub busy_poll: Duration,
     /// How often server names are looked up again.
     pub resolve_interval: Duration,
     /// How long a new binary may take until it could serve.

@@ -187,6 +187,7 @@ tables! {
         drain_timeout: Leaf,
         receive_buffers: Leaf,
         buffer_memory: Leaf,
+        busy_poll_usec: Leaf,
         resolve_interval: Leaf,
         upgrade_timeout: Leaf,
         upgrade_drain_timeout: Leaf,

@@ -142,6 +142,11 @@ fn node(name: &str, old: &Side<'_>, new: &Side<'_>, diff: &mut Diff) {
             before.buffer_memory != after.buffer_memory,
             "the rings' buffers are set up when they start",
         ),
+        (
+            "busy_poll_usec",
+            before.busy_poll != after.busy_poll,
+            "the rings' loops are set up when they start",
+        ),
         ("vrrp_rt_priority", ha.realtime != new_ha.realtime, "VRRP's thread has its priority"),
         (
             "vrrp_lock_memory",

@@ -313,6 +313,7 @@ impl Control {
                 shards: cpus.len(),
                 cpu: cpu.filter(|_| node.pin),
                 ring,
+                busy_poll: node.busy_poll,
                 change,
                 connections: connections.clone(),
                 confine: hardening::is_confined(&self.config),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use super::super::{CQ_ENTRIES, SQ_ENTRIES};
 use super::*;
@@ -104,14 +105,31 @@ async fn play(ring: Rc<Ring>, mine: Arc<EventFd>, other: Arc<EventFd>, rounds: u
 
 #[test]
 fn two_threads_wake_each_other_without_losing_a_wake_up() {
-    const ROUNDS: u64 = 10_000;
     let _alone = alone();
+    wake_each_other(10_000, Duration::ZERO);
+}
+
+#[test]
+fn nor_do_they_when_they_look_for_a_while_before_they_sleep() {
+    let _alone = alone();
+    // Long enough to find most, and too short for any.
+    wake_each_other(10_000, Duration::from_micros(500));
+    wake_each_other(10_000, Duration::from_micros(1));
+}
+
+fn wake_each_other(rounds: u64, busy_poll: Duration) {
     let make = || Arc::new(EventFd::new().expect("a descriptor"));
     let (ping, pong) = (make(), make());
     let (to_ping, to_pong) = (Arc::clone(&ping), Arc::clone(&pong));
-    let other = std::thread::spawn(move || run(16, 16, |ring| play(ring, pong, to_ping, ROUNDS)).0);
+    let play = move |mine, other| {
+        move |ring: Rc<Ring>| {
+            ring.busy_poll(busy_poll);
+            play(ring, mine, other, rounds)
+        }
+    };
+    let other = std::thread::spawn(move || run(16, 16, play(pong, to_ping)).0);
     to_pong.notify();
-    let (seen, _) = run(16, 16, |ring| play(ring, ping, to_pong, ROUNDS));
-    assert_eq!(seen, ROUNDS);
-    assert_eq!(other.join().expect("the other thread"), ROUNDS);
+    let (seen, _) = run(16, 16, play(ping, to_pong));
+    assert_eq!(seen, rounds);
+    assert_eq!(other.join().expect("the other thread"), rounds);
 }

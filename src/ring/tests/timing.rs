@@ -82,8 +82,18 @@ fn cpu_time() -> Duration {
 
 #[test]
 fn an_idle_ring_sleeps() {
+    idle(Duration::ZERO);
+}
+
+#[test]
+fn an_idle_ring_sleeps_although_it_may_look_for_work_before() {
+    idle(Duration::from_millis(1));
+}
+
+fn idle(busy_poll: Duration) {
     let _alone = alone();
     let ((cpu, wall, enters), _) = run(16, 16, |ring| async move {
+        ring.busy_poll(busy_poll);
         let (listener, _) = listener();
         let (stream, _peer) = connection(&ring, &listener);
         stream.watch();

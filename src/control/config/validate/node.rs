@@ -18,6 +18,8 @@ const WRITE_SHARDS: &str = r#"write "auto", a count like 2 or a CPU list like "0
 
 /// Most shards a count may ask for: one per CPU of the largest CPU set.
 const SHARDS_MAX: u32 = 1024;
+/// Microseconds; who waits longer than this for the next completion has nothing to gain.
+const BUSY_POLL_MAX: u32 = 1000;
 
 pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported> {
     let empty = raw::NodeKeys::default();
@@ -47,6 +49,12 @@ pub(super) fn node(root: &Place<'_>, file: &raw::File) -> Result<Node, Reported>
             64 << 10..=BYTES_MAX,
             256 << 20,
         ),
+        busy_poll: Duration::from_micros(u64::from(place.integer(
+            "busy_poll_usec",
+            &raw.busy_poll_usec,
+            0..=BUSY_POLL_MAX,
+            0,
+        ))),
         resolve_interval: place.duration(
             "resolve_interval",
             &raw.resolve_interval,
@@ -316,6 +324,7 @@ mod tests {
             ("receive_buffers = \"512\"", "2:19", "`node.receive_buffers` is \"512\": write a power of two"),
             ("buffer_memory = \"1k\"", "2:17", "`node.buffer_memory` is \"1k\": write at least \"64k\""),
             ("buffer_memory = \"lots\"", "2:17", r#"`node.buffer_memory` is "lots": write bytes or a size like "16k""#),
+            ("busy_poll_usec = 1001", "2:18", "`node.busy_poll_usec` is 1001: write a whole number from 0 to 1000"),
             ("buffer_memory = -1", "2:17", r#"`node.buffer_memory` is -1: write bytes or a size like "16k""#),
             ("upgrade_timeout = \"0s\"", "2:19", r#"`node.upgrade_timeout` is "0s": write a time above zero"#),
             ("pid_file = \"run.pid\"", "2:12", r#"`node.pid_file` is "run.pid": write a path like"#),
@@ -364,7 +373,7 @@ mod tests {
     fn values() {
         let config = good(
             "[node]\nshards = \"0-1,3\"\npin = false\nmax_connections = 5\ndrain_timeout = \"0s\"\n\
-             receive_buffers = 32768\nbuffer_memory = 65536\nresolve_interval = \"1m\"\n\
+             receive_buffers = 32768\nbuffer_memory = 65536\nresolve_interval = \"1m\"\nbusy_poll_usec = 50\n\
              [log]\nlevel = \"debug\"\nformat = \"json\"\naccess = \"combined\"\n\
              access_file = \"/tmp/a\"\naccess_buffer = \"4k\"\n[admin]\nbind = \"off\"",
         );
@@ -373,6 +382,7 @@ mod tests {
         assert_eq!((max_connections, drain_timeout), (5, Duration::ZERO));
         assert_eq!((config.node.receive_buffers, config.node.buffer_memory), (32_768, 65_536));
         assert_eq!(config.node.resolve_interval, Duration::from_secs(60));
+        assert_eq!(config.node.busy_poll, Duration::from_micros(50));
         assert_eq!((config.log.level, config.log.format), (Level::Debug, LogFormat::Json));
         assert_eq!(config.log.access, Some(AccessLogFormat::Combined));
         assert_eq!(config.log.access_file, LogTarget::File("/tmp/a".into()));
