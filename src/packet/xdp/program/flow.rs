@@ -45,7 +45,6 @@ impl Writer<'_> {
         a.store(Word, R10, SLOT, R2);
         self.server(miss);
         self.known(family, miss);
-        self.note_recent(family);
         self.forward(Some(ready));
         self.a.place(miss);
         self.a.store(Word, R10, NEW, 0);
@@ -105,10 +104,9 @@ impl Writer<'_> {
     }
 
     /// Puts a known flow among the recent ones of this CPU, if the frame says no more than that it goes on.
-    fn note_recent(&mut self, family: Family) {
+    fn note_recent(&mut self, family: Family, done: Label) {
         let value = KEY_WORD * family.key_words();
         let a = &mut self.a;
-        let done = a.label();
         a.load(Double, R1, R10, PLACE);
         a.jump_if(Equal, R1, 0, done);
         for word in 0..family.key_words() {
@@ -121,7 +119,6 @@ impl Writer<'_> {
         a.store(Word, R1, value + RECENT_SLOT, R2);
         a.load(Word, R2, R7, SERVER_GENERATION);
         a.store(Word, R1, value + RECENT_GENERATION, R2);
-        a.place(done);
     }
 
     /// Voids what all CPUs have among their recent flows.
@@ -216,11 +213,15 @@ impl Writer<'_> {
         a.store(Word, R9, FLOW_STATE, R4);
         a.place(rested);
         // Written only when it changes: many CPUs may share the cache line.
-        let same = a.label();
+        let (same, done) = (a.label(), a.label());
         a.load(Word, R2, R9, FLOW_SEEN);
         a.jump_if(Equal, R2, R8, same);
         a.store(Word, R9, FLOW_SEEN, R8);
+        a.jump(done);
+        // The second one in this tick: of a million flows each with its frame now and then none gets this far.
         a.place(same);
+        self.note_recent(family, done);
+        self.a.place(done);
     }
 
     /// Removes the flow.

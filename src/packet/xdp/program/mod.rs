@@ -8,7 +8,7 @@
 //! Everything that it cannot decide is passed up, where the packet socket sees it before the kernel's
 //! stack does.
 //!
-//! In front of the flows stands a small table of each CPU, of those that had a frame in the same tick of the kernel's clock: what
+//! In front of the flows stands a small table of each CPU, of those that had two frames in the same tick of the kernel's clock: what
 //! would be found in the flow's entry is known then, and nothing has to be written. The tick bounds how long it
 //! may be wrong; a count of changes, part of the same comparison, voids all of it when a flow is
 //! forgotten, begins anew, or userland changes any.
