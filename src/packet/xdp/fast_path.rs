@@ -176,7 +176,9 @@ impl FlowTable {
         let each = self.flows.iter().zip(&batches);
         let told =
             each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values));
-        told.and(self.void_recent())
+        // What was told before an error counts too.
+        self.void_recent()?;
+        told
     }
 
     /// The descriptor of the count of changes.
