@@ -38,6 +38,8 @@ pub(crate) enum Command {
     /// Measure what the director's XDP program costs a frame; needs root
     #[command(after_help = XDP_NOTES)]
     Xdp(Xdp),
+    /// Pass UDP packets on to one server with packet sockets, undecided: the floor for such a director; needs root
+    Reflect(Reflect),
     /// Measure what the director's decision on a frame costs
     Verdict(VerdictBench),
     /// Random and mutated frames for a director, judged here or put on a wire of yours
@@ -74,6 +76,23 @@ pub(crate) struct Xdp {
     /// Drop them at this one, its other end
     #[arg(long, value_name = "INTERFACE", requires = "live")]
     pub(crate) sink: Option<String>,
+}
+
+/// `reflect`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Reflect {
+    /// The interface that packets come in by
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) from: String,
+    /// The one they leave by
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) out: String,
+    /// The server's hardware address
+    #[arg(long, value_name = "MAC")]
+    pub(crate) to: Hardware,
+    /// Which packets: to this address and port
+    #[arg(value_name = "ADDRESS:PORT")]
+    pub(crate) address: SocketAddr,
 }
 
 /// `hostile`

@@ -171,6 +171,20 @@ def ipvs(_, scheduler, server="10.78.1.1"):
     l4.inside(l4.FORWARDER, "ip", "addr", "del", f"{l4.VIP}/32", "dev", "lo")
 
 
+@contextlib.contextmanager
+def reflected(options):
+    """The director's way without a decision: what packet sockets cost at least."""
+    argv = ["ip", "netns", "exec", l4.FORWARDER, options.generator, "reflect", f"{l4.VIP}:{l4.PORT}", "--from", "in0", "--out", "out0",
+            "--to", l4.mac(l4.SERVER, "eth0")]  # fmt: skip
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline(), "it does not begin"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 CONTENDERS = {
     "dropped": l4.dropped,
     "dropped in the driver": lambda _: dropping(l4.FORWARDER, "in0"),
@@ -178,6 +192,7 @@ CONTENDERS = {
     "nftables fwd": l4.nftables,
     "IPVS rr": lambda options: ipvs(options, "rr"),
     "IPVS mh": lambda options: ipvs(options, "mh"),
+    "packet sockets, undecided": reflected,
     "ringgate, packet": lambda options: l4.director(options, scheduler="mh"),
     "ringgate, XDP generic": lambda options: l4.director(options, datapath="generic", scheduler="mh"),
     "ringgate, XDP native": native,

@@ -9,6 +9,7 @@
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
 //! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
+//! - `reflect` is the floor for a director with packet sockets ([`reflect`]).
 //! - `xdp` measures the director's XDP program in the kernel ([`xdp`]), `verdict` its decision in user space ([`verdict`]); `hostile`
 //!   makes frames that mean no good ([`hostile`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
@@ -30,6 +31,7 @@ mod machine;
 mod multiplex;
 mod pace;
 mod plan;
+mod reflect;
 mod relay;
 mod report;
 mod request_heads;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Blast(options) => blast::run(&options),
         Command::Sink(options) => sink::run(&options),
         Command::Xdp(options) => xdp::run(&options),
+        Command::Reflect(options) => reflect::run(&options),
         Command::Verdict(options) => verdict::run(&options),
         Command::Hostile(options) => hostile::run(&options),
         Command::Agent(options) => agent::serve(&options).map(|()| 0),

@@ -293,7 +293,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn index(interface: &str) -> Result<u32, String> {
+pub(crate) fn index(interface: &str) -> Result<u32, String> {
     let text = fs::read_to_string(format!("/sys/class/net/{interface}/ifindex"));
     let text = text.map_err(|error| format!("{interface}: {error}"))?;
     text.trim().parse().map_err(|error| format!("{interface}: {error}"))

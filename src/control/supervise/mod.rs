@@ -112,6 +112,8 @@ pub fn run(
     let logger = Logger::new(level.unwrap_or(config.log.level), config.log.format);
     let tuned = tuning::first(&config.tuning, logger).map_err(Failed)?;
     let descriptors = limits::raise_open_files().map_or(1024, |limit| limit.soft);
+    // Without it connections are served all the same, some of them after a pause.
+    let _ = limits::reserve_descriptors(descriptors);
     let _ = limits::raise_locked_memory();
     hardening::apply(&config, logger, inherited.is_some()).map_err(Failed)?;
     if config.node.user.is_some() {

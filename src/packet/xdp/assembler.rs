@@ -114,8 +114,8 @@ pub enum Helper {
     MapDelete = 3,
     /// Redirects the frame to an entry of a device map.
     RedirectMap = 51,
-    /// Nanoseconds since boot at the latest tick: cheaper than reading the clock.
-    CoarseTime = 160,
+    /// The kernel's ticks so far: put in line, hence cheaper than any clock.
+    Jiffies = 118,
 }
 
 /// Why a program could not be put together: an error of whoever wrote it.
@@ -155,6 +155,8 @@ const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 /// BPF_PSEUDO_MAP_FD: the constant is a map's descriptor.
 const MAP_DESCRIPTOR: u8 = 1;
+/// BPF_PSEUDO_MAP_VALUE: it stands for the address of an array's only value.
+const MAP_VALUE: u8 = 2;
 
 /// A program in the making.
 #[derive(Debug, Default)]
@@ -250,12 +252,21 @@ impl Assembler {
 
     /// Loads a map's address, the map given by its descriptor.
     pub fn map(&mut self, to: Register, descriptor: i32) {
+        self.descriptor(to, descriptor, MAP_DESCRIPTOR);
+    }
+
+    /// Loads the address of the value of an array with one entry.
+    pub fn map_value(&mut self, to: Register, descriptor: i32) {
+        self.descriptor(to, descriptor, MAP_VALUE);
+    }
+
+    fn descriptor(&mut self, to: Register, descriptor: i32, meaning: u8) {
         let [a, b, c, d] = descriptor.to_le_bytes();
         let value = u64::from_le_bytes([a, b, c, d, 0, 0, 0, 0]);
         let code = self.instructions.len();
         self.wide(to, Register::R0, value);
         if let Some(first) = self.instructions.get_mut(code) {
-            first.registers |= MAP_DESCRIPTOR << 4;
+            first.registers |= meaning << 4;
         }
     }
 

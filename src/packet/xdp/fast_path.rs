@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::assembler::AssembleError;
 use super::layout::{
     self, Action, COUNTERS_VALUE, DEVICES, FLOW_KEY_V4, FLOW_KEY_V6, FLOW_VALUE, Flow, FlowKey,
-    Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server, ServiceKey, ServiceValue,
+    RECENT, RECENT_VALUE, Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server,
+    ServiceKey, ServiceValue,
 };
 use super::program::{self, Maps, Setup};
-use crate::sys::bpf::{Instruction, Kind, Link, LoadError, Map, Mode, Program, Spec, coarse_clock};
+use crate::sys::bpf::{Instruction, Kind, Link, LoadError, Map, Mode, Program, Spec, tick_clock};
 
 /// Sources whose SYNs are counted at a time.
 const SOURCES: u32 = 65_536;
@@ -107,7 +108,11 @@ struct Generation {
 
 /// The flows that the program knows, of IPv4 and of IPv6.
 #[derive(Debug)]
-pub struct FlowTable([Map; 2]);
+pub struct FlowTable {
+    flows: [Map; 2],
+    /// With a program: counts what voids its recent flows. The program adds to it, and so does who holds the lock.
+    changes: Option<Mutex<Map>>,
+}
 
 impl FlowTable {
     fn specs(limits: Limits) -> [Spec; 2] {
@@ -124,7 +129,7 @@ impl FlowTable {
     fn new(limits: Limits) -> Result<Self, Error> {
         let [four, six] = Self::specs(limits)
             .map(|spec| Map::create(&spec).map_err(|error| Error::Map(spec.name, error)));
-        Ok(Self([four?, six?]))
+        Ok(Self { flows: [four?, six?], changes: None })
     }
 
     /// Takes over another process's flows, of IPv4 and of IPv6.
@@ -134,7 +139,8 @@ impl FlowTable {
     pub fn adopt(descriptors: [OwnedFd; 2]) -> io::Result<Self> {
         let [four, six] = Self::specs(Limits::default()).map(|spec| Spec { entries: 0, ..spec });
         let [fd_four, fd_six] = descriptors;
-        Ok(Self([Map::adopt(fd_four, &four)?, Map::adopt(fd_six, &six)?]))
+        let flows = [Map::adopt(fd_four, &four)?, Map::adopt(fd_six, &six)?];
+        Ok(Self { flows, changes: None })
     }
 
     /// Whether they are of this size.
@@ -151,7 +157,7 @@ impl FlowTable {
     /// # Errors
     /// EMFILE.
     pub fn share(&self) -> io::Result<[OwnedFd; 2]> {
-        let Self([four, six]) = self;
+        let [four, six] = &self.flows;
         Ok([four.share()?, six.share()?])
     }
 
@@ -167,8 +173,18 @@ impl FlowTable {
             keys.extend_from_slice(bytes.get(..length).unwrap_or_default());
             values.extend_from_slice(&flow.encode());
         }
-        let each = self.0.iter().zip(&batches);
-        each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values))
+        let each = self.flows.iter().zip(&batches);
+        let told =
+            each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values));
+        // What was told before an error counts too.
+        self.void_recent()?;
+        told
+    }
+
+    /// The descriptor of the count of changes.
+    fn changes(&self) -> RawFd {
+        let changes = self.changes.as_ref();
+        changes.map_or(-1, |map| raw(&map.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Forgets a flow.
@@ -177,8 +193,32 @@ impl FlowTable {
     /// What bpf(2) says.
     pub fn forget(&self, key: &FlowKey) -> io::Result<()> {
         let (bytes, length) = key.encode();
-        let map = &self.0[usize::from(length != FLOW_KEY_V4)];
-        map.delete(bytes.get(..length).unwrap_or_default()).map(drop)
+        let map = &self.flows[usize::from(length != FLOW_KEY_V4)];
+        if map.delete(bytes.get(..length).unwrap_or_default())? {
+            self.void_recent()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Removes a flow and lets the program find out.
+    #[cfg(test)]
+    pub(super) fn remove_silently(&self, key: &FlowKey) -> io::Result<bool> {
+        let (bytes, length) = key.encode();
+        self.flows[usize::from(length != FLOW_KEY_V4)]
+            .delete(bytes.get(..length).unwrap_or_default())
+    }
+
+    /// Voids what the program has among its recent flows, after a change.
+    fn void_recent(&self) -> io::Result<()> {
+        // More than the program adds between the reading and the writing, so that no count comes twice.
+        const STEP: u64 = 1 << 12;
+        let Some(changes) = &self.changes else { return Ok(()) };
+        let changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = [0; 8];
+        changes.lookup(&[0; 4], &mut count)?;
+        let next = u64::from_ne_bytes(count).wrapping_add(STEP);
+        changes.update(&[0; 4], &next.to_ne_bytes())
     }
 
     /// What is remembered of a flow.
@@ -188,7 +228,7 @@ impl FlowTable {
     pub fn flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
         let (bytes, length) = key.encode();
         let mut value = [0; FLOW_VALUE];
-        let map = &self.0[usize::from(length != FLOW_KEY_V4)];
+        let map = &self.flows[usize::from(length != FLOW_KEY_V4)];
         let found = map.lookup(bytes.get(..length).unwrap_or_default(), &mut value)?;
         Ok(if found { Flow::decode(&value) } else { None })
     }
@@ -198,7 +238,7 @@ impl FlowTable {
     /// # Errors
     /// What bpf(2) says.
     pub fn for_each_flow(&self, mut each: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-        self.0.iter().try_for_each(|map| {
+        self.flows.iter().try_for_each(|map| {
             map.for_each(4096, |key, value| {
                 if let (Some(key), Some(flow)) = (FlowKey::decode(key), Flow::decode(value)) {
                     each(key, flow);
@@ -214,6 +254,8 @@ impl FlowTable {
 #[derive(Debug)]
 pub struct FastPath {
     flows: Arc<FlowTable>,
+    /// Those of the current tick, of each CPU.
+    recent: [Map; 2],
     counters: Map,
     reasons: Map,
     rate: Map,
@@ -240,12 +282,18 @@ impl FastPath {
     ///
     /// # Errors
     /// As [`FastPath::new`].
-    pub fn with_flows(flows: FlowTable, limits: Limits) -> Result<Self, Error> {
+    pub fn with_flows(mut flows: FlowTable, limits: Limits) -> Result<Self, Error> {
         let sources = if limits.syn_limit { SOURCES } else { UNUSED };
         let tables = Tables::default();
         let numbers = HashMap::new();
+        flows.changes = Some(Mutex::new(map(Kind::Array, 4, 8, 1, "changes")?));
+        let recent = |key: usize, room: u32| {
+            let entries = if room == 0 { 1 } else { RECENT };
+            map(Kind::PerCpuArray, 4, key + RECENT_VALUE, entries, "recent")
+        };
         Ok(Self {
             flows: Arc::new(flows),
+            recent: [recent(FLOW_KEY_V4, limits.flows_v4)?, recent(FLOW_KEY_V6, limits.flows_v6)?],
             counters: map(Kind::PerCpuArray, 4, COUNTERS_VALUE, SLOTS, "counters")?,
             reasons: map(Kind::PerCpuArray, 4, 8, count(&Reason::ALL), "reasons")?,
             rate: map(Kind::PerCpuArray, 4, 8, 1, "rate")?,
@@ -421,7 +469,9 @@ impl FastPath {
             services: raw(&generation.services),
             servers: raw(&generation.servers),
             places: raw(&generation.places),
-            flows: self.flows.0.each_ref().map(raw),
+            flows: self.flows.flows.each_ref().map(raw),
+            recent: self.recent.each_ref().map(raw),
+            changes: self.flows.changes(),
             counters: raw(&self.counters),
             reasons: raw(&self.reasons),
             rate: raw(&self.rate),
@@ -533,9 +583,9 @@ fn count_of(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// The program's clock.
+/// The program's clock, or up to 10 ms less.
 #[must_use]
 pub fn clock() -> u32 {
-    let units = coarse_clock().as_nanos() >> layout::CLOCK_SHIFT;
+    let units = tick_clock().as_nanos() >> layout::CLOCK_SHIFT;
     u32::try_from(units & u128::from(u32::MAX)).unwrap_or_default()
 }

@@ -235,7 +235,7 @@ pub struct Flow {
 }
 
 /// Of keys and values of the flows' tables, which a successor goes on with: another number for another layout.
-pub const FLOW_LAYOUT: u32 = 1;
+pub const FLOW_LAYOUT: u32 = 2;
 
 pub(super) const FLOW_VALUE: usize = 16;
 pub(super) const FLOW_SLOT: i16 = 0;
@@ -269,6 +269,15 @@ impl Flow {
         })
     }
 }
+
+/// Entries of the table of recent flows of one CPU, a power of two; see [`super::program`].
+pub(super) const RECENT: u32 = 1 << RECENT_BITS;
+pub(super) const RECENT_BITS: i32 = 12;
+/// What follows on the flow's key there: when and under which count of changes it was true, and what was.
+pub(super) const RECENT_VALUE: usize = 16;
+pub(super) const RECENT_STAMP: i16 = 0;
+pub(super) const RECENT_SLOT: i16 = 8;
+pub(super) const RECENT_GENERATION: i16 = 12;
 
 /// What is counted for each slot: three words of 64 bits.
 pub(super) const COUNTERS_VALUE: usize = 24;

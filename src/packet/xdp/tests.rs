@@ -1,8 +1,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::assembler::{Assembler, Register};
 use super::layout::{Action, Flow, FlowKey, Reason, Server, ServiceKey, State};
-use super::program::{DROP, PASS, Setup, TRANSMIT};
+use super::program::{self, DROP, PASS, Setup, TRANSMIT};
 use super::*;
 use crate::balance::siphash::Key;
 use crate::protocol::ethernet::Mac;
@@ -151,6 +152,73 @@ fn flows_of_the_packet_socket_are_shown_to_it() {
     let mut seen = Vec::new();
     path.flows().for_each_flow(|key, flow| seen.push((key, flow.slot))).expect("all");
     assert_eq!(seen, [(key(1000), 4)]);
+}
+
+/// A program that returns its clock, which is compared with ours before and after.
+#[test]
+fn both_clocks_agree() {
+    let mut a = Assembler::default();
+    program::clock(&mut a);
+    a.set(Register::R0, Register::R8);
+    a.exit();
+    let program = match Program::load_xdp(&a.finish().expect("no labels"), "clock") {
+        Err(error) if error.error.raw_os_error() == Some(libc::EPERM) => return,
+        program => program.expect("a sound program"),
+    };
+    for _ in 0..100 {
+        let before = clock();
+        let theirs = run(&program, &[0; 60]).0;
+        let after = clock();
+        // Ours may be less by 10 ms, ten of its units.
+        assert!(
+            theirs.wrapping_sub(before) <= after.wrapping_sub(before) + 10,
+            "{theirs} {before}"
+        );
+    }
+}
+
+/// A flow whose entry is gone, though nobody said so, goes on until the tick ends; what is said counts at once.
+#[test]
+fn what_was_seen_in_this_tick_is_known_without_its_entry() {
+    let Some(mut path) = fast_path() else { return };
+    let cpu = crate::sys::cpu::allowed().into_iter().next();
+    assert!(cpu.is_some_and(crate::sys::cpu::pin), "pinned");
+    path.set_tables(tables(false), |_| setup()).expect("tables");
+    let program = path.program(&setup()).expect("a program");
+    let known = |port| {
+        assert_eq!(run(&program, &segment(port, SYN)).0, TRANSMIT);
+        let (result, out) = run(&program, &segment(port, ACK));
+        assert_eq!(result, TRANSMIT);
+        out
+    };
+    // Within one tick, which an attempt may miss.
+    let stays = (1000..1100).any(|port| {
+        let before = known(port);
+        path.flows().remove_silently(&key(port)).expect("it was there");
+        let (result, out) = run(&program, &segment(port, ACK));
+        assert!(result == PASS || out == before, "another server");
+        result == TRANSMIT
+    });
+    assert!(stays, "never in 100 ticks");
+    for port in 1000..1100 {
+        known(port);
+        path.flows().forget(&key(port)).expect("it was there");
+        assert_eq!(run(&program, &segment(port, ACK)).0, PASS, "forgotten");
+        let slot = 3 + port % 2;
+        let now = clock();
+        let flow = Flow { slot, generation: 1, state: State::Established, seen: now, shown: now };
+        known(port);
+        path.flows().remember(&[(key(port), flow)]).expect("room");
+        let (result, out) = run(&program, &segment(port, ACK));
+        assert_eq!((result, u16::from(out[5])), (TRANSMIT, slot), "told otherwise");
+        // And of other tables: the slot has another occupant.
+        let mut others = tables(false);
+        others.servers.iter_mut().for_each(|(_, server)| server.generation = 2);
+        path.set_tables(others, |_| setup()).expect("tables");
+        let renewed = path.program(&setup()).expect("a program");
+        assert_eq!(run(&renewed, &segment(port, ACK)).0, PASS, "of an earlier server");
+        path.set_tables(tables(false), |_| setup()).expect("tables");
+    }
 }
 
 /// Does something within one second of the program's clock, on one CPU: that is what limits count by.

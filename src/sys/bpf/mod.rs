@@ -85,14 +85,23 @@ pub fn possible_cpus() -> io::Result<usize> {
     Ok(*COUNT.get_or_init(|| count))
 }
 
-/// The clock that programs read with `bpf_ktime_get_coarse_ns`: time since boot at the latest tick.
+/// How long one of the ticks is that programs count with `bpf_jiffies64`, in nanoseconds: the resolution of the coarse
+/// clocks.
 #[must_use]
-pub fn coarse_clock() -> Duration {
+pub fn tick() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid timespec for the call to fill.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
-    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
-    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    u32::try_from(time.tv_nsec).unwrap_or_default()
+}
+
+/// What `bpf_jiffies64` counts, as a time: at most 10 ms less than the ticks by their length, since times(2) has no
+/// smaller unit.
+#[must_use]
+pub fn tick_clock() -> Duration {
+    // SAFETY: times(2) fills nothing when it is given no place.
+    let units = unsafe { libc::times(std::ptr::null_mut()) };
+    Duration::from_millis(u64::try_from(units).unwrap_or_default() * 10)
 }
 
 /// The last CPU of a list such as `0-3,8-11`.

@@ -286,7 +286,9 @@ impl World {
                 let may_go = |key: ServiceKey| key.protocol != Protocol::Tcp || key.port == 0;
                 let may_go: Vec<usize> =
                     (0..self.services.len()).filter(|at| may_go(self.services[*at].key)).collect();
-                toggle(&mut self.absent_services, may_go[usize::from(number) % may_go.len()]);
+                if let Some(at) = usize::from(number).checked_rem(may_go.len()) {
+                    toggle(&mut self.absent_services, may_go[at]);
+                }
             }
             Change::Neighbour(last) => toggle(&mut self.silent, last),
             Change::Local(last) => toggle(&mut self.local, last),

@@ -1,28 +1,40 @@
 //! Flows that are known, and the sending of frames.
 
-use super::{EVENT, Event, Family, KEY, LENGTH, NEW, REFRESH, SLOT, STALE, TRANSMIT, VLAN, Writer};
+use super::{
+    EVENT, Event, Family, INDEX, KEY, LENGTH, NEW, PLACE, REFRESH, SLOT, STALE, STAMP, TRANSMIT,
+    VLAN, Writer,
+};
 use crate::packet::xdp::assembler::Condition::{Equal, Greater, GreaterOrEqual, Less, NotEqual};
-use crate::packet::xdp::assembler::Operation::{Add, And, Move, ShiftLeft, ShiftRight, Subtract};
+use crate::packet::xdp::assembler::Operation::{
+    Add, And, Move, Multiply, Or, ShiftLeft, ShiftRight, Subtract,
+};
 use crate::packet::xdp::assembler::Register::{R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use crate::packet::xdp::assembler::Size::{Double, Half, Word};
 use crate::packet::xdp::assembler::{Assembler, Helper, Label};
 use crate::packet::xdp::layout::{
     CLOCK_SHIFT, COUNTER_BYTES, COUNTER_FLOWS, COUNTER_PACKETS, DEVICES, FLOW_GENERATION,
-    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_DEVICE, SERVER_DOWN,
-    SERVER_GENERATION, SERVER_INTERFACE, SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN,
-    State,
+    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, RECENT_BITS, RECENT_GENERATION, RECENT_SLOT,
+    RECENT_STAMP, Reason, SERVER_DEVICE, SERVER_DOWN, SERVER_GENERATION, SERVER_INTERFACE,
+    SERVER_MACS, SERVER_SHOWN, SERVER_TIMEOUTS, SERVER_VLAN, State,
 };
+use crate::sys::bpf::tick;
+
+/// Bytes of a word of a key.
+const KEY_WORD: i16 = 8;
+/// 2^64 by the golden ratio: the upper bits of what it is multiplied by differ where any bits did.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Writer<'_> {
     /// A flow that is known goes to its server, another one is scheduled.
     pub(super) fn flow(&mut self, family: Family) {
-        let miss = self.a.label();
+        let (miss, known, ready) = (self.a.label(), self.a.label(), self.a.label());
         let a = &mut self.a;
-        a.store(Word, R10, NEW, 0);
+        clock(a);
+        self.recent(family, known);
+        self.a.jump(ready);
+        let a = &mut self.a;
+        a.place(known);
         a.store(Word, R10, STALE, 0);
-        a.call(Helper::CoarseTime);
-        a.alu(ShiftRight, R0, CLOCK_SHIFT);
-        a.alu32(Move, R8, R0);
         a.map(R1, self.maps.flows[family as usize]);
         a.set(R2, R10);
         a.alu(Add, R2, i32::from(KEY));
@@ -33,13 +45,88 @@ impl Writer<'_> {
         a.store(Word, R10, SLOT, R2);
         self.server(miss);
         self.known(family, miss);
-        self.forward();
+        self.forward(Some(ready));
         self.a.place(miss);
+        self.a.store(Word, R10, NEW, 0);
         self.service(family);
         self.admit(family);
         self.choose(family);
         self.remember(family);
-        self.forward();
+        self.forward(None);
+    }
+
+    /// The server of a flow that had a frame in this tick into R7, its interface into R9. What is not among those
+    /// goes on with `other`, as does what says more than that the flow goes on.
+    fn recent(&mut self, family: Family, other: Label) {
+        let value = KEY_WORD * family.key_words();
+        let a = &mut self.a;
+        a.store(Double, R10, PLACE, 0);
+        a.load(Word, R1, R10, EVENT);
+        a.jump_if(Less, R1, Event::Data as i32, other);
+        // Read before the flow is: a change in between voids what is found.
+        a.map_value(R1, self.maps.changes);
+        a.load(Double, R9, R1, 0);
+        a.alu(ShiftLeft, R9, 32);
+        a.alu(Or, R9, R8);
+        a.store(Double, R10, STAMP, R9);
+        a.constant(R1, SPREAD);
+        a.load(Double, R2, R10, KEY);
+        for word in 1..family.key_words() {
+            a.alu(Multiply, R2, R1);
+            a.load(Double, R3, R10, KEY + KEY_WORD * word);
+            a.alu(Add, R2, R3);
+        }
+        a.alu(Multiply, R2, R1);
+        a.alu(ShiftRight, R2, 64 - RECENT_BITS);
+        a.store(Word, R10, INDEX, R2);
+        a.map(R1, self.maps.recent[family as usize]);
+        a.set(R2, R10);
+        a.alu(Add, R2, i32::from(INDEX));
+        a.call(Helper::MapLookup);
+        a.jump_if(Equal, R0, 0, other);
+        a.store(Double, R10, PLACE, R0);
+        a.load(Double, R2, R0, value + RECENT_STAMP);
+        a.jump_if(NotEqual, R2, R9, other);
+        for word in 0..family.key_words() {
+            a.load(Double, R2, R0, KEY_WORD * word);
+            a.load(Double, R3, R10, KEY + KEY_WORD * word);
+            a.jump_if(NotEqual, R2, R3, other);
+        }
+        a.load(Word, R2, R0, value + RECENT_SLOT);
+        a.store(Word, R10, SLOT, R2);
+        a.load(Word, R9, R0, value + RECENT_GENERATION);
+        self.server(other);
+        let a = &mut self.a;
+        a.load(Word, R2, R7, SERVER_GENERATION);
+        a.jump_if(NotEqual, R2, R9, other);
+        a.load(Word, R9, R7, SERVER_INTERFACE);
+        a.jump_if(Equal, R9, 0, other);
+    }
+
+    /// Puts a known flow among the recent ones of this CPU, if the frame says no more than that it goes on.
+    fn note_recent(&mut self, family: Family, done: Label) {
+        let value = KEY_WORD * family.key_words();
+        let a = &mut self.a;
+        a.load(Double, R1, R10, PLACE);
+        a.jump_if(Equal, R1, 0, done);
+        for word in 0..family.key_words() {
+            a.load(Double, R2, R10, KEY + KEY_WORD * word);
+            a.store(Double, R1, KEY_WORD * word, R2);
+        }
+        a.load(Double, R2, R10, STAMP);
+        a.store(Double, R1, value + RECENT_STAMP, R2);
+        a.load(Word, R2, R10, SLOT);
+        a.store(Word, R1, value + RECENT_SLOT, R2);
+        a.load(Word, R2, R7, SERVER_GENERATION);
+        a.store(Word, R1, value + RECENT_GENERATION, R2);
+    }
+
+    /// Voids what all CPUs have among their recent flows.
+    fn void_recent(&mut self) {
+        let a = &mut self.a;
+        a.map_value(R2, self.maps.changes);
+        a.set(R3, 1);
+        a.atomic_add(Double, R2, 0, R3);
     }
 
     /// The server of `SLOT` into R7.
@@ -117,6 +204,8 @@ impl Writer<'_> {
         a.place(owned);
         let stays = a.label();
         a.jump_if(NotEqual, R1, Event::Open as i32, stays);
+        self.void_recent();
+        let a = &mut self.a;
         a.load(Word, R2, R7, SERVER_DOWN);
         a.jump_if(NotEqual, R2, 0, anew);
         a.place(stays);
@@ -124,11 +213,15 @@ impl Writer<'_> {
         a.store(Word, R9, FLOW_STATE, R4);
         a.place(rested);
         // Written only when it changes: many CPUs may share the cache line.
-        let same = a.label();
+        let (same, done) = (a.label(), a.label());
         a.load(Word, R2, R9, FLOW_SEEN);
         a.jump_if(Equal, R2, R8, same);
         a.store(Word, R9, FLOW_SEEN, R8);
+        a.jump(done);
+        // The second one in this tick: of a million flows each with its frame now and then none gets this far.
         a.place(same);
+        self.note_recent(family, done);
+        self.a.place(done);
     }
 
     /// Removes the flow.
@@ -138,15 +231,20 @@ impl Writer<'_> {
         a.set(R2, R10);
         a.alu(Add, R2, i32::from(KEY));
         a.call(Helper::MapDelete);
+        self.void_recent();
     }
 
-    /// Writes the MAC addresses and sends; R7 is the server.
-    pub(super) fn forward(&mut self) {
+    /// Writes the MAC addresses and sends; R7 is the server. A flow that is known may come in at `ready`, with the server's
+    /// interface in R9; another one may be new, as `NEW` says.
+    pub(super) fn forward(&mut self, ready: Option<Label>) {
         let server = self.up(Reason::Server);
         let a = &mut self.a;
         let (sendable, here) = (a.label(), a.label());
         a.load(Word, R9, R7, SERVER_INTERFACE);
         a.jump_if(Equal, R9, 0, server);
+        if let Some(ready) = ready {
+            a.place(ready);
+        }
         let interface = self.setup.interface.cast_signed();
         a.jump_if32(Equal, R9, interface, sendable);
         a.load(Word, R2, R7, SERVER_DEVICE);
@@ -165,10 +263,14 @@ impl Writer<'_> {
         a.alu(Add, R2, i32::from(SLOT));
         a.call(Helper::MapLookup);
         a.jump_if(Equal, R0, 0, server);
-        a.load(Word, R3, R10, NEW);
-        a.load(Double, R2, R10, LENGTH);
         a.set(R1, 1);
-        for (at, amount) in [(COUNTER_PACKETS, R1), (COUNTER_BYTES, R2), (COUNTER_FLOWS, R3)] {
+        a.load(Double, R2, R10, LENGTH);
+        let mut counted = vec![(COUNTER_PACKETS, R1), (COUNTER_BYTES, R2)];
+        if ready.is_none() {
+            a.load(Word, R3, R10, NEW);
+            counted.push((COUNTER_FLOWS, R3));
+        }
+        for (at, amount) in counted {
             a.load(Double, R4, R0, at);
             a.alu(Add, R4, amount);
             a.store(Double, R0, at, R4);
@@ -187,6 +289,14 @@ impl Writer<'_> {
         a.set(R0, TRANSMIT.cast_signed());
         a.exit();
     }
+}
+
+/// The program's clock into R8.
+pub(in crate::packet::xdp) fn clock(a: &mut Assembler) {
+    a.call(Helper::Jiffies);
+    a.alu(Multiply, R0, tick().cast_signed());
+    a.alu(ShiftRight, R0, CLOCK_SHIFT);
+    a.alu32(Move, R8, R0);
 }
 
 /// The flow's next state in R4, from that and the event in R1. What begins anew is no longer known.
