@@ -194,7 +194,13 @@ fn has_keys(config: &Config) -> bool {
 
 /// Files of certificates and keys, as the configuration names them.
 fn tls_files(config: &Config) -> Vec<PathBuf> {
-    crate::control::certificates::files(&config.service, &config.base)
+    let mut files = crate::control::certificates::files(&config.service, &config.base);
+    let traces = config.service.tracing.as_ref();
+    let collector = traces.and_then(|traces| traces.settings.tls.as_ref()?.ca.as_ref());
+    files.extend(collector.map(|file| config.base.join(&file.path)));
+    let webhooks = config.ha.instances.iter().filter_map(|one| one.webhook.as_ref()?.tls.as_ref());
+    files.extend(webhooks.filter_map(|trust| Some(config.base.join(trust.ca.as_ref()?))));
+    files
 }
 
 fn confine(config: &Config, inherited: bool) -> (String, String) {

@@ -4,9 +4,12 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustls::ClientConfig;
+
+use crate::l7::tls::config::Upstream;
 use crate::protocol::trace_context::{SPAN_LEN, TRACE_LEN};
 
 /// Spans that may wait to be exported; a pointer each.
@@ -21,6 +24,8 @@ const RANDOM_BITS: u32 = 56;
 pub struct Settings {
     /// `http://HOST:PORT/PATH` as host and port, for a lookup, and the path.
     pub authority: String,
+    /// `https`: how the collector is verified, and by which name.
+    pub tls: Option<Upstream>,
     /// See `authority`.
     pub path: String,
     /// Further fields of the export's requests, such as a collector's token.
@@ -109,10 +114,21 @@ pub struct Figures {
     pub problem: Mutex<Option<String>>,
 }
 
+/// What a collector is verified with, as read from files.
+#[derive(Debug)]
+pub struct Verified {
+    /// For its connections.
+    pub client: Arc<ClientConfig>,
+    /// Digest of the file of authorities: another content is another collector to trust.
+    pub authorities: [u8; 32],
+}
+
 /// Settings, and the way to the exporter.
 pub struct Traces {
     /// What was configured.
     pub settings: Settings,
+    /// Read once, after the configuration was found good; empty without TLS.
+    pub verified: OnceLock<Verified>,
     /// They outlive reloads.
     pub figures: Arc<Figures>,
     queue: SyncSender<Item>,
@@ -127,7 +143,8 @@ impl fmt::Debug for Traces {
 
 impl PartialEq for Traces {
     fn eq(&self, other: &Self) -> bool {
-        self.settings == other.settings
+        let authorities = |one: &Self| one.verified.get().map(|read| read.authorities);
+        self.settings == other.settings && authorities(self) == authorities(other)
     }
 }
 
@@ -136,7 +153,8 @@ impl Traces {
     #[must_use]
     pub fn new(settings: Settings, figures: Arc<Figures>) -> Self {
         let (queue, waiting) = sync_channel(QUEUE_MAX);
-        Self { settings, figures, queue, waiting: Mutex::new(Some(waiting)) }
+        let waiting = Mutex::new(Some(waiting));
+        Self { settings, verified: OnceLock::new(), figures, queue, waiting }
     }
 
     /// The other end of the queue, for the one who asks first.
@@ -179,6 +197,7 @@ pub(crate) mod tests {
 
     pub(crate) fn settings() -> Settings {
         Settings {
+            tls: None,
             authority: "127.0.0.1:4318".to_owned(),
             path: "/v1/traces".to_owned(),
             headers: Vec::new(),

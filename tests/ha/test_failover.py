@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,16 +22,56 @@ def test_the_best_is_active_and_serves(pair):
         load.await_from("a")
     wanted = {"address": a.host.address, "priority": 200}
     eventually(lambda: b.instance()["active"] == wanted, 5)
-    # As urgent as the machine allows, and kept in memory.
-    tasks = Path(f"/proc/{a.pid}/task").iterdir()
-    [ha] = [int(task.name) for task in tasks if (task / "comm").read_text().strip() == "ha"]
-    urgent = os.sched_getscheduler(ha) & ~os.SCHED_RESET_ON_FORK == os.SCHED_FIFO
-    assert urgent == may_be_urgent() == a.vrrp()["real_time"]
-    if a.vrrp()["memory_locked"]:
-        locked = next(l for l in Path(f"/proc/{a.pid}/status").read_text().splitlines() if l.startswith("VmLck"))
-        assert int(locked.split()[1]) > 0
+
+
+def policies(a):
+    """The scheduling policy of each thread, by its name."""
+    tasks = [(int(task.name), (task / "comm").read_text().strip()) for task in Path(f"/proc/{a.pid}/task").iterdir()]
+    return {(name, number): os.sched_getscheduler(number) & ~os.SCHED_RESET_ON_FORK for number, name in tasks}
+
+
+def locked_memory(a):
+    status = Path(f"/proc/{a.pid}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmLck")).split()[1])
+
+
+def test_the_thread_is_as_urgent_as_the_machine_allows_and_kept_in_memory(pair):
+    a, _, _ = pair()
+    a.await_role("active")
+    found = policies(a)
+    # Said once the thread runs, and true of no other thread.
+    ha = [policy for (name, _), policy in found.items() if name == "ha"]
+    assert ha == [os.SCHED_FIFO if may_be_urgent() else os.SCHED_OTHER]
+    assert {policy for (name, _), policy in found.items() if name != "ha"} == {os.SCHED_OTHER}
+    shown = a.vrrp()
+    assert shown["real_time"] == may_be_urgent()
+    assert may_be_urgent() or "no real-time priority for VRRP" in a.log()
+    if shown["memory_locked"]:
+        assert locked_memory(a) > 0
     else:
         assert "memory is not locked" in a.log()
+
+
+def test_who_may_not_be_urgent_says_so_and_serves(lan, tmp_path):
+    """Without the two capabilities, and with limits to match."""
+    a = Ringgate(lan.host(), tmp_path, "a", vrrp(100))
+    without = "-sys_nice,-ipc_lock,-sys_resource"
+    # Enough for io_uring's rings, far from enough for all memory; nobody may raise what this machine allows.
+    memory = min(limit for limit in (8 << 20, resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]) if limit != resource.RLIM_INFINITY)
+    a.wrapper = ["prlimit", "--rtprio=0", f"--memlock={memory}", "setpriv", f"--bounding-set={without}", f"--inh-caps={without}"]
+    with a:
+        a.await_role("active")
+        eventually(lambda: "memory is not locked" in a.log(), 5)
+        for said in ("no real-time priority for VRRP: ", "(CAP_SYS_NICE, or vrrp_rt_priority = 0)", "(CAP_IPC_LOCK, or vrrp_lock_memory = false)"):
+            assert said in a.log()
+        assert {*policies(a).values()} == {os.SCHED_OTHER} and locked_memory(a) == 0
+        shown = a.vrrp()
+        assert (shown["real_time"], shown["memory_locked"]) == (False, False)
+    # Asked for neither, it says nothing.
+    with Ringgate(lan.host(), tmp_path, "b", vrrp(100), node="vrrp_rt_priority = 0\nvrrp_lock_memory = false") as b:
+        b.await_role("active")
+        assert {*policies(b).values()} == {os.SCHED_OTHER} and locked_memory(b) == 0
+        assert "memory is not locked" not in b.log() and "no real-time priority" not in b.log()
 
 
 def may_be_urgent():

@@ -319,6 +319,7 @@ class Ringgate:
         self.socket = self.directory / "admin.sock"
         self.file = self.directory / "ringgate.toml"
         self.env = env
+        self.wrapper = []  # what it is started by
         self.file.write_text(
             f'[node]\nshards = 1\npin = false\n{node}\n'
             f'[admin]\nbind = "127.0.0.1:9090"\nsocket = "{self.socket}"\n'
@@ -327,7 +328,7 @@ class Ringgate:
         )
 
     def start(self):
-        argv = self.host.argv(binary(), "run", self.file)
+        argv = self.host.argv(*self.wrapper, binary(), "run", self.file)
         log = self.directory / f"log{next(_numbers)}"
         self.process = Process(argv, log, env=self.env)
         self.process.await_ready(lambda: "serving" in self.process.log())

@@ -41,6 +41,8 @@ cp -a "$1/units/." /lib/systemd/system/
 mount --bind "$1/ringgate" /usr/local/bin/ringgate
 mount -t proc proc /proc
 mount --bind /proc/sys /proc/sys
+# Of the network namespace, so ours; nothing else of the kernel's can be set.
+mount --bind /proc/sys/net /proc/sys/net
 mount -o remount,ro,bind /proc/sys
 mount -t sysfs -o ro sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -68,15 +70,17 @@ def unified():
 
 
 class Systemd:
-    """`files` are below /etc; `unit` is put where packages put theirs, `drop_in` beside it. There is a link, eth0 to eth1."""
+    """`files` are below /etc; `unit` and `more` are put where packages put theirs, `drop_in` beside the first. There is a
+    link, eth0 to eth1."""
 
-    def __init__(self, directory, binary, unit, files, drop_in):
+    def __init__(self, directory, binary, unit, files, drop_in, more=()):
         self.directory, self.name = Path(directory) / "machine", Path(unit).name
         self.cgroup = unified() / f"ringgate-test-{os.getpid()}"
         self.binary, self.process, self.first = binary, None, None
         units = {
             self.name: Path(unit).read_text(),
             f"{self.name}.d/test.conf": drop_in,
+            **{Path(one).name: Path(one).read_text() for one in more},
             # Nothing of it by default: not what shuts a machine down, nor what mounts its disks.
             **{f"{name}.target": f"[Unit]\nDescription={name}\nDefaultDependencies=no\n" for name in TARGETS},
         }

@@ -5,6 +5,7 @@ from harness.proxy import ROOT
 from harness.systemd import Systemd
 
 UNIT = ROOT / "deploy" / "ringgate.service"
+TUNE = ROOT / "deploy" / "ringgate-tune.service"
 FILE = "/etc/ringgate/ringgate.toml"
 ADDRESS = "192.0.2.80"
 CONFIG = """
@@ -67,7 +68,7 @@ def has_address(machine):
 
 def test_the_unit_from_its_start_to_its_end(tmp_path):
     log = tmp_path / "ringgate.log"
-    with Systemd(tmp_path, binary(), UNIT, {"ringgate/ringgate.toml": CONFIG}, PATIENT.format(log=log)) as machine:
+    with Systemd(tmp_path, binary(), UNIT, {"ringgate/ringgate.toml": CONFIG}, PATIENT.format(log=log), [TUNE]) as machine:
         said = lambda: f"{machine.ctl('status', UNIT.name).stdout}\n{machine.said()}\n{log.read_text()[-4000:] if log.exists() else ''}"  # noqa: E731
         done = machine.ctl("start", UNIT.name)
         assert done.returncode == 0, said()  # with Type=notify only once it has said so
@@ -114,3 +115,46 @@ def test_the_unit_from_its_start_to_its_end(tmp_path):
         shown = machine.show("ActiveState", "Result", "ExecMainStatus")
         assert shown == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}, said()
         assert not has_address(machine)
+
+        a_real_server(machine, said)
+        a_virtual_mac(machine, said, OUTPUT.format(log=log))
+
+
+def setting(machine, interface, key):
+    return machine.run("cat", f"/proc/sys/net/ipv4/conf/{interface}/{key}").stdout.strip()
+
+
+def a_real_server(machine, said):
+    """Settings by ringgate-tune.service, which writes them and takes them back; the address on lo by the other one."""
+    role = f'[tuning]\nprofile = "real-server"\n[real_server]\naddresses = ["{ADDRESS}"]\n'
+    put(machine, FILE, CONFIG.partition("[vrrp.v]")[0] + role)
+    before = [setting(machine, "all", key) for key in ("arp_ignore", "arp_announce")]
+    assert before == ["0", "0"]
+    done = machine.ctl("start", TUNE.name)
+    assert done.returncode == 0, machine.ctl("status", TUNE.name).stdout
+    assert [setting(machine, "all", key) for key in ("arp_ignore", "arp_announce")] == ["1", "2"]
+    verified = machine.run("/usr/local/bin/ringgate", "tune", "verify", FILE)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert machine.ctl("start", UNIT.name).returncode == 0, said()
+    on_lo = lambda: f"inet {ADDRESS}/32" in machine.run("ip", "-4", "addr", "show", "dev", "lo").stdout  # noqa: E731
+    eventually(on_lo, 10, said)
+    await_page(machine, "one")
+    assert machine.ctl("stop", UNIT.name).returncode == 0, said()
+    assert not on_lo(), "nothing is left behind"
+    assert setting(machine, "all", "arp_ignore") == "1", "the settings are the other unit's"
+    assert machine.ctl("stop", TUNE.name).returncode == 0, machine.ctl("status", TUNE.name).stdout
+    assert [setting(machine, "all", key) for key in ("arp_ignore", "arp_announce")] == before
+
+
+def a_virtual_mac(machine, said, drop_in):
+    """With the line removed from the unit that its comment names."""
+    put(machine, f"/lib/systemd/system/{UNIT.name}.d/test.conf", drop_in + "ProtectKernelTunables=no\n")
+    assert machine.ctl("daemon-reload").returncode == 0
+    put(machine, FILE, CONFIG + "use_vmac = true\n")
+    assert machine.ctl("start", UNIT.name).returncode == 0, said()
+    shown = lambda: machine.run("ip", "addr", "show").stdout  # noqa: E731
+    eventually(lambda: "00:00:5e:00:01:33" in shown() and f"inet {ADDRESS}/32" in shown(), 10, lambda: shown() + said())
+    assert not has_address(machine) and setting(machine, "eth0", "arp_ignore") == "1"
+    assert machine.ctl("stop", UNIT.name).returncode == 0, said()
+    assert "vrrp4.51" not in shown() and ADDRESS not in shown(), "nothing is left behind"
+    assert setting(machine, "eth0", "arp_ignore") == "0"

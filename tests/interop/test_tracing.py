@@ -1,12 +1,17 @@
 """`[tracing]`: sampled requests arrive at an OpenTelemetry collector, and a collector that is dead disturbs nobody."""
 
 import re
+import shutil
+import ssl
 import threading
 
 import pytest
 
 from harness import Client, Origin, eventually, free_port, get, say
-from harness.proxy import one
+from harness.message import Stream
+from harness.proxy import complete, one, run_once
+from harness.tls import Authority
+from harness.tools import toml
 
 SPANS = "ringgate_trace_spans_total"
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0"
@@ -156,3 +161,62 @@ def test_a_dead_collector_disturbs_nobody(start, origin):
         eventually(lambda: proxy.status()["tracing"] is None, 10)
         assert get(proxy.address, "/off").status == 200
         assert origin.requests[-1].header("traceparent") is None
+
+
+class Secured(Collector):
+    """The same over TLS."""
+
+    def __init__(self, pair):
+        super().__init__()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.load_cert_chain(pair["cert"], pair["key"])
+
+    def __call__(self, connection):
+        # Who breaks the handshake off (SSLError) has sent nothing.
+        connection.sock = self.context.wrap_socket(connection.sock, server_side=True)
+        connection.stream = Stream(connection.sock, connection.origin.timeout)
+        super().__call__(connection)
+
+
+def test_a_collector_over_tls_is_verified(start, origin, serve, tmp_path):
+    """It gets nothing from who does not trust it, and the spans from who does: from a reload on that only finds another file."""
+    authority, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "other", name="stranger")
+    spans = Secured(authority.issue("collector", "127.0.0.1", "collector.test"))
+    address, ca = serve(spans), tmp_path / "ca.pem"
+    shutil.copy(stranger.cert, ca)
+    endpoint = f"https://{address.text}/v1/traces"
+    proxy = start({**one(origin), "tracing": {"endpoint": endpoint, "ca": str(ca)}})
+    assert get(proxy.address, "/untrusted").status == 200
+    proxy.await_log("traces cannot be exported", "certificate", timeout=15)
+    proxy.await_equal(SPANS, 1, outcome="failed")
+    shutil.copy(authority.cert, ca)
+    proxy.signal(1)
+    proxy.await_log("tracing.ca has changed", "reloaded")
+    assert get(proxy.address, "/trusted").status == 200
+    (span,) = eventually(lambda: spans.of("/trusted"), 10)
+    assert span["http.response.status_code"] == 200 and not spans.of("/untrusted")
+    assert spans.heads[0].header("content-type") == "application/x-protobuf"
+    proxy.await_equal(SPANS, 1, outcome="exported")
+    proxy.await_log("traces are exported again")
+
+
+def test_a_collector_of_another_name_gets_nothing(start, origin, serve, tmp_path):
+    authority = Authority(tmp_path / "ours")
+    spans = Secured(authority.issue("collector", "other.test"))
+    proxy = start({**one(origin), "tracing": {"endpoint": f"https://{serve(spans).text}", "ca": str(authority.cert)}})
+    assert get(proxy.address, "/a").status == 200
+    proxy.await_log("traces cannot be exported", "not valid for name", timeout=15)
+    assert not spans.heads
+
+
+@pytest.mark.parametrize("content,why", [(None, "cannot be read"), ("text", "has no `-----BEGIN CERTIFICATE-----`")])
+def test_a_file_of_authorities_that_is_none(origin, tmp_path, content, why):
+    """`check` says it with file, line and column."""
+    if content:
+        (tmp_path / "ca.pem").write_text(content)
+    file = tmp_path / "ringgate.toml"
+    file.write_text(toml(complete({**one(origin), "tracing": {"endpoint": "https://127.0.0.1:1", "ca": "ca.pem"}})))
+    done = run_once("check", file)
+    assert done.returncode == 2
+    line = next(at for at, text in enumerate(file.read_text().splitlines(), 1) if text.startswith("ca = "))
+    assert f"{file}:{line}:6:" in done.stderr and "`tracing.ca`" in done.stderr and why in done.stderr, done.stderr

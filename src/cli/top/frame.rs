@@ -19,6 +19,10 @@ const SERVER_COLUMNS: usize = 36;
 /// The same where weight and requests in flight are left out, and columns below which they are.
 const SERVER_COLUMNS_NARROW: usize = 20;
 const NARROW: usize = 60;
+/// Columns of a name, or of a line of text, that are left however narrow it is.
+const NAME_LEAST: usize = 4;
+/// Before a text that belongs to the line above; twice before what is left of it.
+const INDENT: &str = "  ";
 
 /// What is known, and where the user looks.
 #[derive(Debug, Default)]
@@ -80,8 +84,13 @@ impl View {
     fn title(&self) -> Line<'static> {
         let phase = word(&self.status["phase"]).to_owned();
         let color = if phase == "serving" { Color::Green } else { Color::Yellow };
-        let mut spans = vec![
-            Span::styled("Ringgate ", Style::default().add_modifier(Modifier::BOLD)),
+        let mut spans =
+            vec![Span::styled("Ringgate ", Style::default().add_modifier(Modifier::BOLD))];
+        // First, since what stands last is what a narrow terminal cuts.
+        if let Some(trouble) = &self.trouble {
+            spans.push(Span::styled(format!("no answer: {trouble}  "), bad()));
+        }
+        spans.extend([
             Span::styled(phase, Style::default().fg(color)),
             Span::raw(format!(
                 " {} pid {} up {} s",
@@ -89,14 +98,11 @@ impl View {
                 self.status["pid"],
                 self.status["uptime_seconds"]
             )),
-        ];
-        if let Some(trouble) = &self.trouble {
-            spans.push(Span::styled(format!("  no answer: {trouble}"), bad()));
-        }
+        ]);
         Line::from(spans)
     }
 
-    fn now(&self) -> Line<'static> {
+    fn now(&self, width: u16) -> Line<'static> {
         let rates = &self.status["rates"];
         let open: u64 =
             list(&self.status["shards"]).iter().map(|s| number(&s["connections"])).sum();
@@ -110,12 +116,15 @@ impl View {
                 format!("{errors:.1} % 5xx"),
                 if errors >= 1.0 { bad() } else { Style::default() },
             ),
-            Span::raw(format!(
-                "  p50 {}  p90 {}  p99 {}  {open} conns",
-                ms(&rates["p50_ms"]),
-                ms(&rates["p90_ms"]),
-                ms(&rates["p99_ms"])
-            )),
+            Span::raw(match usize::from(width) < NARROW {
+                true => format!("  p99 {}  {open} conns", ms(&rates["p99_ms"])),
+                false => format!(
+                    "  p50 {}  p90 {}  p99 {}  {open} conns",
+                    ms(&rates["p50_ms"]),
+                    ms(&rates["p90_ms"]),
+                    ms(&rates["p99_ms"])
+                ),
+            }),
         ])
     }
 
@@ -129,27 +138,34 @@ impl View {
             self.virtual_server(service, usize::from(width), &mut lines);
         }
         for text in list(&self.status["director"]["problems"]) {
-            lines.push(Line::styled(format!("director: {}", plain(text)), bad()));
+            let text = format!("director: {}", plain(text));
+            wrapped(&text, usize::from(width), bad(), &mut lines);
         }
         self.shards(usize::from(width), &mut lines);
         for one in list(&self.status["vrrp"]["instances"]) {
             let active = word(&one["role"]) == "active";
             let state = if active { Style::default().fg(Color::Green) } else { Style::default() };
+            // The role is what matters: a long name is cut for it.
+            let role = plain(&one["role"]);
+            let room = usize::from(width).saturating_sub(role.chars().count() + "vrrp  ".len());
             lines.push(Line::from(vec![
-                Span::raw(format!("vrrp {} ", word(&one["name"]))),
-                Span::styled(plain(&one["role"]), state),
+                Span::raw(format!(
+                    "vrrp {} ",
+                    shortened(&plain(&one["name"]), room.max(NAME_LEAST))
+                )),
+                Span::styled(role, state),
                 Span::raw(format!(" priority {} on {}", one["priority"], plain(&one["interface"]))),
             ]));
             for key in ["why", "misconfigurations", "problems"] {
                 for text in list(&one[key]) {
-                    lines.push(Line::styled(format!("  {}", plain(text)), bad()));
+                    wrapped(&plain(text), usize::from(width), bad(), &mut lines);
                 }
             }
         }
         for drift in list(&self.status["tuning"]["drift"]) {
             let (key, now) = (plain(&drift["key"]), plain(&drift["now"]));
             let text = format!("drift {key} is {now}, wanted {}", plain(&drift["wanted"]));
-            lines.push(Line::styled(text, Style::default().fg(Color::Yellow)));
+            wrapped(&text, usize::from(width), Style::default().fg(Color::Yellow), &mut lines);
         }
         lines
     }
@@ -189,15 +205,19 @@ impl View {
                 }),
             ];
             let why = plain(&server["why"]);
-            if why != "-" {
+            let fits = name_width + taken + 2 + why.chars().count() <= width;
+            if why != "-" && fits {
                 spans.push(Span::raw(format!("  {why}")));
             }
             lines.push(Line::from(spans));
+            if why != "-" && !fits {
+                wrapped(&format!("  {why}"), width, Style::default(), lines);
+            }
         }
         for drift in list(&upstream["drift"]) {
             let text =
-                format!("  not in the file: {} {}", plain(&drift["server"]), plain(&drift["what"]));
-            lines.push(Line::styled(text, Style::default().fg(Color::Yellow)));
+                format!("not in the file: {} {}", plain(&drift["server"]), plain(&drift["what"]));
+            wrapped(&text, width, Style::default().fg(Color::Yellow), lines);
         }
     }
 
@@ -205,23 +225,31 @@ impl View {
         let narrow = width < NARROW;
         let taken = if narrow { SERVER_COLUMNS_NARROW } else { SERVER_COLUMNS };
         let name_width = width.saturating_sub(taken + 2).clamp(10, 44);
-        let middle =
-            if narrow { String::new() } else { format!(" {:>6} {:>7}", "weight", "active") };
-        let head = format!(
-            "{:name_width$} {:>12}{middle} {:>8}",
-            cut(&name_of(service), name_width),
-            "state",
-            "conn/s"
-        );
+        let bold = Style::default().add_modifier(Modifier::BOLD);
         let role = if service["active"] == true { "  active" } else { "  backup" };
-        let mut spans = vec![
-            Span::styled(head, Style::default().add_modifier(Modifier::BOLD)),
-            Span::raw(role),
-        ];
+        let mut says = vec![Span::raw(role)];
         if service["quorum"] == false {
-            spans.push(Span::styled("  no quorum", bad()));
+            says.push(Span::styled("  no quorum", bad()));
         }
-        lines.push(Line::from(spans));
+        let says_width: usize = says.iter().map(Span::width).sum();
+        let name = name_of(service);
+        if name_width + taken + 2 + says_width > width {
+            // No room for the columns' names: whom it serves and whether it does go before.
+            lines.push(Line::styled(shortened(&name, width), bold));
+            lines.push(Line::from(says));
+        } else {
+            let head = format!(
+                "{:name_width$} {:>12} {:>6} {:>7} {:>8}",
+                cut(&name, name_width),
+                "state",
+                "weight",
+                "active",
+                "conn/s"
+            );
+            let mut spans = vec![Span::styled(head, bold)];
+            spans.append(&mut says);
+            lines.push(Line::from(spans));
+        }
         for server in list(&service["servers"]) {
             let state = plain(&server["state"]);
             let style = match state.as_str() {
@@ -303,7 +331,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &View) {
     ])
     .areas(area);
     frame.render_widget(Paragraph::new(view.title()), title);
-    frame.render_widget(Paragraph::new(view.now()), now);
+    frame.render_widget(Paragraph::new(view.now(area.width)), now);
     let halves = if area.width >= WIDE {
         Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas::<2>(charts)
     } else {
@@ -340,6 +368,35 @@ fn ms(value: &Value) -> String {
     value.as_f64().map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}ms"))
 }
 
+/// A text on as many lines as it needs at this width, between words where it can be.
+fn wrapped(text: &str, width: usize, style: Style, lines: &mut Vec<Line<'static>>) {
+    let room = width.saturating_sub(2 * INDENT.len()).max(NAME_LEAST);
+    let mut rest: Vec<char> = text.trim().chars().collect();
+    let mut indent = INDENT.to_owned();
+    while !rest.is_empty() {
+        let end = if rest.len() <= room {
+            rest.len()
+        } else {
+            let head = rest.get(..=room).unwrap_or_default();
+            head.iter().rposition(|c| *c == ' ').filter(|at| *at > 0).unwrap_or(room)
+        };
+        let after = rest.split_off(end);
+        lines.push(Line::styled(format!("{indent}{}", rest.iter().collect::<String>()), style));
+        rest = after.into_iter().skip_while(|c| *c == ' ').collect();
+        indent = INDENT.repeat(2);
+    }
+}
+
+/// The same, with an ellipsis where something is left out.
+fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let mut text = cut(text, width.saturating_sub(1));
+    text.push('…');
+    text
+}
+
 fn cut(text: &str, width: usize) -> String {
     text.chars().take(width).collect()
 }
@@ -373,7 +430,7 @@ mod tests {
         let status = |responses: u64| {
             json!({
                 "version": "1", "pid": 7, "phase": "serving", "uptime_seconds": 3,
-                "rates": { "requests_per_second": 12.0, "errors_percent": 2.0, "p50_ms": 1.5 },
+                "rates": { "requests_per_second": 12.0, "errors_percent": 2.0, "p50_ms": 1.5, "p99_ms": 3.5 },
                 "shards": [{ "shard": 0, "cpu": 2, "connections": 9, "requests": responses }],
                 "upstreams": [{
                     "name": "api",
@@ -390,6 +447,11 @@ mod tests {
                         "address": "10.0.0.7", "state": "no_neighbour", "weight": 3, "active_conns": 41, "conns": responses * 2,
                     }],
                 }],
+                "vrrp": { "instances": [{
+                    "name": "a-rather-long-name-of-an-instance-of-the-edge", "role": "fault", "priority": 200,
+                    "interface": "eth0", "why": ["eth0: the link is down, and the other one hears nothing from us"],
+                }] },
+                "tuning": { "drift": [{ "key": "net.ipv4.ip_local_port_range", "now": "32768 60999", "wanted": "1024 65535" }] },
             })
         };
         let mut view = View::default();
@@ -431,6 +493,52 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(text.contains("a?[2Jb") && !text.contains('\u{1b}'));
+    }
+
+    /// What wakes people up: as words, however they are broken into lines.
+    #[test]
+    fn what_matters_survives_a_narrow_terminal() {
+        for width in [40, 60] {
+            let text = drawn(width, 60);
+            let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            for part in [
+                "12 req/s 2.0 % 5xx",
+                "p99 3.5ms",
+                "9 conns",
+                "10.0.0.1:80 failed",
+                "a?[2Jb",
+                "not in the file: 10.0.0.1:80 weight 1 instead of 2",
+                "UDP [2001:db8::1]:53 mh",
+                "active no quorum",
+                "10.0.0.7 no_neighbour",
+                "director: eth9 has gone",
+                "… fault",
+                "eth0: the link is down, and the other one hears nothing from us",
+                "drift net.ipv4.ip_local_port_range is 32768 60999, wanted 1024 65535",
+            ] {
+                let part = if width == 60 {
+                    part.replace("… fault", "edge fault")
+                } else {
+                    part.to_owned()
+                };
+                assert!(words.contains(&part), "{part} at {width}: {text}");
+            }
+        }
+        let mut view = view();
+        view.trouble = Some("connection refused".to_owned());
+        let mut terminal = Terminal::new(TestBackend::new(40, 5)).unwrap();
+        terminal.draw(|frame| draw(frame, &view)).unwrap();
+        let text = super::super::lines(terminal.backend().buffer());
+        assert!(text.starts_with("Ringgate no answer: connection refused"), "{text}");
+    }
+
+    #[test]
+    fn words_longer_than_a_line_are_broken() {
+        let mut lines = Vec::new();
+        wrapped("a bbbbbbbbbbbb cc", 9, Style::default(), &mut lines);
+        let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["  a", "    bbbbb", "    bbbbb", "    bb cc"]);
+        wrapped("", 9, Style::default(), &mut Vec::new());
     }
 
     #[test]

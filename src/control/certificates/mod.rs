@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{io, thread};
 
+use sha2::{Digest as _, Sha256};
+
 use self::read::{Entry, Reader, files_of, files_of_upstream};
 pub use self::read::{Loaded, Problem};
 use crate::control::config::checks::UpstreamCheck;
@@ -22,6 +24,7 @@ use crate::l7::tls::config::{File, Policy, Upstream};
 use crate::l7::tls::server::{Endpoint, Material, TicketPlan};
 use crate::l7::tls::tickets::Secret;
 use crate::l7::tls::{Current, Snapshot};
+use crate::l7::tracing::Verified;
 
 /// A certificate in force, for metrics and status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +123,22 @@ pub fn load_webhooks(
         };
         trust.client = Some(reader.upstream(&tls, false)?);
     }
+    Ok(())
+}
+
+/// Reads what the collector of traces is verified with.
+///
+/// # Errors
+/// The file that cannot be used.
+pub fn load_collector(service: &Service, base: &Path) -> Result<(), Problem> {
+    let Some(traces) = &service.tracing else { return Ok(()) };
+    let Some(tls) = &traces.settings.tls else { return Ok(()) };
+    let reader = Reader { service, base, changed: None };
+    let client = reader.upstream(tls, false)?;
+    let bytes = tls.ca.as_ref().map(|file| reader.bytes(file)).transpose()?;
+    let authorities = Sha256::digest(bytes.unwrap_or_default()).into();
+    // The configuration was just made: nobody has read for it before.
+    let _ = traces.verified.set(Verified { client, authorities });
     Ok(())
 }
 

@@ -156,7 +156,7 @@ impl Reader<'_> {
         Problem::new(file.span.clone(), message)
     }
 
-    fn bytes(&self, file: &config::File) -> Result<Vec<u8>, Problem> {
+    pub(super) fn bytes(&self, file: &config::File) -> Result<Vec<u8>, Problem> {
         let path = self.path(file);
         let read = || -> io::Result<Vec<u8>> {
             if !fs::metadata(&path)?.is_file() {

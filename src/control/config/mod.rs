@@ -271,6 +271,8 @@ fn with_files(name: &str, text: &str, path: &Path) -> Result<Config, ConfigError
     }
     certificates::load_webhooks(&config.service, &config.base, &mut config.ha.instances)
         .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
+    certificates::load_collector(&config.service, &config.base)
+        .map_err(|problem| ConfigErrors::at(&source, vec![(problem.span, problem.message)]))?;
     let show = |more: Problem| ConfigErrors::warning(&source, &more.span, more.message);
     config.warnings.extend(std::mem::take(&mut loaded.warnings).into_iter().map(show));
     Ok(Config { loaded, ..config })

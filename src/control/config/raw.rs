@@ -267,6 +267,7 @@ tables! {
     /// `[tracing]`
     Tracing {
         endpoint: Leaf,
+        ca: Leaf,
         sample_ratio: Leaf,
         service_name: Leaf,
         headers: Node<Named<Leaf>>,

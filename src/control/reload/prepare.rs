@@ -101,6 +101,12 @@ fn compare(job: &Job, config: &Config) -> Result<Diff, String> {
             ));
         }
     }
+    if let (Some(before), Some(after)) = (&job.old.service.tracing, &config.service.tracing)
+        && before.settings == after.settings
+        && before != after
+    {
+        diff.apply("file of tracing.ca has changed and is read anew".to_owned());
+    }
     for path in job.keeper.changed_files(&config.loaded) {
         diff.apply(format!("file {} has changed and is read anew", path.display()));
     }

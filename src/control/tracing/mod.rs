@@ -10,6 +10,8 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
+
 use crate::control::logger::Logger;
 use crate::l7::tracing::{Figures, Item, Settings, Span, Traces};
 
@@ -31,7 +33,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub fn start(traces: &Traces, logger: Logger) -> io::Result<()> {
     let Some(queue) = traces.receiver() else { return Ok(()) };
     let (settings, figures) = (traces.settings.clone(), Arc::clone(&traces.figures));
-    let exporter = Exporter { settings, figures, logger, waiting: Vec::new() };
+    let client = traces.verified.get().map(|read| Arc::clone(&read.client));
+    let exporter = Exporter { settings, client, figures, logger, waiting: Vec::new() };
     thread::Builder::new().name("traces".into()).spawn(move || exporter.run(&queue))?;
     Ok(())
 }
@@ -42,7 +45,10 @@ pub fn succeed(old: Option<&Arc<Traces>>, new: Option<Arc<Traces>>) -> Option<Ar
     match (old, new) {
         (Some(old), Some(new)) if old == &new => Some(Arc::clone(old)),
         (Some(old), Some(new)) => {
-            Some(Arc::new(Traces::new(new.settings.clone(), Arc::clone(&old.figures))))
+            let mut next = Traces::new(new.settings.clone(), Arc::clone(&old.figures));
+            // Nobody else has a configuration that was just read.
+            next.verified = Arc::into_inner(new).map(|new| new.verified).unwrap_or_default();
+            Some(Arc::new(next))
         }
         (_, new) => new,
     }
@@ -56,6 +62,7 @@ pub fn finish(traces: &Traces) {
 
 struct Exporter {
     settings: Settings,
+    client: Option<Arc<ClientConfig>>,
     figures: Arc<Figures>,
     logger: Logger,
     waiting: Vec<Span>,
@@ -107,7 +114,7 @@ impl Exporter {
         drop(spans);
         let mut pauses = AGAIN_AFTER.iter();
         let problem = loop {
-            match post::post(&self.settings, &body) {
+            match post::post(&self.settings, self.client.as_ref(), &body) {
                 Ok(answer) => {
                     let (rejected, why) = encode::rejected(&answer);
                     let rejected = rejected.min(count);

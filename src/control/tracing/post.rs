@@ -1,16 +1,20 @@
-//! One HTTP request to the collector, with a connection of its own and bounds on everything.
+//! One HTTP request to the collector, over TCP or TLS, with a connection of its own and bounds on everything.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use crate::l7::tracing::Settings;
 
-/// For the connection, and then for the exchange.
+/// For the connection, and then for the exchange, TLS handshake included.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 const EXCHANGE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are read.
-const ANSWER_MAX: u64 = 64 * 1024;
+const ANSWER_MAX: usize = 64 * 1024;
 
 /// Why it was not taken.
 #[derive(Debug)]
@@ -22,17 +26,77 @@ pub(super) struct Refused {
 
 impl From<io::Error> for Refused {
     fn from(error: io::Error) -> Self {
-        Self { why: error.to_string(), again: true }
+        // A collector that is not who it should be, or speaks no TLS, will not be a moment later either.
+        let again = error.kind() != io::ErrorKind::InvalidData;
+        Self { why: error.to_string(), again }
     }
 }
 
-/// Sends it and returns the body of the answer.
-pub(super) fn post(settings: &Settings, body: &[u8]) -> Result<Vec<u8>, Refused> {
-    let mut stream = connect(&settings.authority)?;
-    stream.set_write_timeout(Some(EXCHANGE_MAX))?;
+/// Sends it and returns the body of the answer. `client`: over TLS.
+pub(super) fn post(
+    settings: &Settings,
+    client: Option<&Arc<ClientConfig>>,
+    body: &[u8],
+) -> Result<Vec<u8>, Refused> {
+    let stream =
+        Bounded { tcp: connect(&settings.authority)?, until: Instant::now() + EXCHANGE_MAX };
+    let named = settings.tls.as_ref().and_then(|tls| tls.server_name.clone());
+    let answer = match (client, named) {
+        (Some(client), Some(name)) => {
+            let name = ServerName::try_from(name).map_err(io::Error::other)?;
+            let tls = ClientConnection::new(Arc::clone(client), name).map_err(io::Error::other)?;
+            converse(StreamOwned::new(tls, stream), settings, body)?
+        }
+        _ => converse(stream, settings, body)?,
+    };
+    judge(&answer)
+}
+
+/// A connection on which nothing waits beyond a moment, whatever is read and written until then.
+struct Bounded {
+    tcp: TcpStream,
+    until: Instant,
+}
+
+impl Bounded {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+/// A socket's own timeout, by the name it has elsewhere.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+}
+
+impl Read for Bounded {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.tcp.set_read_timeout(self.left()?)?;
+        self.tcp.read(into).map_err(timed_out)
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.tcp.set_write_timeout(self.left()?)?;
+        self.tcp.write(bytes).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.tcp.flush()
+    }
+}
+
+fn converse(
+    mut stream: impl Read + Write,
+    settings: &Settings,
+    body: &[u8],
+) -> io::Result<Vec<u8>> {
     stream.write_all(&head(settings, body.len()))?;
     stream.write_all(body)?;
-    judge(&read(stream)?)
+    stream.flush()?;
+    read(stream)
 }
 
 fn connect(authority: &str) -> io::Result<TcpStream> {
@@ -62,20 +126,17 @@ fn head(settings: &Settings, length: usize) -> Vec<u8> {
 }
 
 /// All of the answer until the collector closes, or as much as its head says.
-fn read(mut stream: TcpStream) -> io::Result<Vec<u8>> {
-    let (began, mut answer, mut piece) = (Instant::now(), Vec::new(), [0; 4096]);
-    while !is_whole(&answer) && (answer.len() as u64) < ANSWER_MAX {
-        let left = EXCHANGE_MAX.saturating_sub(began.elapsed());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
+fn read(mut stream: impl Read) -> io::Result<Vec<u8>> {
+    let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+    while !is_whole(&answer) && answer.len() < ANSWER_MAX {
         match stream.read(&mut piece) {
             Ok(0) => break,
             Ok(n) => answer.extend_from_slice(piece.get(..n).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::ErrorKind::TimedOut.into());
+            // TLS that ends without close_notify: what has come is judged, as without TLS.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => {
+                break;
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }

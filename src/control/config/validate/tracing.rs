@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{address, headers};
+use super::{address, headers, tls};
 use crate::control::config::error::quoted;
 use crate::control::config::place::Place;
 use crate::control::config::raw::{self, Scalar};
 use crate::l7::config::{Http, ServerAddress, TraceContext};
+use crate::l7::tls::config::{File, Policy, Upstream};
 use crate::l7::tracing::{Settings, Traces, threshold};
 
 const ENDPOINT: &str =
@@ -39,9 +40,27 @@ pub(super) fn tracing(root: &Place<'_>, file: &raw::File, http: &mut Http) -> Op
         return None;
     };
     let (at, text) = endpoint.ok()?;
-    let (authority, path) = split(&at, text)?;
+    let (server, path, secured) = split(&at, text)?;
+    let ca = tls::path(&place, "ca", &raw.ca);
+    if let (Some(ca), false) = (&ca, secured) {
+        let why = "is for a collector asked by https: remove it, or write \"https://\"";
+        place.child("ca", ca.span.clone()).problem(why);
+        return None;
+    }
+    let authority = server.to_string();
     let service_name = service_name.unwrap_or_else(|| Some("ringgate".to_owned()))?;
-    let settings = Settings { authority, path, headers: headers?, service_name, threshold };
+    let tls = secured.then(|| Upstream {
+        key: File { path: ".".into(), key: at.path().to_owned(), span: at.span() },
+        server_name: Some(match server {
+            ServerAddress::Socket(address) => address.ip().to_string(),
+            ServerAddress::Name(name, _) => name,
+        }),
+        ca,
+        certificate: None,
+        verify: true,
+        policy: Policy::Intermediate,
+    });
+    let settings = Settings { authority, tls, path, headers: headers?, service_name, threshold };
     Some(Arc::new(Traces::new(settings, Arc::default())))
 }
 
@@ -80,16 +99,15 @@ fn fields(place: &Place<'_>, raw: &raw::Tracing) -> Option<Vec<(String, String)>
     Some(fields)
 }
 
-/// Host and port, and the path.
-fn split(place: &Place<'_>, text: &str) -> Option<(String, String)> {
-    let Some(rest) = text.strip_prefix("http://") else {
-        let why = if text.starts_with("https://") {
-            "TLS is not spoken to the collector: write \"http://\" and run a collector beside Ringgate that forwards"
-        } else {
-            ENDPOINT
-        };
-        place.problem(format_args!("is {}: {why}", quoted(text)));
-        return None;
+/// The collector, the path, and whether TLS is spoken.
+fn split(place: &Place<'_>, text: &str) -> Option<(ServerAddress, String, bool)> {
+    let (secured, rest) = match text.split_once("://") {
+        Some(("http", rest)) => (false, rest),
+        Some(("https", rest)) => (true, rest),
+        _ => {
+            place.problem(format_args!("is {}: {ENDPOINT}", quoted(text)));
+            return None;
+        }
     };
     let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
     let server = address::server(place, authority).ok()?;
@@ -97,12 +115,8 @@ fn split(place: &Place<'_>, text: &str) -> Option<(String, String)> {
         place.problem(format_args!("is {}: write a path of visible ASCII", quoted(text)));
         return None;
     }
-    let authority = match server {
-        ServerAddress::Socket(address) => address.to_string(),
-        ServerAddress::Name(name, port) => format!("{name}:{port}"),
-    };
     let path = if path.len() > 1 { path } else { PATH };
-    Some((authority, path.to_owned()))
+    Some((server, path.to_owned(), secured))
 }
 
 #[cfg(test)]
@@ -116,7 +130,14 @@ mod tests {
             ("", "1:1", "`tracing.endpoint` is missing: write the collector's"),
             ("endpoint = 4318", "2:12", "`tracing.endpoint` is 4318: write the collector's"),
             ("endpoint = \"127.0.0.1:4318\"", "2:12", "write the collector's OTLP/HTTP endpoint"),
-            ("endpoint = \"https://otel:4318\"", "2:12", "TLS is not spoken to the collector"),
+            ("endpoint = \"grpc://otel:4317\"", "2:12", "write the collector's OTLP/HTTP endpoint"),
+            ("endpoint = \"https://otel\"", "2:12", "write for example \"otel:8080\""),
+            (
+                "endpoint = \"http://otel:1\"\nca = \"ca.pem\"",
+                "3:6",
+                "`tracing.ca` is for a collector asked by https: remove it",
+            ),
+            ("endpoint = \"https://otel:1\"\nca = \"\"", "3:6", "write a path"),
             (
                 "endpoint = \"http://otel\"",
                 "2:12",
@@ -167,5 +188,16 @@ mod tests {
         assert_eq!((settings.authority.as_str(), settings.path.as_str()), ("otel:1", "/x"));
         assert_eq!(settings.threshold, 1 << 54);
         assert_eq!(settings.headers, [("Authorization".to_owned(), "Bearer x".to_owned())]);
+        assert_eq!(settings.tls, None);
+        for (endpoint, name) in [("otel.test:1", "otel.test"), ("[::1]:1", "::1")] {
+            let text = format!("[tracing]\nendpoint = \"https://{endpoint}\"\nca = \"ca.pem\"");
+            let settings = good(&text).service.tracing.expect("configured").settings.clone();
+            let tls = settings.tls.expect("https");
+            assert_eq!(
+                (settings.authority.as_str(), tls.server_name.as_deref()),
+                (endpoint, Some(name))
+            );
+            assert!(tls.verify && tls.ca.is_some_and(|ca| ca.path.ends_with("ca.pem")));
+        }
     }
 }
