@@ -36,6 +36,8 @@ const PROVOKED_GAP: Duration = Duration::from_millis(100);
 /// Before a claim is answered: a peer that takes over advertises first, but its frames may overtake each other on
 /// the way through several CPUs.
 const CLAIM_GRACE: Duration = Duration::from_millis(20);
+/// An owner's first advertisements that go out in each form of checksum, as long as nobody was heard: more than one, as one may be lost.
+const INTRODUCTIONS: u8 = 3;
 /// The last claims of the one before are on their way, and ours are repeated anyway, this long after a take-over.
 const SETTLING: Duration = Duration::from_millis(100);
 /// A rival is shown for this long after its last claim.
@@ -83,6 +85,8 @@ pub(super) struct Instance {
     /// When to announce the addresses next against one that hangs, and until when.
     contest: Option<(Moment, Moment)>,
     active_since: Moment,
+    /// Advertisements that are still sent in each form to whom nothing was heard from.
+    introductions: u8,
     /// Somebody's claim of an address, and when to answer it.
     contested: Option<(Claim, Moment)>,
     /// Who else claimed which of its addresses last, and when.
@@ -139,6 +143,7 @@ impl Instance {
             payload: Vec::new(),
             contest: None,
             active_since: Moment::default(),
+            introductions: 0,
             contested: None,
             rival: None,
             config,
@@ -412,6 +417,7 @@ impl Instance {
                 let now = world.now;
                 if to == State::Active {
                     self.active_since = now;
+                    self.introductions = if reason == Reason::Owner { INTRODUCTIONS } else { 0 };
                 }
                 let span = self.config.lease.map_or(CONTEST_DEFAULT, |lease| lease * 2);
                 self.contest = (to == State::Active && reason == Reason::Silence)
@@ -434,6 +440,8 @@ impl Instance {
     fn advertise(&mut self, priority: u8, sockets: &Sockets) {
         self.counts.sent += 1;
         let unix = Clock::unix();
+        let introduces = self.introductions > 0;
+        self.introductions = self.introductions.saturating_sub(1);
         for (place, way) in self.ways.iter().enumerate() {
             let (Some(index), Some(source)) = (way.index, way.source) else { continue };
             let group = [self.config.family().multicast()];
@@ -443,7 +451,12 @@ impl Instance {
                 &group
             };
             for &destination in destinations {
-                for form in self.receiver.forms_for(destination).iter() {
+                let forms = if introduces {
+                    self.receiver.forms_for_strangers(destination)
+                } else {
+                    self.receiver.forms_for(destination)
+                };
+                for form in forms.iter() {
                     let payload = &mut self.payload;
                     self.sender.build(payload, priority, source, destination, form, unix);
                     if sockets.send(index, source, destination, payload).is_err() {

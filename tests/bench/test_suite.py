@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -22,6 +23,15 @@ from suite import BenchError, charts, cli, compare, contenders, crypto, load, me
 from suite.scenarios import ALL, choose  # noqa: E402
 
 BED = measure.Bed((0,), (1,), (1,), irq_time=False)
+
+
+def test_the_readmes_measurements_can_be_run_as_they_stand():
+    text = (ROOT / "README.md").read_text()
+    commands = {ROOT / name for name in re.findall(r"(?:`|^ {4}|sudo |&& )(bench/\w+(?:\.py|\.sh)?)(?=[ `])", text, re.M)}
+    assert {ROOT / "bench" / name for name in ("run", "guest.py", "combined.py")} <= commands
+    assert [str(one) for one in commands if not os.access(one, os.X_OK)] == []
+    figures = re.findall(r"\((bench/results/[^)]+)\)", text)
+    assert figures and [name for name in figures if not (ROOT / name).is_file()] == []
 
 
 # Statistics

@@ -136,6 +136,27 @@ def ringgate_as_backup_of_keepalived(name, lan, tmp_path):
             assert ringgate.instance()["packets_dropped"] == {}
 
 
+def the_owner_takes_over_whatever_else_is_wished(lan, tmp_path):
+    """Priority 255 (RFC 9568, section 6.1): it waits for nobody, and preempts although it is told not to."""
+    case = CASES["v3-multicast"]
+    one, other = lan.host(), lan.host()
+    has = lambda host: VIP in host.addresses("eth0")
+    with Keepalived(other, tmp_path, theirs(254, case, other, one)) as keepalived:
+        keepalived.await_state("MASTER")
+        with Ringgate(one, tmp_path, "a", ours(255, case, other) + "preempt = false\n") as ringgate:
+            settle(ringgate, keepalived, "active", "BACKUP")
+            eventually(lambda: has(one) and not has(other), 5)
+            assert ringgate.instance()["priority"] == 255
+            ringgate.kill()
+            keepalived.await_state("MASTER")
+            ringgate.start()
+            settle(ringgate, keepalived, "active", "BACKUP")
+            eventually(lambda: has(one) and not has(other), 5)
+        # It resigns in good order.
+        keepalived.await_state("MASTER")
+        eventually(lambda: has(other) and not has(one), 5)
+
+
 def preferring_us_is_no_question_for_it(ringgate, keepalived):
     """keepalived discards our request to hand over, so it is preempted; nothing else happens to it."""
     assert ringgate.ctl("prefer").stdout.strip() == "1 active here"
@@ -230,6 +251,7 @@ STORIES = {
     **{f"keepalived as backup and as active: {n}": partial(keepalived_as_backup_and_as_active, n) for n in CASES},
     **{f"Ringgate as backup of keepalived: {n}": partial(ringgate_as_backup_of_keepalived, n)
        for n in ("v3-multicast", "v2-pass")},
+    "the owner takes over whatever else is wished": the_owner_takes_over_whatever_else_is_wished,
     "a wrong password and a stranger are named": a_wrong_password_and_a_stranger_are_named,
     "tshark finds nothing wrong with our frames": tshark_finds_nothing_wrong_with_our_frames,
 }  # fmt: skip

@@ -44,6 +44,25 @@ impl Receiver {
         }
     }
 
+    /// The forms for a destination of which nothing has been heard yet: both, since the one that is heard last is what a
+    /// peer that understands either takes us to speak.
+    ///
+    /// For an owner, which is active from its start: an active router that speaks the other form does not know of it, and, if it
+    /// is keepalived 2.2, puts its own advertisement off with each one that it cannot read, so that it may not be heard for long.
+    #[must_use]
+    pub fn forms_for_strangers(&self, destination: IpAddr) -> Forms {
+        let accepts = self.accepts();
+        let is_known = self.learned_forms().next().is_some();
+        let one = self.forms_for(destination);
+        let other = if destination.is_multicast() { Form::Pseudo } else { Form::PseudoMulticast };
+        match (accepts.version, destination, accepts.checksum) {
+            (Version::V3, IpAddr::V4(_), ChecksumPolicy::Auto) if !is_known => {
+                Forms { first: other, second: Some(one.first) }
+            }
+            _ => one,
+        }
+    }
+
     /// What multicast needs: every form that a peer uses.
     fn forms_for_all(&self) -> Forms {
         let uses = |wanted: fn(Form) -> bool| self.learned_forms().any(wanted);

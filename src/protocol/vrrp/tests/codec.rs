@@ -303,6 +303,10 @@ fn both_checksum_forms_are_learned_per_peer() {
     let all: IpAddr = MULTICAST_V4.into();
     let forms = |receiver: &Receiver, to| receiver.forms_for(to).iter().collect::<Vec<_>>();
     assert_eq!(forms(&receiver, all), [Form::Message]);
+    let strangers =
+        |receiver: &Receiver, to| receiver.forms_for_strangers(to).iter().collect::<Vec<_>>();
+    assert_eq!(strangers(&receiver, all), [Form::Pseudo, Form::Message]);
+    assert_eq!(strangers(&receiver, ip("192.0.2.4")), [Form::PseudoMulticast, Form::Message]);
 
     let plain = build(&mut v3, 100, "192.0.2.2", Form::Message);
     let pseudo = build(&mut v3, 100, "192.0.2.3", Form::Pseudo);
@@ -310,6 +314,7 @@ fn both_checksum_forms_are_learned_per_peer() {
     let advert = judge(&mut receiver, &multicast("192.0.2.3", &pseudo)).unwrap();
     assert_eq!(advert.form, Form::Pseudo);
     assert_eq!(forms(&receiver, all), [Form::Pseudo]);
+    assert_eq!(strangers(&receiver, all), [Form::Pseudo], "no strangers any more");
     assert!(judge(&mut receiver, &multicast("192.0.2.2", &plain)).is_ok());
     assert_eq!(forms(&receiver, all), [Form::Message, Form::Pseudo]);
     assert_eq!(forms(&receiver, ip("192.0.2.2")), [Form::Message]);
@@ -326,6 +331,7 @@ fn both_checksum_forms_are_learned_per_peer() {
     {
         let rules = Accepts { checksum, ..accepts(Version::V3, Auth::None) };
         let mut strict = Receiver::new(rules);
+        assert_eq!(strangers(&strict, all), forms(&strict, all), "as configured");
         let from = if checksum == ChecksumPolicy::Pseudo { "192.0.2.3" } else { "192.0.2.2" };
         let other = if checksum == ChecksumPolicy::Pseudo { "192.0.2.2" } else { "192.0.2.3" };
         assert!(judge(&mut strict, &multicast(from, right)).is_ok());
