@@ -168,8 +168,8 @@ Example, on two hosts and a third that drives them:
   ringgate-bench run http://10.0.1.1/ --agents 10.0.0.1:7000,10.0.0.2:7000 --connections 512";
 
 const BLAST_NOTES: &str = "\
-Packets go out one a system call on each thread, in small bursts if there is a rate. SYNs need CAP_NET_RAW and IPv4; their source is the
-host's own address, so its kernel answers a SYN-ACK with a reset. With --sources the addresses behind it are used too: they must be
+Packets go out one a system call on each thread, in small bursts if there is a rate. SYNs and --raw need CAP_NET_RAW and IPv4; their source
+is the host's own address, so its kernel answers a SYN-ACK with a reset. With --sources the addresses behind it are used too: they must be
 nobody's. Nothing is read.
 
 SIGINT and SIGTERM end it early with the result so far; exit code 130 or 143.
@@ -177,6 +177,7 @@ SIGINT and SIGTERM end it early with the result so far; exit code 130 or 143.
 Example:
   ringgate-bench sink --bind 10.0.0.2:9000
   ringgate-bench blast 10.0.0.1:9000 --rate 500000 --flows 4096
+  ringgate-bench blast 10.0.0.1:9000 --raw --flows 15625 --sources 64 --random
   ringgate-bench blast 10.0.0.1:80 --syn --rate 100000";
 
 const RUN_NOTES: &str = "\
@@ -338,21 +339,27 @@ pub(crate) struct Blast {
     #[arg(value_name = "ADDRESS:PORT")]
     pub(crate) to: SocketAddr,
     /// TCP SYNs instead of UDP packets
-    #[arg(long, conflicts_with = "size")]
+    #[arg(long, conflicts_with = "size", group = "made")]
     pub(crate) syn: bool,
+    /// UDP packets that are made up, as SYNs are: a flow takes no socket
+    #[arg(long, group = "made")]
+    pub(crate) raw: bool,
     /// Packets a second over all threads [default: as many as go]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) rate: Option<u64>,
-    /// Flows: source ports that take turns. A UDP flow is a socket
+    /// Flows: source ports that take turns. A UDP flow is a socket, but with --raw
     #[arg(long, value_name = "N", default_value_t = 64)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=16_384))]
     pub(crate) flows: u32,
-    /// Source addresses that SYNs come from in turn, each with all flows: the host's own and those behind it
-    #[arg(long, value_name = "N", default_value_t = 1, requires = "syn")]
+    /// Source addresses that SYNs and --raw come from in turn, each with all flows: the host's own and those behind it
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "made")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) sources: u32,
-    /// The first source port of SYNs
-    #[arg(long, value_name = "PORT", default_value_t = 1024, requires = "syn")]
+    /// Flows of all sources in an order without a pattern, the same in each run, instead of in turn
+    #[arg(long)]
+    pub(crate) random: bool,
+    /// The first source port of SYNs and --raw
+    #[arg(long, value_name = "PORT", default_value_t = 1024, requires = "made")]
     #[arg(value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) first_port: u16,
     /// Bytes of UDP payload
@@ -362,6 +369,9 @@ pub(crate) struct Blast {
     /// How long
     #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
     pub(crate) duration: Duration,
+    /// Ends after so many packets, if the time is not over before
+    #[arg(long, value_name = "N")]
+    pub(crate) packets: Option<u64>,
     /// JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,7 +8,7 @@
 //!   counts into its thread's [`tally`]. Threads report their
 //!   figures several times a second through a queue; [`run`] adds them up, shows [`live`] lines and
 //!   makes the [`report`].
-//! - `blast` sends single packets for layer 4 ([`blast`], [`syn`]); `sink` counts them ([`sink`]).
+//! - `blast` sends single packets for layer 4 ([`blast`], [`packet`]); `sink` counts them ([`sink`]).
 //! - `reflect` is the floor for a director with packet sockets ([`reflect`]).
 //! - `xdp` measures the director's XDP program in the kernel ([`xdp`]), `verdict` its decision in user space ([`verdict`]); `hostile`
 //!   makes frames that mean no good ([`hostile`]).
@@ -30,6 +30,7 @@ mod live;
 mod machine;
 mod multiplex;
 mod pace;
+mod packet;
 mod plan;
 mod reflect;
 mod relay;
@@ -40,7 +41,6 @@ mod run;
 mod serve;
 mod sink;
 mod sleeper;
-mod syn;
 mod tally;
 mod target;
 mod tls;

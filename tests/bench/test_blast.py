@@ -71,6 +71,25 @@ def test_udp_packets_go_at_their_rate_and_all_arrive(sink, threads, size):
     assert seen["bytes"] == sent["sent"] * size
 
 
+@pytest.mark.parametrize("threads, order", [(1, ()), (2, ()), (2, ("--random",))])
+def test_made_up_datagrams_are_of_as_many_flows_as_asked(sink, threads, order):
+    """26 ports of each of four addresses, without a socket for any of them."""
+    process, port = sink()
+    sent = blast(f"127.0.0.1:{port}", "--raw", "--rate", 2000, "--flows", 26, "--sources", 4, *order, "--threads", threads,
+                 "--duration", "1s", "--json")
+    assert sent["sent"] >= 1800 and sent["errors"] == 0
+    seen = counted(process)
+    assert (seen["packets"], seen["bytes"], seen["flows"]) == (sent["sent"], 18 * sent["sent"], 104)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_ends_after_as_many_packets_as_asked(sink, threads):
+    process, port = sink()
+    sent = blast(f"127.0.0.1:{port}", "--rate", 5000, "--packets", 501, "--threads", threads, "--duration", "20s", "--json")
+    assert sent["sent"] == 501 and sent["seconds"] < 20
+    assert counted(process)["packets"] == 501
+
+
 def captured(port, count, send):
     """The IPv4 packets to a TCP port on loopback that arrive while `send` runs."""
     packets = []
