@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import l4
+import l4_report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -43,7 +44,8 @@ def guest(options, kernel, directory, rounds, count):
     # As large a connection table as ours; the module's default is 4,096 buckets.
     initrd.file("/job/parameters", "ip_vs conn_tab_bits=18\n")
     initrd.file("/job/main.py", (ROOT / "bench/in_guest.py").read_bytes())
-    initrd.file("/job/l4.py", (ROOT / "bench/l4.py").read_bytes())
+    for name in ("l4.py", "l4_report.py"):
+        initrd.file(f"/job/{name}", (ROOT / "bench" / name).read_bytes())
     job = {"rounds": rounds, "seconds": 0.4, "frames": 32_768, "round_trips": count, "only": options.only, "ringgate": "/usr/bin/ringgate", "generator": "/usr/bin/ringgate-bench"}
     initrd.file("/job/options", json.dumps(job))
     machine = Guest(directory, kernel, initrd, MODULES, count_instructions=count)
@@ -84,7 +86,7 @@ def markdown(result):
     yield "## Round trip of a datagram between Python programs over a switch, in instructions\n"
     rows = ([name, *(f"{trip[way]:,.0f}" for way in trip), f"{trip['forwarded'] - trip['straight']:,.0f}"]
             for name, trip in result["instructions"]["trips"].items())  # fmt: skip
-    yield from l4.table(["", "straight to the server", "through it", "by the kernel's IP forwarding", "added"], rows)
+    yield from l4_report.table(["", "straight to the server", "through it", "by the kernel's IP forwarding", "added"], rows)
 
 
 def table(rounds, kind, unit):
@@ -103,7 +105,7 @@ def table(rounds, kind, unit):
         ])  # fmt: skip
     rows.sort(key=lambda row: float(row[2].replace(",", "")))
     head = ["", f"{unit} a packet, all", "above dropping it", "of IPVS mh", "of forwarding", "packets/s", "of IPVS mh", "of forwarding", "arrived"]
-    yield from l4.table(head, rows)
+    yield from l4_report.table(head, rows)
     floors = [middle(one[name][kind]["whole"] for one in rounds) for name in (floor, DRIVER if floor == FLOOR else FLOOR)]
     where = ("in the driver (XDP)", "on arrival (nftables)")[:: 1 if floor == DRIVER else -1]
     yield (f"Dropped {where[0]}, which is taken off: {floors[0]:,.0f} {unit} a packet; {where[1]}: {floors[1]:,.0f}. Medians of "

@@ -2,10 +2,10 @@
 """What the layer-4 director costs: beside the kernel's IP forwarding and nftables' (the same network namespaces, the
 same packets, rounds interleaved), and what it adds to a round trip.
 
-    bench/l4.py [--rounds N] [--seconds S] [--rate PPS] [--ringgate FILE] [--generator FILE] [--part PART ...]
-                [--json FILE] [--markdown FILE]
+    bench/l4.py [--rounds N] [--seconds S] [--rate PPS] [--flows N ...] [--flows-max N] [--ringgate FILE] [--generator FILE]
+                [--part PART ...] [--json FILE] [--markdown FILE]
 
-As root, alone on the machine; 2 to 3 minutes. Parts:
+As root, alone on the machine; about ten minutes, of which the part `flows` takes six. Parts:
 
 - verdict: nanoseconds a verdict without sockets (`ringgate-bench verdict`), and memory a flow.
 - forward: a generator, a forwarder and a server are namespaces on veth pairs; the server drops what it gets before its
@@ -14,11 +14,14 @@ As root, alone on the machine; 2 to 3 minutes. Parts:
   of the same packets dropped on arrival in the forwarder's namespace: what forwarding adds. It is the scheduler's time,
   in nanoseconds, of the threads in which packets are forwarded: the generator's, which takes its packets through the kernel to
   the other end of the line before its system call returns, the director's, and the kernel's own (ksoftirqd).
+- flows: the same cost with 1,000, 100,000 and a million flows that the director knows, and packets that are each of another of them in an
+  order without a pattern, by packet sockets and by XDP; with and without what dropping the same packets costs, and by its
+  ratio to the cost with 1,000 in the same round. Also what a flow takes of memory.
 - latency: round trips of a UDP packet over a bridge: straight to the server, through the director, routed by the kernel.
 - upgrade: the longest time without a packet at the server when `ringgate ctl upgrade` replaces the process under 10,000
   packets/s, beside the longest of a second without one; and how many were lost, or came twice.
-- syn: SYNs of new connections as fast as they come, with an empty table and with a million flows in it; at most half a
-  million more come, for which there is room.
+- syn: SYNs of new connections as fast as they come, with an empty table and with a million flows in it; at most a million
+  more come, for which there is room.
 
 Medians over the rounds, and the ratio to the kernel's IP forwarding within each round.
 """
@@ -27,7 +30,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import re
 import resource
 import signal
@@ -38,12 +40,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import l4_report
+
 ROOT = Path(__file__).resolve().parent.parent
 NAME = f"rgb{os.getpid()}"
 GENERATOR, FORWARDER, SERVER, SWITCH = (f"{NAME}{part}" for part in "gfsw")
 VIP, PORT = "10.78.0.100", 9000
 ROUTED, TO_SERVER = "10.78.0.101", "10.78.0.3"
 MILLION = 1 << 20
+XDP = {"datapath": "auto", "scheduler": "mh"}
+# A packet of each flow, at a rate at which a release build loses none.
+LEARNED_PER_SECOND = 100_000
+# The director counts the flows that only the program knows every 5 s and up to half a second.
+ACCOUNT_SECONDS = 5.6
 DIRECTORS = []
 KERNEL = [entry.parent.name for entry in Path("/proc").glob("[0-9]*/comm") if entry.read_text().startswith("ksoftirqd/")]
 
@@ -196,9 +205,9 @@ def nftables(_):
     inside(FORWARDER, "nft", "flush", "ruleset")
 
 
-def director(options, interface="in0", server="10.78.1.1", protocol="udp", datapath="packet", scheduler="rr"):
+def director(options, interface="in0", server="10.78.1.1", protocol="udp", datapath="packet", scheduler="rr", room=2 * MILLION):
     virtual = f'[[virtual_server]]\naddress = "{VIP}:{PORT}"\nprotocol = "{protocol}"\nscheduler = "{scheduler}"\n'
-    settings = f'flows_max = {2 * MILLION}\nnew_flows_per_second = 0\nseed = "0123456789abcdef0123"\n'
+    settings = f'flows_max = {room}\nnew_flows_per_second = 0\nseed = "0123456789abcdef0123"\n'
     return running(
         options,
         f'[director]\ninterfaces = {json.dumps(interface.split())}\ndatapath = "{datapath}"\n{settings}'
@@ -215,12 +224,13 @@ def running(options, config):
             '[[listener]]\nbind = "127.0.0.1:8000"\n[[route]]\npath = "/"\nrespond = { body = "x" }\n' + config
         )
         log = open(Path(directory) / "log", "w+b")
+        ready = ["neighbour found", "serving", *([] if 'datapath = "packet"' in config else ["datapath=xdp-"])]
         argv = ["ip", "netns", "exec", FORWARDER, options.ringgate, "run", file]
         process = subprocess.Popen([str(a) for a in argv], stdout=log, stderr=subprocess.STDOUT)
         try:
             for _ in range(500):
                 text = Path(log.name).read_text()
-                if "neighbour found" in text and "serving" in text:
+                if all(words in text for words in ready):
                     break
                 if process.poll() is not None:
                     raise SystemExit(text)
@@ -238,7 +248,7 @@ def running(options, config):
 
 CONTENDERS = {
     "ringgate": director,
-    "ringgate, XDP": lambda options: director(options, datapath="auto", scheduler="mh"),
+    "ringgate, XDP": lambda options: director(options, **XDP),
     "kernel IP forwarding": routed,
     "nftables fwd": nftables,
 }
@@ -248,13 +258,19 @@ def arrived():
     return int(inside(SERVER, "cat", "/sys/class/net/eth0/statistics/rx_packets"))
 
 
-def thread_seconds(process):
-    """CPU seconds of the threads of a process, from the scheduler."""
+def thread_seconds(process, only=None):
+    """CPU seconds of the threads of a process, or of those with a name, from the scheduler."""
     total = 0
-    for thread in Path(f"/proc/{process}/task").glob("*/schedstat"):
+    for thread in Path(f"/proc/{process}/task").glob("*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            total += int(thread.read_text().split()[0])
+            if only in (None, (thread / "comm").read_text().strip()):
+                total += int((thread / "schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def account_seconds():
+    """Those of the director's thread that forwards nothing: neighbours, checks, and what there is of flows."""
+    return sum(thread_seconds(process, "l4") for process in DIRECTORS)
 
 
 def busy():
@@ -265,13 +281,13 @@ def busy():
 
 def blast(options, *args, seconds=None):
     """Packets sent, arrived, seconds of sending, and CPU seconds."""
-    before, cpu = arrived(), busy()
+    before, account, cpu = arrived(), account_seconds(), busy()
     argv = [options.generator, "blast", f"{VIP}:{PORT}", "--threads", 1, "--json",
             "--duration", f"{int((seconds or options.seconds) * 1000)}ms", *args]  # fmt: skip
     sent = json.loads(inside(GENERATOR, *argv))
-    cpu = busy() - cpu
+    cpu, account = busy() - cpu, account_seconds() - account
     time.sleep(0.1)
-    return {"sent": sent["sent"], "arrived": arrived() - before, "seconds": sent["seconds"], "cpu": cpu}
+    return {"sent": sent["sent"], "arrived": arrived() - before, "seconds": sent["seconds"], "cpu": cpu, "account": account}
 
 
 def forward(options):
@@ -297,26 +313,131 @@ def forward(options):
                     "sent_per_second": flood["sent"] / flood["seconds"],
                 }
             one["dropped"] = {"ns_per_packet": floor, "ns_flooded": least}
+            rounds.append({name: one[name] for name in (*CONTENDERS, "dropped")})
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+    return rounds
+
+
+def made(count):
+    """Options of `blast` for so many flows, from more addresses where the ports of one do not suffice."""
+    sources = -(-count // 16_000)
+    return ["--raw", "--flows", -(-count // sources), "--sources", sources]
+
+
+def held(options, admin):
+    """Flows that the director knows."""
+    services = json.loads(sh(options.ringgate, "ctl", "--socket", admin, "--json", "l4"))["virtual_servers"]
+    return sum(server["active_conns"] + server["inactive_conns"] for one in services for server in one["servers"])
+
+
+def by_program(admin):
+    """Frames that the XDP program forwarded, and those that it passed up, as the director counts twice a second."""
+    text = sh("curl", "-s", "--unix-socket", admin, "http://localhost/metrics")
+    found = {m[1]: int(m[2]) for m in re.finditer(r'^ringgate_director_xdp_frames_total\{outcome="(\w+)"\} (\d+)$', text, re.M)}
+    forwarded = found.pop("forwarded", 0)
+    return forwarded, sum(found.values())
+
+
+def learn(options, admin, count):
+    """Has the director know so many flows, and says how many it knows."""
+    for slower in (1, 2, 4):
+        blast(options, *made(count), "--rate", LEARNED_PER_SECOND // slower, "--packets", count, seconds=60)
+        end = time.monotonic() + ACCOUNT_SECONDS
+        while (known := held(options, admin)) < count and time.monotonic() < end:
+            time.sleep(0.1)
+        # What is pushed out of a table with little room stays away, however often it comes.
+        if known >= 0.99 * count:
+            return known
+    raise SystemExit(f"of {count:,} flows the director knows {known:,}")
+
+
+def memory():
+    """Bytes that the director takes: its own, and those of the kernel's large maps."""
+    status = Path(f"/proc/{DIRECTORS[0]}/status").read_text()
+    own = int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.M)[1]) << 10
+    maps = 0
+    for info in Path(f"/proc/{DIRECTORS[0]}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            text = info.read_text()
+            if "map_type:" in text and (size := int(re.search(r"^memlock:\s+(\d+)", text, re.M)[1])) > 1 << 20:
+                maps += size
+    return own, maps
+
+
+def figures(paced, flood, of="arrived"):
+    """What a packet took, paced and as fast as can be sent."""
+    return {
+        "ns_per_packet": paced["cpu"] / max(paced[of], 1) * 1e9, "ns_flooded": flood["cpu"] / max(flood[of], 1) * 1e9,
+        "arrived_of_sent": paced["arrived"] / max(paced["sent"], 1), "packets_per_second": flood[of] / flood["seconds"],
+    }  # fmt: skip
+
+
+def flows(options):
+    """What a packet costs by the number of flows, and what a flow takes, in each round."""
+    datapaths = {"packet sockets": XDP | {"datapath": "packet"}, "XDP": XDP}
+    cases = [(name, count) for count in options.flows for name in ("dropped", *datapaths)]
+    rounds = []
+    with line():
+        for number in range(options.rounds):
+            one = {name: {} for name in ("dropped", *datapaths)}
+            for name, count in cases if number % 2 else reversed(cases):
+                if name == "dropped":
+                    with dropped(options):
+                        paced, flood = at_random(options, count)
+                    one[name][str(count)] = figures(paced, flood, "sent")
+                else:
+                    with director(options, room=options.flows_max, **datapaths[name]) as admin:
+                        one[name][str(count)] = with_flows(options, admin, count)
             rounds.append(one)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
     return rounds
 
 
+def at_random(options, count):
+    """Packets paced, and as fast as can be sent, of so many flows in an order without a pattern."""
+    order = [*made(count), "--random"]
+    blast(options, *order, "--rate", options.rate, seconds=0.3)  # warm
+    return blast(options, *order, "--rate", options.rate), blast(options, *order)
+
+
+def with_flows(options, admin, count):
+    before, _ = memory()
+    known = learn(options, admin, count)
+    began, account, seen = time.monotonic(), account_seconds(), by_program(admin)
+    paced, flood = at_random(options, count)
+    # The account of flows is no packet's cost: it comes once in so long, however many there are.
+    for one in (paced, flood):
+        one["cpu"] -= one["account"]
+    result = figures(paced, flood)
+    time.sleep(max(0, began + ACCOUNT_SECONDS - time.monotonic()))
+    forwarded, passed = (now - then for now, then in zip(by_program(admin), seen))
+    after, maps = memory()
+    return result | {"known": known, "by_program": forwarded, "passed_up": passed, "account_ms": (account_seconds() - account) * 1e3,
+                     "own_bytes": after - before, "map_bytes": maps / options.flows_max}  # fmt: skip
+
+
 def latency(options):
-    """Round trips in microseconds, by way: the median and the 99th percentile."""
-    ways = {"straight": TO_SERVER, "ringgate": VIP, "kernel IP forwarding": ROUTED}
-    python = sys.executable
-    with bridged(), director(options, "eth0", TO_SERVER):
+    """Round trips in microseconds, by way: medians over the runs of the median and the 99th percentile, and what each has more than the
+    way straight to the server in the same run."""
+    runs, python = {}, sys.executable
+    with bridged():
         argv = ["ip", "netns", "exec", SERVER, python, "-c", ECHO]
         echo = subprocess.Popen(argv, stdout=subprocess.PIPE)
         try:
             echo.stdout.readline()
-            times = json.loads(inside(GENERATOR, python, "-c", PING, 10 * options.rounds, *ways.values()))
+            for number in range(2 * options.rounds):
+                name, how = (("ringgate", {}), ("ringgate, XDP", XDP))[(number + number // 2) % 2]
+                ways = {"straight": TO_SERVER, name: VIP, "kernel IP forwarding": ROUTED}
+                with director(options, "eth0", TO_SERVER, **how):
+                    times = json.loads(inside(GENERATOR, python, "-c", PING, 10, *ways.values()))
+                for way, address in ways.items():
+                    values = sorted(times[address])
+                    runs.setdefault(way, []).append({key: values[int(q * len(values))] / 1000 for key, q in (("p50", 0.5), ("p99", 0.99))})
+                    runs[way][-1] |= {f"added_{key}": runs[way][-1][key] - runs["straight"][-1][key] for key in ("p50", "p99")}
         finally:
             echo.kill()
             echo.wait()
-    quantile = lambda values, q: sorted(values)[int(q * len(values))] / 1000
-    return {name: {"p50": quantile(times[address], 0.5), "p99": quantile(times[address], 0.99)} for name, address in ways.items()}
+    return {way: {key: statistics.median(run[key] for run in those) for key in those[0]} for way, those in runs.items()}
 
 
 def upgrade(options):
@@ -358,12 +479,13 @@ def syn(options):
     with line():
         for _ in range(options.rounds):
             one = {}
-            with director(options, protocol="tcp"):
-                one["empty table"] = rate(blast(options, *many, seconds=1))
-            with director(options, protocol="tcp"):
-                # 1,048,576 flows, at a rate that loses none.
-                blast(options, *many, "--first-port", 18_000, "--rate", 200_000, seconds=MILLION / 200_000 + 0.2)
-                one["a million flows"] = rate(blast(options, *many, "--first-port", 35_000, seconds=1))
+            for name, how in (("packet sockets", {}), ("XDP", XDP)):
+                how = {"protocol": "tcp", "room": options.flows_max, **how}
+                with director(options, **how):
+                    one[f"{name}, empty table"] = rate(blast(options, *many, seconds=1))
+                with director(options, **how):
+                    blast(options, *many, "--first-port", 18_000, "--rate", LEARNED_PER_SECOND, "--packets", MILLION, seconds=60)
+                    one[f"{name}, a million flows"] = rate(blast(options, *many, "--first-port", 35_000, seconds=1))
             rounds.append(one)
     return rounds
 
@@ -372,77 +494,7 @@ def verdict(options):
     return json.loads(sh(options.generator, "verdict", "--json"))
 
 
-def middle(rounds, name, key):
-    return statistics.median(one[name][key] for one in rounds)
-
-
-def spread(rounds, name, key):
-    values = [one[name][key] for one in rounds]
-    return f"{min(values):,.0f} – {max(values):,.0f}"
-
-
-def table(head, rows):
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-    yield ""
-
-
-def markdown(result):
-    yield f"# The layer-4 director, {result['date']}\n"
-    yield f"{result['cpu']}, {os.cpu_count()} CPUs, Linux {platform.release()}, revision {result['revision']}. Written by `bench/l4.py`.\n"
-    if rounds := result.get("forward"):
-        base = "kernel IP forwarding"
-        ratio = lambda name, key: statistics.median(one[name][key] / one[base][key] for one in rounds)
-        yield "## Forwarding: 60-byte UDP packets, 64 flows\n"
-        # What was measured before there was the second one has only the first.
-        costs = {"ns_per_packet": f"ns a packet at {result['rate']:,}/s", "ns_flooded": "ns a packet, as fast as can be sent"}
-        costs = {key: text for key, text in costs.items() if all(key in one["dropped"] for one in rounds)}
-        rows = []
-        for name in CONTENDERS:
-            row = [name]
-            for key in costs:
-                row += [f"{middle(rounds, name, key):,.0f}", spread(rounds, name, key), f"{ratio(name, key):.2f}"]
-            row += [f"{middle(rounds, name, 'packets_per_second'):,.0f}", f"{ratio(name, 'packets_per_second'):.2f}"]
-            rows.append([*row, f"{middle(rounds, name, 'arrived_of_sent'):.2%}"])
-        head = [word for text in costs.values() for word in (text, "least and most", "ratio")]
-        yield from table(["", *head, "packets/s", "ratio", "arrived at the fixed rate"], rows)
-        floors = " and ".join(f"{statistics.median(one['dropped'][key] for one in rounds):,.0f}" for key in costs)
-        whose = "of generator, director and ksoftirqd for a packet that arrives" if len(costs) == 2 else "of the whole machine"
-        yield (f"CPU time {whose}; dropping them on arrival costs {floors} ns a packet, "
-               f"which is taken off. Ratios are to the kernel's IP forwarding. XDP: generic mode, scheduler mh; packet sockets: rr. "
-               f"Medians of {len(rounds)} interleaved rounds.\n")  # fmt: skip
-    if ways := result.get("latency"):
-        yield "## Round trip of one UDP packet, µs\n"
-        straight = ways["straight"]["p50"]
-        yield from table(["", "p50", "p99", "added, p50"],
-                         ([name, f"{way['p50']:.1f}", f"{way['p99']:.1f}", f"{way['p50'] - straight:.1f}"] for name, way in ways.items()))  # fmt: skip
-    if changes := result.get("upgrade"):
-        rounds, rate = changes["rounds"], changes["rate"]
-        yield f"## An upgrade under {rate:,} packets/s: the longest time without a packet, ms\n"
-        values = lambda key: sorted(one[key] for one in rounds)
-        yield from table(["", "median", "least and most"],
-                         ([name, f"{statistics.median(values(key)):.2f}", f"{values(key)[0]:.2f} – {values(key)[-1]:.2f}"]
-                          for name, key in (("a second without one", "before_ms"), ("the second of the upgrade", "upgrade_ms"))))  # fmt: skip
-        total = lambda key: sum(values(key))
-        yield (f"Of {total('sent'):,} packets {total('lost')} were lost, {total('twice')} came twice, {total('overtaken')} overtook one before "
-               f"them. {len(rounds)} upgrades; the generator sends what is due every 100 µs.\n")  # fmt: skip
-    if rounds := result.get("syn"):
-        yield "## SYNs of new connections\n"
-        yield from table(["", "SYNs/s", "sent/s meanwhile"],
-                         ([name, *(f"{middle(rounds, name, key):,.0f}" for key in ("per_second", "sent_per_second"))]
-                          for name in rounds[0]))  # fmt: skip
-    if pure := result.get("verdict"):
-        yield "## The verdict alone, without sockets\n"
-        yield from table(["flows", "real servers", "ns in batches of 64", "ns one by one"],
-                         ([f"{case['flows']:,}", f"{case['servers']:,}", f"{case['ns_batched']:.0f}", f"{case['ns_single']:.0f}"]
-                          for case in pure["cases"]))  # fmt: skip
-        yield (f"A new flow: {pure['ns_new_flow']:.0f} ns; in a full table, where another has to go: {pure['ns_new_flow_full_table']:.0f} ns. "
-               f"Resident memory of a flow: {pure['bytes_per_flow']:.1f} bytes. Medians of {pure['rounds']} rounds.\n")  # fmt: skip
-
-
-PARTS = {"verdict": verdict, "forward": forward, "latency": latency, "upgrade": upgrade, "syn": syn}
+PARTS = {"verdict": verdict, "forward": forward, "flows": flows, "latency": latency, "upgrade": upgrade, "syn": syn}
 
 
 def main():
@@ -450,6 +502,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--rate", type=int, default=100_000)
+    parser.add_argument("--flows", type=int, nargs="+", default=[1_000, 100_000, 1_000_000], help="numbers of flows for the part `flows`")
+    parser.add_argument("--flows-max", type=int, default=4 * MILLION, help="room for flows in the parts `flows` and `syn`")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -464,7 +518,7 @@ def main():
         result = {**json.loads(options.json.read_text()), **result}
     for part in options.part:
         result[part] = PARTS[part](options)
-    text = "\n".join(markdown(result))
+    text = "\n".join(l4_report.markdown(result))
     print(text)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
