@@ -473,9 +473,13 @@ def replaced(options, admin, rate):
 
 
 def syn(options):
-    """SYNs a second that arrive, of connections that are new."""
+    """SYNs a second that arrive, of connections that are new, and what each takes."""
     many, rounds = ["--syn", "--flows", 16_384, "--sources", 64], []
-    rate = lambda flood: {key: flood[of] / flood["seconds"] for key, of in (("per_second", "arrived"), ("sent_per_second", "sent"))}
+
+    def rate(flood):
+        found = {key: flood[of] / flood["seconds"] for key, of in (("per_second", "arrived"), ("sent_per_second", "sent"))}
+        return found | {"ns": (flood["cpu"] - flood["account"]) / max(flood["arrived"], 1) * 1e9}
+
     with line():
         for _ in range(options.rounds):
             one = {}

@@ -66,10 +66,11 @@ def markdown(result):
                f"them. {len(rounds)} upgrades; the generator sends what is due every 100 µs.\n")  # fmt: skip
     if rounds := result.get("syn"):
         yield "## SYNs of new connections\n"
-        yield from table(["", "SYNs/s", "sent/s meanwhile"],
-                         ([name, *(f"{middle(rounds, name, key):,.0f}" for key in ("per_second", "sent_per_second"))]
+        yield from table(["", "SYNs/s", "sent/s meanwhile", "ns a SYN, all", "least and most"],
+                         ([name, *(f"{middle(rounds, name, key):,.0f}" for key in ("per_second", "sent_per_second", "ns")), spread(rounds, name, "ns")]
                           for name in rounds[0]))  # fmt: skip
-        yield "XDP: generic mode, scheduler mh; packet sockets: rr.\n"
+        yield ("CPU time of generator, director and ksoftirqd for a SYN that arrives. XDP: generic mode, scheduler mh; packet sockets: rr. Medians of "
+               f"{len(rounds)} rounds.\n")  # fmt: skip
     if pure := result.get("verdict"):
         yield "## The verdict alone, without sockets\n"
         yield from table(["flows", "real servers", "ns in batches of 64", "ns one by one"],
