@@ -167,3 +167,47 @@ def test_an_upgrade_takes_the_programs_flows_over(network, tmp_path, room):
             site.ask(talks)
         stayed(talks)
         line.stop()
+
+
+def test_flows_of_a_server_that_is_gone_make_room(network, tmp_path):
+    """The table is full of them; others are remembered all the same, and stay when the hash changes."""
+    with Crowded(network, tmp_path) as site, Arrivals(site.servers) as arrivals:
+        first, second, third = site.servers
+        alone = {"servers": [first], "weights": (1,)}
+        site.reload(**alone)
+        await_hash(site, arrivals, {"s1"})
+        crowd = range(8192, 8192 + 4 * ROOM)
+        for _ in range(2):
+            site.send(UDP, crowd)
+        eventually(lambda: set(crowd) <= set(places(arrivals, UDP)), 20)
+        assert {names[-1] for port, names in places(arrivals, UDP).items() if port in crowd} == {"s1"}
+        # Nobody is left of those.
+        site.reload(servers=[second, third], weights=(1, 1))
+        await_hash(site, arrivals, {"s2", "s3"})
+        few = range(1024, 1024 + ROOM // 4)
+        site.send(UDP, few)
+        eventually(lambda: set(few) <= set(places(arrivals, UDP)), 20)
+        before = {port: names for port, names in places(arrivals, UDP).items() if port in few}
+        site.reload(servers=[second, third], weights=(9, 1))
+        await_hash(site, arrivals, {"s2", "s3"})
+        site.send(UDP, few)
+        eventually(lambda: all(len(places(arrivals, UDP)[port]) == 2 for port in few), 20)
+        after = places(arrivals, UDP)
+        moved = [port for port in few if len(set(after[port])) == 2]
+        assert {name for names in before.values() for name in names} == {"s2", "s3"}
+        # By the hash alone four of ten would have moved.
+        assert len(moved) <= len(few) / 10, f"{len(moved)} of {len(few)}"
+        site.node.stop()
+
+
+def await_hash(site, arrivals, names):
+    """Until new flows go to these servers and no others."""
+    probes = iter(range(20_000, 1 << 16))
+
+    def probe():
+        some = list(itertools.islice(probes, 24))
+        site.send(UDP, some)
+        eventually(lambda: set(some) <= set(places(arrivals, UDP)), 5)
+        return {places(arrivals, UDP)[port][0] for port in some} == names
+
+    eventually(probe, 20, f"new flows go to {names}", every=0.2)
