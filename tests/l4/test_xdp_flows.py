@@ -1,7 +1,9 @@
 """The program's table of flows is bounded: what becomes of flows when it is full, and when others take it over."""
 
+import contextlib
 import itertools
 import os
+import signal
 import socket
 
 import pytest
@@ -53,10 +55,14 @@ class Crowded:
     def __enter__(self):
         self.node.start()
         self.text = self.node.file.read_text()
+        self.line = Line(self.node)
         await_program(self.node, self.client, Counted(self.node))
         return self
 
     def __exit__(self, *_):
+        for pid in self.line.pids[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if self.node.process:
             self.node.kill()
 
@@ -155,7 +161,7 @@ def test_an_upgrade_takes_the_programs_flows_over(network, tmp_path, room):
     give, and those that are used do so when the table is full afterwards of flows that come once."""
     with Crowded(network, tmp_path) as site:
         talks = site.talks(240)  # so many that some share a place of the hash
-        line = Line(site.node)
+        line = site.line
         for weights in ((9, 1, 1), (1, 9, 1)):
             site.write(room=room, weights=weights)
             line.upgrade()
