@@ -14,7 +14,7 @@ use ringgate::l7::exchange::{Addresses, Exchange};
 use ringgate::l7::headers::{write_request, write_response};
 use ringgate::l7::request_id::Generator;
 use ringgate::l7::router::Router;
-use ringgate::protocol::http1::{BodyDecoder, Framing, HeadScanner, Limits, Scan, Step};
+use ringgate::protocol::http1::{BodyDecoder, Framing, Limits, Step};
 
 const LIMITS: Limits = Limits { head_bytes: 32 * 1024, headers: 100 };
 const DATE: &[u8; 29] = b"Sun, 22 Nov 2026 00:00:00 GMT";
@@ -195,13 +195,10 @@ impl Bench {
         }
     }
 
-    /// A head as it comes from a socket, found, copied, parsed, and its sender identified.
+    /// A head as it comes from a socket, whole; taken apart, copied, parsed, and its sender identified.
     fn parse(&mut self, bytes: &[u8]) {
         self.exchange.clear();
-        let mut scanner = HeadScanner::new();
-        let Ok(Scan::Complete(length)) = scanner.scan(black_box(bytes), &LIMITS) else {
-            return;
-        };
+        let length = self.exchange.request.take(black_box(bytes), &LIMITS).expect("a plain head");
         self.exchange.head.extend_from_slice(&bytes[..length]);
         self.exchange.parse(&LIMITS).expect("a valid request");
         let trusted = &self.service.http.trusted_proxies;
@@ -214,19 +211,16 @@ impl Bench {
     }
 
     fn write_request(&mut self) {
-        self.exchange.forward.clear();
+        self.out.clear();
         let route = &self.service.routes[self.route];
-        write_request(&mut self.exchange, &self.addresses, route, false);
-        black_box(&self.exchange.forward);
+        write_request(&mut self.out, &self.exchange, &self.addresses, route, false);
+        black_box(&self.out);
     }
 
-    /// The response head from a server: found, copied, parsed and written for the client.
+    /// The response head from a server: taken apart, copied, parsed and written for the client.
     fn response(&mut self) {
-        let mut scanner = HeadScanner::for_response();
-        let Ok(Scan::Complete(length)) = scanner.scan(black_box(ANSWER), &LIMITS) else {
-            return;
-        };
         let exchange = &mut self.exchange;
+        let length = exchange.response.take(black_box(ANSWER), &LIMITS).expect("a plain head");
         exchange.answer.clear();
         exchange.answer.extend_from_slice(&ANSWER[..length]);
         let method = exchange.request.method;

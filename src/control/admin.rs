@@ -136,7 +136,10 @@ async fn answer(stream: &Channel, state: &Rc<State>, access: &Access) {
     timer.set(TIMEOUT_MS);
     let (mut input, mut scanner) = (Input::default(), HeadScanner::new());
     let (mut head, mut request) = (Vec::new(), RequestHead::new());
-    let read = poll_fn(|cx| input.poll_head(stream, &mut scanner, &LIMITS, &mut head, cx));
+    let read = poll_fn(|cx| {
+        let take = |bytes: &[u8]| request.take(bytes, &LIMITS);
+        input.poll_head(stream, (take, &mut scanner), &LIMITS, &mut head, cx)
+    });
     let Ok(Ok(())) = timer.guard(read).await else { return };
     let reply = match request.parse(&head, &LIMITS) {
         Ok(()) => {

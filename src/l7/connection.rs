@@ -523,8 +523,9 @@ impl Client {
         let mut scanner = HeadScanner::new();
         let (limits, mut timed) = (self.generation.limits, false);
         let read = poll_fn(|cx| {
-            let (input, head) = (&mut self.input, &mut exchange.head);
-            let read = input.poll_head(&self.stream, &mut scanner, &limits, head, cx);
+            let Exchange { head, request, .. } = &mut *exchange;
+            let take = |bytes: &[u8]| request.take(bytes, &limits);
+            let read = self.input.poll_head(&self.stream, (take, &mut scanner), &limits, head, cx);
             if let Poll::Ready(read) = read {
                 return Poll::Ready(Ok(read));
             }

@@ -13,8 +13,8 @@ use crate::l7::template::{Values, Variable};
 use crate::l7::tls::Info;
 use crate::l7::tracing::Traces;
 use crate::protocol::http1::{
-    Field, FieldId, Limits, Method, RequestError, RequestHead, ResponseHead, Target, TargetError,
-    Version, encode, normalise_host,
+    Field, FieldId, Limits, RequestError, RequestHead, ResponseHead, Target, TargetError, encode,
+    normalise_host,
 };
 use crate::protocol::trace_context::{Parent, SAMPLED, SPAN_LEN, identifier};
 use crate::ring::timer::Millis;
@@ -43,8 +43,6 @@ pub struct Exchange {
     pub http_host: Vec<u8>,
     /// The request id.
     pub id: Vec<u8>,
-    /// The request head as it goes upstream.
-    pub forward: Vec<u8>,
     /// The response head as received.
     pub answer: Vec<u8>,
     /// What it says.
@@ -124,8 +122,8 @@ impl Exchange {
     /// Makes it as good as new, keeping the memory unless a request needed a lot.
     pub fn clear(&mut self) {
         const KEEP: usize = 16 * 1024;
-        let Self { head, host, http_host, id, forward, answer, outcome, identity, .. } = self;
-        for bytes in [head, host, http_host, id, forward, answer] {
+        let Self { head, host, http_host, id, answer, outcome, identity, .. } = self;
+        for bytes in [head, host, http_host, id, answer] {
             bytes.clear();
             if bytes.capacity() > KEEP {
                 *bytes = Vec::new();
@@ -136,8 +134,7 @@ impl Exchange {
         (self.tls, self.hsts, self.pool, self.trace) = (None, None, None, None);
         self.sampled = None;
         // A refusal may have to be written before the next head is parsed.
-        self.request.method = Method::default();
-        self.request.version = Version::default();
+        self.request.clear();
     }
 
     /// Understands the received head.

@@ -7,35 +7,34 @@ use crate::l7::output::Coding;
 use crate::l7::template::Template;
 use crate::protocol::http1::{Copied, Field, FieldId, Framing, ResponseHead, Version, encode};
 
-/// Writes the request head that goes upstream into [`Exchange::forward`].
+/// Writes the request head that goes upstream.
 pub fn write_request(
-    exchange: &mut Exchange,
+    out: &mut Vec<u8>,
+    exchange: &Exchange,
     addresses: &Addresses,
     route: &Route,
     underscores: bool,
 ) {
-    let mut out = std::mem::take(&mut exchange.forward);
     let context = Context { exchange, addresses };
     out.extend_from_slice(exchange.request.method_span.of(&exchange.head));
     out.push(b' ');
-    push_target(&mut out, exchange, route.rewrite.as_ref());
+    push_target(out, exchange, route.rewrite.as_ref());
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let edits = &route.request_headers;
     if !replaces(edits, b"host") {
-        encode::push_field(&mut out, b"Host", &exchange.http_host);
+        encode::push_field(out, b"Host", &exchange.http_host);
     }
     let mut copied = Copied::new(&exchange.head);
     for field in &exchange.request.fields {
         if is_forwarded(exchange, field, underscores, edits) {
-            copied.push(&mut out, field);
+            copied.push(out, field);
         }
     }
-    copied.finish(&mut out);
-    push_identity(&mut out, exchange, addresses, edits);
-    push_edits(&mut out, edits, &context);
-    push_request_framing(&mut out, exchange);
+    copied.finish(out);
+    push_identity(out, exchange, addresses, edits);
+    push_edits(out, edits, &context);
+    push_request_framing(out, exchange);
     out.extend_from_slice(b"\r\n");
-    exchange.forward = out;
 }
 
 fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>) {
@@ -245,15 +244,22 @@ pub fn write_response(
     // The trailers that `Trailer` announces end with the chunks (RFC 9110 section 6.6.2).
     let dechunked = response.framing == Framing::Chunked
         && response_coding(response.framing, exchange.request.version) != Coding::Chunked;
+    // What nearly no response has to be looked through for.
+    let picky =
+        response.connection.others || exchange.hsts.is_some() || dechunked || !edits.is_empty();
     let mut copied = Copied::new(bytes);
     for field in &response.fields {
-        let name = || field.name.of(bytes);
+        let is_dropped = || {
+            let name = field.name.of(bytes);
+            response.connection_lists(bytes, name)
+                || (exchange.hsts.is_some() && name.eq_ignore_ascii_case(HSTS))
+                || (dechunked && field.id == FieldId::Trailer)
+                || removes(edits, name)
+                || replaces(edits, name)
+        };
         let skipped = field.id.is_hop_by_hop()
             || field.id == FieldId::ContentLength
-            || (response.connection.others && response.connection_lists(bytes, name()))
-            || (exchange.hsts.is_some() && name().eq_ignore_ascii_case(HSTS))
-            || (dechunked && field.id == FieldId::Trailer)
-            || (!edits.is_empty() && (removes(edits, name()) || replaces(edits, name())));
+            || (picky && is_dropped());
         dated |= field.id == FieldId::Date;
         if !skipped {
             copied.push(out, field);

@@ -121,11 +121,12 @@ impl Input {
         }
     }
 
-    /// Collects the bytes of one head into `head`. `scanner` carries the progress between calls.
+    /// Collects the bytes of one head into `head`. `take` may find one that came whole and takes it apart at once;
+    /// `scanner` finds the others, and carries the progress between calls.
     pub fn poll_head(
         &mut self,
         stream: &Channel,
-        scanner: &mut HeadScanner,
+        (take, scanner): (impl FnOnce(&[u8]) -> Option<usize>, &mut HeadScanner),
         limits: &Limits,
         head: &mut Vec<u8>,
         cx: &mut Context<'_>,
@@ -140,6 +141,7 @@ impl Input {
             head.extend_from_slice(&answer);
             return Poll::Ready(Ok(()));
         }
+        let mut take = Some(take).filter(|_| scanner.is_new());
         loop {
             let chunk = ready!(self.poll_unconsumed(stream, cx)).map_err(HeadReadError::Io)?;
             let Some(mut chunk) = chunk else {
@@ -148,7 +150,11 @@ impl Input {
                 return Poll::Ready(Err(error));
             };
             let bytes = chunk.as_slice();
-            match scanner.scan(bytes, limits).map_err(HeadReadError::Malformed)? {
+            let scan = match take.take().and_then(|take| take(bytes)) {
+                Some(length) => Ok(Scan::Complete(length)),
+                None => scanner.scan(bytes, limits),
+            };
+            match scan.map_err(HeadReadError::Malformed)? {
                 Scan::Partial => {
                     head.extend_from_slice(bytes);
                     self.consumed += bytes.len() as u64;

@@ -26,7 +26,7 @@ use crate::l7::generation::Generation;
 use crate::l7::headers;
 use crate::l7::http2::client::retire;
 use crate::l7::input::BodyReader;
-use crate::l7::output::{Coding, buffer_of};
+use crate::l7::output::Coding;
 use crate::l7::pool::{Connection, Kept, Lease, Pool, millis};
 use crate::l7::reply;
 use crate::l7::tls;
@@ -77,12 +77,6 @@ pub async fn serve(
     if exchange.http_host.is_empty() {
         // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
         exchange.http_host.extend_from_slice(pool.upstream.config.name.as_bytes());
-    }
-    let underscores = generation.service.http.underscores_in_headers;
-    headers::write_request(exchange, &client.addresses, route, underscores);
-    if pool.upstream.config.http2 && takes_trailers(exchange) {
-        exchange.forward.truncate(exchange.forward.len() - 2);
-        exchange.forward.extend_from_slice(b"te: trailers\r\n\r\n");
     }
     let body = BodyReader::on(&client.stream, framing);
     let retry = &pool.upstream.config.retry;
@@ -281,22 +275,38 @@ impl Proxied<'_> {
         if keep { After::Keep } else { After::Close }
     }
 
+    /// The request's head as it goes upstream.
+    fn head(&self, worker: &Worker) -> WriteBuf {
+        let (exchange, route) = (&*self.exchange, self.route);
+        let mut head = WriteBuf::new(&worker.ring);
+        let underscores = self.generation.service.http.underscores_in_headers;
+        let addresses = &self.client.addresses;
+        headers::write_request(&mut head.bytes, exchange, addresses, route, underscores);
+        if self.pool.upstream.config.http2 && takes_trailers(exchange) {
+            head.bytes.truncate(head.bytes.len() - 2);
+            head.bytes.extend_from_slice(b"te: trailers\r\n\r\n");
+        }
+        head
+    }
+
     async fn attempt(
         &mut self,
         worker: &Worker,
         lease: &Lease,
         fresh: bool,
     ) -> Result<Attempted, Failure> {
+        // Before the server is noted: to the head, `$upstream_addr` is the one that was tried before.
+        let head = self.head(worker);
         self.exchange.outcome.server = Some(lease.member().address);
         self.exchange.outcome.upstream_status = None;
         self.attempt_began = worker.now();
         let mut connection = if self.pool.upstream.config.http2 {
-            self.stream(worker, lease).await?
+            self.stream(worker, lease, &head.bytes).await?
         } else {
             self.connection(worker, lease, fresh).await?
         };
         if connection.stream.http2().is_none() {
-            connection.stream.write(buffer_of(&worker.ring, &self.exchange.forward));
+            connection.stream.write(head);
         }
         let done = match self.converse(worker, lease, &mut connection).await {
             Err(Failure::Timeout) => {
@@ -385,16 +395,21 @@ impl Proxied<'_> {
         Ok(stream)
     }
 
-    /// A stream on a connection to the leased server, with the request's head sent on it; or a
+    /// A stream on a connection to the leased server, with this head sent on it; or a
     /// connection that TLS has settled on HTTP/1.1 for.
-    async fn stream(&mut self, worker: &Worker, lease: &Lease) -> Result<Connection, Failure> {
+    async fn stream(
+        &mut self,
+        worker: &Worker,
+        lease: &Lease,
+        head: &[u8],
+    ) -> Result<Connection, Failure> {
         let config = &self.pool.upstream.config;
         let connections = self.pool.http2(lease);
         let end = self.exchange.request.framing.is_empty();
         let mut dialed = None;
         loop {
             let now = worker.now();
-            let sent = connections.send(&self.exchange.forward, end, config, now);
+            let sent = connections.send(head, end, config, now);
             if let Some((stream, reused)) = sent {
                 if reused {
                     lease.metrics().reuses.increment();

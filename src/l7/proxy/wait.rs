@@ -92,7 +92,7 @@ impl Waiting<'_> {
     ) -> Result<(), Failure> {
         for interim in 0..=INTERIM_MAX {
             x.answer.clear();
-            self.head(pump, input, &mut x.answer).await?;
+            self.head(pump, input, x).await?;
             let parsed = x.response.parse(&x.answer, &self.limits, x.request.method);
             if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
                 return Err(Failure::Malformed);
@@ -130,14 +130,16 @@ impl Waiting<'_> {
         &self,
         pump: &mut Pump<'_, F>,
         input: &mut Input,
-        head: &mut Vec<u8>,
+        x: &mut Exchange,
     ) -> Result<(), Failure> {
         let mut scanner = HeadScanner::for_response();
         let limits = self.limits;
         let mut timed = false;
         poll_fn(|cx| {
             pump.poll(cx);
-            let read = input.poll_head(self.server, &mut scanner, &limits, head, cx);
+            let Exchange { answer, response, .. } = &mut *x;
+            let take = |bytes: &[u8]| response.take(bytes, &limits);
+            let read = input.poll_head(self.server, (take, &mut scanner), &limits, answer, cx);
             if let Poll::Ready(read) = read {
                 return Poll::Ready(read.map_err(|error| Failure::of_head(&error, self.reused)));
             }

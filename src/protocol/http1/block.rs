@@ -10,12 +10,7 @@ const ONES: u64 = u64::MAX / 0xff;
 /// The highest bit of each byte.
 const HIGHS: u64 = ONES << 7;
 
-/// Whether it is a control character (RFC 5234's CTL).
-fn is_control(byte: u8) -> bool {
-    byte < b' ' || byte == 0x7f
-}
-
-/// Marks each byte that is a control character, with its highest bit.
+/// Marks each byte that is a control character (RFC 5234's CTL), with its highest bit.
 #[inline]
 fn controls(word: u64) -> u64 {
     // Without the highest bits, so that no sum goes beyond its byte.
@@ -53,57 +48,45 @@ pub(super) fn name_length(block: &[u8; NAME_LEN]) -> usize {
     }
 }
 
-/// The places of control characters, in order.
-#[derive(Debug)]
-pub(super) struct Controls<'a> {
-    bytes: &'a [u8],
-    /// Where the word that is being looked at begins.
-    start: usize,
-    /// Those in it that are still to come.
-    marks: u64,
-}
-
-impl<'a> Controls<'a> {
-    #[inline]
-    pub(super) fn of(bytes: &'a [u8]) -> Self {
-        Self { bytes, start: 0, marks: marks_at(bytes, 0) }
-    }
-}
-
-impl Iterator for Controls<'_> {
-    type Item = usize;
-
-    #[inline]
-    fn next(&mut self) -> Option<usize> {
-        while self.marks == 0 {
-            self.start += LEN;
-            if self.start >= self.bytes.len() {
-                return None;
-            }
-            self.marks = marks_at(self.bytes, self.start);
-        }
-        let place = self.start + self.marks.trailing_zeros() as usize / 8;
-        self.marks &= self.marks - 1;
-        Some(place)
-    }
-}
-
-/// The controls among the eight bytes from `start` on, or as many as there are.
+/// Where the first control character is.
 #[inline]
-fn marks_at(bytes: &[u8], start: usize) -> u64 {
-    let rest = bytes.get(start..).unwrap_or_default();
-    match (rest.first_chunk(), bytes.last_chunk()) {
-        (Some(word), _) => controls(u64::from_le_bytes(*word)),
-        // The last eight, without those that were looked at before.
-        (None, Some(word)) => {
-            let seen = u32::try_from(8 * (LEN - rest.len())).unwrap_or(u64::BITS);
-            controls(u64::from_le_bytes(*word)).unbounded_shr(seen)
+pub(super) fn find_control(bytes: &[u8]) -> Option<usize> {
+    find(bytes, controls)
+}
+
+/// Where the first byte is that is no visible character of ASCII.
+#[inline]
+pub(super) fn find_invisible(bytes: &[u8]) -> Option<usize> {
+    find(bytes, |word| {
+        let low = word & !HIGHS;
+        (!at_least(low, b'!') | at_least(low, 0x7f) | word) & HIGHS
+    })
+}
+
+/// Where the first byte is that is marked.
+#[inline]
+fn find(bytes: &[u8], mark: impl Fn(u64) -> u64) -> Option<usize> {
+    let mut tail = bytes;
+    while let Some((word, rest)) = tail.split_first_chunk() {
+        let marks = mark(u64::from_le_bytes(*word));
+        if marks != 0 {
+            return Some(bytes.len() - tail.len() + first(marks));
         }
-        (None, None) => {
-            let marks = rest.iter().rev().map(|&byte| u64::from(is_control(byte)) << 7);
-            marks.fold(0, |all, mark| (all << 8) | mark)
-        }
+        tail = rest;
     }
+    let length = u32::try_from(8 * tail.len()).unwrap_or(u64::BITS);
+    let word = match bytes.last_chunk() {
+        Some(word) => u64::from_le_bytes(*word).unbounded_shr(u64::BITS - length),
+        None => tail.iter().rev().fold(0, |word, &byte| (word << 8) | u64::from(byte)),
+    };
+    let marks = mark(word) & !u64::MAX.unbounded_shl(length);
+    (marks != 0).then(|| bytes.len() - tail.len() + first(marks))
+}
+
+/// Which byte of a word the first mark is in.
+#[inline]
+fn first(marks: u64) -> usize {
+    marks.trailing_zeros() as usize / 8
 }
 
 #[cfg(test)]
@@ -116,10 +99,15 @@ mod tests {
         byte.is_ascii_alphanumeric() || byte == b'-'
     }
 
+    fn check_searches(bytes: &[u8]) {
+        let control = bytes.iter().position(u8::is_ascii_control);
+        assert_eq!(find_control(bytes), control, "{bytes:?}");
+        let invisible = bytes.iter().position(|byte| !byte.is_ascii_graphic());
+        assert_eq!(find_invisible(bytes), invisible, "{bytes:?}");
+    }
+
     fn check(block: &[u8; NAME_LEN]) {
-        let places: Vec<_> = Controls::of(block).collect();
-        let expected: Vec<_> = (0..NAME_LEN).filter(|&at| is_control(block[at])).collect();
-        assert_eq!(places, expected, "{block:?}");
+        check_searches(block);
         let length = block.iter().position(|&byte| !is_of_name(byte)).unwrap_or(NAME_LEN);
         assert_eq!(name_length(block), length, "{block:?}");
     }
@@ -144,12 +132,10 @@ mod tests {
         }
 
         #[test]
-        fn controls_are_found_where_they_are(
+        fn all_are_found_where_they_are(
             bytes in prop::collection::vec(prop_oneof![Just(b'x'), any::<u8>()], 0..70)
         ) {
-            let places: Vec<_> = Controls::of(&bytes).collect();
-            let expected: Vec<_> = (0..bytes.len()).filter(|&at| is_control(bytes[at])).collect();
-            prop_assert_eq!(places, expected);
+            check_searches(&bytes);
         }
     }
 }

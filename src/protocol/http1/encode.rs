@@ -41,7 +41,7 @@ pub fn push_decimal(out: &mut Vec<u8>, value: u64) {
 
 /// Writes one field line. Name and value must be valid: parsed from a message, or checked with the
 /// configuration.
-#[inline]
+#[inline(always)] // names are nearly always constants, which are copied without a call then
 pub fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);

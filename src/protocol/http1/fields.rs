@@ -81,16 +81,21 @@ impl<'a> Copied<'a> {
     /// Writes the line `name: value CRLF` of a field, at the latest with what is written by [`Copied::finish`].
     #[inline]
     pub fn push(&mut self, out: &mut Vec<u8>, field: &Field) {
+        if !field.plain {
+            return self.rewrite(out, field);
+        }
         let start = field.name.start();
-        if start != self.to || !field.plain {
+        if start != self.to {
             self.finish(out);
             self.from = start;
         }
         self.to = field.value.start() + field.value.len() + 2;
-        if !field.plain {
-            push_field(out, field.name.of(self.head), field.value.of(self.head));
-            self.from = self.to;
-        }
+    }
+
+    #[cold]
+    fn rewrite(&mut self, out: &mut Vec<u8>, field: &Field) {
+        self.finish(out);
+        push_field(out, field.name.of(self.head), field.value.of(self.head));
     }
 
     /// Writes what has been put off.
@@ -165,6 +170,7 @@ impl FieldId {
     }
 
     /// The same for a name that is the beginning of the block, and all letters, digits and hyphens.
+    #[inline(always)] // likewise for each line
     pub(super) fn of_short(block: &[u8; block::NAME_LEN], length: usize) -> Self {
         // Sets the bit of lower case, which digits and hyphens have anyway.
         const LOWER: u128 = u128::MAX / 0xff * 0x20;

@@ -3,10 +3,7 @@
 //! What is not plain is left to httparse, which says what is wrong with it, or takes it after all; what is taken here,
 //! httparse takes in the same way (a test compares them).
 
-use super::{
-    Field, FieldId, Span, Version,
-    block::{self, Controls},
-};
+use super::{Field, FieldId, Span, Version, block};
 
 /// Goes through a head, line by line. Each step gives `None` when what comes next is not plain.
 #[derive(Debug)]
@@ -24,8 +21,7 @@ impl<'a> Lines<'a> {
     /// `method SP target SP HTTP/1.x CRLF` (RFC 9112 section 3).
     pub(super) fn request_line(&mut self) -> Option<(Span, Span, Version)> {
         let (method, _) = self.token(b' ')?;
-        let length = self.rest().iter().position(|byte| !byte.is_ascii_graphic())?;
-        let target = self.until(length)?;
+        let target = self.until(block::find_invisible(self.rest())?)?;
         if target.is_empty() || !self.take(b" ") {
             return None;
         }
@@ -41,12 +37,12 @@ impl<'a> Lines<'a> {
             digit.is_ascii_digit().then(|| status * 10 + u16::from(digit - b'0'))
         })?;
         self.at += 5;
-        let reason = self.until(self.find_text_end()?)?;
+        let reason = self.until(find_text_end(self.rest())?)?;
         self.take(b"\r\n").then_some((version, status, reason))
     }
 
-    /// Field lines and the empty line behind them, which has to end the head; `max` of them at most.
-    pub(super) fn fields(&mut self, max: usize, fields: &mut Vec<Field>) -> Option<()> {
+    /// Field lines and the empty line behind them; `max` of them at most. How long the head is.
+    pub(super) fn fields(&mut self, max: usize, fields: &mut Vec<Field>) -> Option<usize> {
         fields.clear();
         while !self.take(b"\r\n") {
             if fields.len() >= max {
@@ -54,10 +50,11 @@ impl<'a> Lines<'a> {
             }
             fields.push(self.field()?);
         }
-        self.rest().is_empty().then_some(())
+        Some(self.at)
     }
 
     /// `name: value CRLF` (RFC 9112 section 5).
+    #[inline]
     fn field(&mut self) -> Option<Field> {
         let (name, id, underscore) = match self.short_name() {
             Some((name, id)) => (name, id, false),
@@ -66,16 +63,24 @@ impl<'a> Lines<'a> {
                 (name, FieldId::of(name.of(self.head)), underscore)
             }
         };
-        let blanks = self.rest().iter().position(|&byte| !is_blank(byte))?;
-        let one_space = blanks == 1 && self.rest().first() == Some(&b' ');
-        self.at += blanks;
-        let mut value = self.until(self.find_text_end()?)?;
-        let length = value.len();
-        while let [.., b' ' | b'\t'] = value.of(self.head) {
-            value = Span::between(value.start(), value.start() + value.len() - 1)?;
+        let rest = self.rest();
+        let (blanks, one_space) = match rest {
+            [b' ', next, ..] if !is_blank(*next) => (1, true),
+            _ => (rest.iter().position(|&byte| !is_blank(byte))?, false),
+        };
+        let text = rest.get(blanks..)?;
+        let end = find_text_end(text)?;
+        if text.get(end..)?.first_chunk() != Some(b"\r\n") {
+            return None;
         }
-        let plain = one_space && value.len() == length;
-        self.take(b"\r\n").then_some(Field { name, value, id, plain, underscore })
+        let mut length = end;
+        while let Some(b' ' | b'\t') = text.get(..length)?.last() {
+            length -= 1;
+        }
+        let start = self.at + blanks;
+        let value = Span::between(start, start + length)?;
+        self.at = start + end + 2;
+        Some(Field { name, value, id, plain: one_space && length == end, underscore })
     }
 
     /// A name of fifteen letters, digits and hyphens at most with a colon behind it, which is gone past.
@@ -113,12 +118,6 @@ impl<'a> Lines<'a> {
         Some(version)
     }
 
-    /// How far it is to the first control character other than HTAB.
-    fn find_text_end(&self) -> Option<usize> {
-        let rest = self.rest();
-        Controls::of(rest).find(|&at| rest.get(at) != Some(&b'\t'))
-    }
-
     /// Goes `length` on; what that was.
     fn until(&mut self, length: usize) -> Option<Span> {
         let span = Span::between(self.at, self.at + length);
@@ -136,6 +135,16 @@ impl<'a> Lines<'a> {
     fn rest(&self) -> &'a [u8] {
         self.head.get(self.at..).unwrap_or_default()
     }
+}
+
+/// Where the first control character other than HTAB is.
+#[inline(always)] // called for each line, of which most have a word or two
+fn find_text_end(text: &[u8]) -> Option<usize> {
+    let mut end = block::find_control(text)?;
+    while text.get(end) == Some(&b'\t') {
+        end += 1 + block::find_control(text.get(end + 1..)?)?;
+    }
+    Some(end)
 }
 
 fn is_blank(byte: u8) -> bool {
@@ -191,7 +200,7 @@ mod tests {
     fn ours(head: &[u8]) -> Option<Parts<'_>> {
         let (mut lines, mut fields) = (Lines::new(head, 0), Vec::new());
         let (method, target, version) = lines.request_line()?;
-        lines.fields(8, &mut fields)?;
+        (lines.fields(8, &mut fields)? == head.len()).then_some(())?;
         let parts = |field: &Field| (field.name.of(head), field.value.of(head));
         let fields = fields.iter().map(parts).collect();
         Some((method.of(head), target.of(head), u8::from(version == Version::Http11), fields))
@@ -209,7 +218,7 @@ mod tests {
     fn our_response(head: &[u8]) -> Option<Answer<'_>> {
         let (mut lines, mut fields) = (Lines::new(head, 0), Vec::new());
         let (version, status, _) = lines.status_line()?;
-        lines.fields(8, &mut fields)?;
+        (lines.fields(8, &mut fields)? == head.len()).then_some(())?;
         let parts = |field: &Field| (field.name.of(head), field.value.of(head));
         Some((u8::from(version == Version::Http11), status, fields.iter().map(parts).collect()))
     }

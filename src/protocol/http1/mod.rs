@@ -1,8 +1,8 @@
 //! HTTP/1.0 and HTTP/1.1 messages (RFC 9110, RFC 9112), pure: bytes in, values out.
 //!
 //! A message is read in three steps. [`HeadScanner`] finds the end of the head while bytes arrive;
-//! [`RequestHead`] or [`ResponseHead`] parses the collected head and settles the [`Framing`];
-//! [`BodyDecoder`] then tells body bytes from framing bytes. [`Target`] and [`normalise_host`] bring
+//! [`RequestHead`] or [`ResponseHead`] parses the collected head and settles the [`Framing`], and finds the
+//! end itself of one that came whole; [`BodyDecoder`] then tells body bytes from framing bytes. [`Target`] and [`normalise_host`] bring
 //! a request's target and host into the one form that is both routed and forwarded. [`encode`]
 //! writes messages from the parsed form; received bytes are never passed on as framing.
 //!

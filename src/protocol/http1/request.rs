@@ -116,6 +116,8 @@ pub struct RequestHead {
     pub upgrade_websocket: bool,
     /// What `Connection` says.
     pub connection: ConnectionOptions,
+    /// The length of the head that [`RequestHead::take`] has taken apart.
+    taken: Option<usize>,
 }
 
 /// What is gathered over the fields.
@@ -135,6 +137,20 @@ impl RequestHead {
         Self::default()
     }
 
+    /// Forgets what was taken and the first line; the fields stay until the next are parsed.
+    pub fn clear(&mut self) {
+        (self.method, self.version, self.taken) = (Method::default(), Version::default(), None);
+    }
+
+    /// Takes apart the head that `bytes` begin with, in one look, if all of it is there and as plain as nearly all
+    /// are; gives its length, which [`HeadScanner`](super::HeadScanner) would find, too. [`RequestHead::parse`] of it
+    /// has to follow.
+    pub fn take(&mut self, bytes: &[u8], limits: &Limits) -> Option<usize> {
+        let window = bytes.get(..limits.bytes()).unwrap_or(bytes);
+        self.taken = self.take_plain(window, 0, limits);
+        self.taken
+    }
+
     /// Parses a whole head, as [`HeadScanner`](super::HeadScanner) delimits it. After an error the
     /// contents mean nothing.
     ///
@@ -142,7 +158,13 @@ impl RequestHead {
     ///
     /// See [`RequestError`].
     pub fn parse(&mut self, head: &[u8], limits: &Limits) -> Result<(), RequestError> {
-        self.tokenise(head, limits)?;
+        if self.taken.take() != Some(head.len()) {
+            self.tokenise(head, limits)?;
+        }
+        if self.method_span.len() > METHOD_BYTES_MAX {
+            return Err(HeadError::MethodTooLong.into());
+        }
+        self.method = Method::of(self.method_span.of(head));
         let mut gathered = Gathered::default();
         for field in &self.fields {
             gathered.note(field, head)?;
@@ -166,17 +188,14 @@ impl RequestHead {
             return Err(HeadError::TooLarge);
         }
         let message = skip_empty_lines(head)?;
-        if self.take_plain(head, head.len() - message.len(), limits).is_none() {
-            self.take_any(head, message, limits)?;
+        match self.take_plain(head, head.len() - message.len(), limits) {
+            Some(length) if length == head.len() => Ok(()),
+            _ => self.take_any(head, message, limits),
         }
-        if self.method_span.len() > METHOD_BYTES_MAX {
-            return Err(HeadError::MethodTooLong);
-        }
-        self.method = Method::of(self.method_span.of(head));
-        Ok(())
     }
 
-    fn take_plain(&mut self, head: &[u8], start: usize, limits: &Limits) -> Option<()> {
+    /// Gives the length of the head, which begins behind `start` bytes.
+    fn take_plain(&mut self, head: &[u8], start: usize, limits: &Limits) -> Option<usize> {
         let mut lines = Lines::new(head, start);
         (self.method_span, self.target, self.version) = lines.request_line()?;
         lines.fields(limits.fields(), &mut self.fields)

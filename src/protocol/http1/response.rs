@@ -5,8 +5,8 @@ use std::{error::Error, fmt, mem::MaybeUninit};
 use memchr::memchr;
 
 use super::{
-    ConnectionOptions, FIELDS_MAX, Fault, Field, Framing, FramingError, HeadError, Limits, Method,
-    Span, Version,
+    ConnectionOptions, FIELDS_MAX, Fault, Field, FieldId, Framing, FramingError, HeadError, Limits,
+    Method, Span, Version,
     error::write_within,
     fields::{check_extent, collect, find},
     framing::FramingFields,
@@ -80,12 +80,21 @@ pub struct ResponseHead {
     pub upgrade: bool,
     /// What `Connection` says.
     pub connection: ConnectionOptions,
+    /// The length of the head that [`ResponseHead::take`] has taken apart.
+    taken: Option<usize>,
 }
 
 impl ResponseHead {
     /// An empty one, to parse into.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Takes apart the head that `bytes` begin with; see [`RequestHead::take`](super::RequestHead::take).
+    pub fn take(&mut self, bytes: &[u8], limits: &Limits) -> Option<usize> {
+        let window = bytes.get(..limits.bytes()).unwrap_or(bytes);
+        self.taken = self.take_plain(window, limits);
+        self.taken
     }
 
     /// Parses a whole head, as [`HeadScanner`](super::HeadScanner) delimits it, of the response to a
@@ -104,16 +113,22 @@ impl ResponseHead {
         limits: &Limits,
         request_method: Method,
     ) -> Result<(), ResponseError> {
-        self.tokenise(head, limits)?;
+        if self.taken.take() != Some(head.len()) {
+            self.tokenise(head, limits)?;
+        }
         if !(100..=599).contains(&self.status) {
             return Err(ResponseError::Status);
         }
         let mut framing = FramingFields::default();
         self.connection = ConnectionOptions::default();
         for field in &self.fields {
-            let value = field.value.of(head);
-            framing.note(field.id, value)?;
-            self.connection.note(field.id, value)?;
+            match field.id {
+                FieldId::ContentLength | FieldId::TransferEncoding => {
+                    framing.note(field.id, field.value.of(head))?;
+                }
+                FieldId::Connection => self.connection.note(field.id, field.value.of(head))?,
+                _ => {}
+            }
         }
         self.conclude(framing.framing(self.version)?, request_method)
     }
@@ -141,12 +156,13 @@ impl ResponseHead {
             return Err(HeadError::EmptyLines);
         }
         match self.take_plain(head, limits) {
-            Some(()) => Ok(()),
-            None => self.take_any(head, limits),
+            Some(length) if length == head.len() => Ok(()),
+            _ => self.take_any(head, limits),
         }
     }
 
-    fn take_plain(&mut self, head: &[u8], limits: &Limits) -> Option<()> {
+    /// Gives the length of the head.
+    fn take_plain(&mut self, head: &[u8], limits: &Limits) -> Option<usize> {
         let mut lines = Lines::new(head, 0);
         (self.version, self.status, self.reason) = lines.status_line()?;
         lines.fields(limits.fields(), &mut self.fields)

@@ -77,6 +77,11 @@ impl HeadScanner {
         Self { lines: 1, ..Self::new() }
     }
 
+    /// Whether nothing has been looked at yet.
+    pub const fn is_new(&self) -> bool {
+        self.bytes == 0
+    }
+
     /// Whether a start line has begun: before that, a connection that closes is merely idle.
     pub const fn has_begun(&self) -> bool {
         self.lines > 0 || !self.line_empty

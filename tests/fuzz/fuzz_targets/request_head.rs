@@ -49,6 +49,10 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(scan_torn(data, size), whole);
     }
     let mut request = RequestHead::new();
+    if let Some(length) = request.take(data, &LIMITS) {
+        assert_eq!(whole, Ok(Scan::Complete(length)));
+    }
+    request.clear();
     if request.parse(data, &LIMITS).is_ok() {
         assert_eq!(whole, Ok(Scan::Complete(data.len())));
         check_accepted(data, &request);

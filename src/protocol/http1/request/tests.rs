@@ -56,6 +56,24 @@ fn reuse_leaves_nothing_behind() {
 }
 
 #[test]
+fn what_was_taken_counts_for_one_head_only() {
+    let (first, second) = (with("A: b\r\n"), with("B: c\r\n"));
+    let mut request = RequestHead::new();
+    assert_eq!(request.take(&first, &LIMITS), Some(first.len()));
+    request.clear();
+    request.parse(&second, &LIMITS).unwrap();
+    assert_eq!(request.header(&second, "b"), Some(&b"c"[..]));
+    assert_eq!(request.take(&first, &LIMITS), Some(first.len()));
+    request.parse(&first, &LIMITS).unwrap();
+    request.parse(&second, &LIMITS).unwrap();
+    assert_eq!(request.header(&second, "b"), Some(&b"c"[..]));
+    assert_eq!(request.take(&first, &LIMITS), Some(first.len()));
+    assert_eq!(request.take(&first[1..first.len() - 1], &LIMITS), None);
+    request.parse(&second, &LIMITS).unwrap();
+    assert_eq!(request.header(&second, "b"), Some(&b"c"[..]));
+}
+
+#[test]
 fn request_lines() {
     let refused: &[(&str, u16)] = &[
         ("GET  / HTTP/1.1", 400),
@@ -405,6 +423,28 @@ proptest! {
         head.extend_from_slice(b"\r\n\r\n");
         if let Ok(request) = parse(&head) {
             check_accepted(&head, &request);
+        }
+    }
+
+    /// One look and two come to the same, whatever follows the head.
+    #[test]
+    fn what_is_taken_the_scanner_finds_and_the_parser_reads_alike(
+        plain in any::<bool>(),
+        head in lines(),
+        head_bytes in 0_usize..120,
+        headers in 0_usize..6,
+    ) {
+        let bytes = if plain { [&with("A: b\r\n")[..], &head].concat() } else { head };
+        let limits = Limits { head_bytes, headers };
+        let mut taken = RequestHead::new();
+        if let Some(length) = taken.take(&bytes, &limits) {
+            prop_assert_eq!(HeadScanner::new().scan(&bytes, &limits), Ok(Scan::Complete(length)));
+            let mut parsed = RequestHead::new();
+            let verdict = parsed.parse(&bytes[..length], &limits);
+            prop_assert_eq!(taken.parse(&bytes[..length], &limits), verdict);
+            prop_assert_eq!(format!("{taken:?}"), format!("{parsed:?}"));
+        } else if plain && HeadScanner::new().scan(&bytes, &limits).is_ok() {
+            prop_assert!(false, "a plain head was not taken");
         }
     }
 

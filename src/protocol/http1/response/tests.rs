@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::protocol::http1::{HeadScanner, Scan};
 
 const LIMITS: Limits = Limits { head_bytes: 16 * 1024, headers: 100 };
 
@@ -162,6 +163,28 @@ fn interim() {
 }
 
 proptest! {
+    /// One look and two come to the same, whatever follows the head.
+    #[test]
+    fn what_is_taken_the_scanner_finds_and_the_parser_reads_alike(
+        pieces in prop::collection::vec(prop::sample::select(vec![
+            "A: b\r\n", "Content-Length: 5\r\n", "Connection: close\r\n", "\r\n", "\r\n", "\n", "\r", "\0", "x",
+        ]), 0..6),
+        head_bytes in 0_usize..80,
+        headers in 0_usize..4,
+    ) {
+        let bytes = ["HTTP/1.1 200 OK\r\n", &pieces.concat()].concat().into_bytes();
+        let limits = Limits { head_bytes, headers };
+        let mut taken = ResponseHead::new();
+        if let Some(length) = taken.take(&bytes, &limits) {
+            let found = HeadScanner::for_response().scan(&bytes, &limits);
+            prop_assert_eq!(found, Ok(Scan::Complete(length)));
+            let mut parsed = ResponseHead::new();
+            let verdict = parsed.parse(&bytes[..length], &limits, Method::Get);
+            prop_assert_eq!(taken.parse(&bytes[..length], &limits, Method::Get), verdict);
+            prop_assert_eq!(format!("{taken:?}"), format!("{parsed:?}"));
+        }
+    }
+
     #[test]
     fn any_bytes(head in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = get(&head);
