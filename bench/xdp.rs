@@ -165,10 +165,7 @@ impl Bench {
             syn_limit: 0,
             any_port: false,
         };
-        // Each CPU may have as many flows as there are, for the kernel gives each its share of the table.
-        let cpus = u32::try_from(cpu::allowed().len()).unwrap_or(u32::MAX);
-        let room = options.flows.next_power_of_two().saturating_mul(cpus.saturating_add(1));
-        let limits = Limits { flows_v4: room, flows_v6: 0, syn_limit: false };
+        let limits = Limits { flows_v4: options.flows, flows_v6: 0, syn_limit: false };
         let mut path = FastPath::new(limits).map_err(|error| text(&error))?;
         path.set_tables(translate(&tables), |_| setup.clone()).map_err(|error| text(&error))?;
         let program = path.program(&setup).map_err(|error| text(&error))?;

@@ -16,7 +16,8 @@ pub(super) fn write(page: &mut Page, view: &NetworkView) {
         page.sample(DATAPATH, &labels, 1);
     }
     let help = "Frames that the XDP program forwarded, and those that it did not or without \
-                remembering their flow, by reason. All but syn_limit and stateless went up.";
+                remembering their flow, by reason. All but syn_limit, stateless \
+                and full went up.";
     page.family(FRAMES, "counter", help);
     page.sample(FRAMES, &[("outcome", "forwarded")], view.xdp.forwarded);
     for (reason, count) in &view.xdp.reasons {

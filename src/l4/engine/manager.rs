@@ -17,7 +17,7 @@ use super::{Board, Desk, Event, Fact, NetworkView, Reporter, needs, sleep};
 use crate::l4::config::{Forward, L4, ServiceKey};
 use crate::l4::offload::{Interface, Learner, Offload, Path};
 use crate::l4::registry::{Registry, ServerState};
-use crate::l4::tables::{Neighbour, Tables};
+use crate::l4::tables::{Condition, Neighbour, Server, Tables};
 use crate::packet::neighbour_socket::NeighbourSocket;
 use crate::packet::netlink::link::Link;
 use crate::packet::netlink::nft::Silence;
@@ -566,6 +566,12 @@ impl Manager {
             }
         }
         self.offload_tables(&tables);
+        let removed = |one: &Server| one.condition == Condition::Removed;
+        let gone = |one: &Server| !removed(one) && tables.server(one.id).is_none_or(removed);
+        if before.servers.iter().flatten().any(gone) && !self.paths.is_empty() {
+            // The flows of who is gone would keep others out until they have rested for a while.
+            self.offload.tidy_flows(&tables);
+        }
         let view = NetworkView {
             neighbours: self
                 .neighbours
@@ -620,7 +626,7 @@ impl Manager {
         }
         if now.saturating_sub(self.counted) >= COUNT_EVERY_MS {
             self.counted = now;
-            self.offload.count_flows(&tables);
+            self.offload.tidy_flows(&tables);
         }
         self.board.set_xdp(self.offload.frames());
     }

@@ -237,9 +237,6 @@ impl Worker {
             taken += turn.taken;
         }
         if taken > 0 {
-            if let Some(learner) = learner {
-                learner.flush();
-            }
             counts.batches.increment();
             self.release(now, counts);
         }
@@ -339,9 +336,6 @@ impl Worker {
 
     /// Frames wait in their rings until it is known what became of the successor.
     fn freeze(&mut self, to: Passer) {
-        if let Some(learner) = &mut self.learner {
-            learner.flush();
-        }
         self.passing = None;
         let director = self.director.index();
         for ring in &self.rings {

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::tables::{schedules, timeouts, units};
+use crate::l4::config::OnServerDown;
 use crate::l4::figures::Figures;
-use crate::l4::tables::Tables;
+use crate::l4::tables::{Condition, Server, Tables};
 use crate::packet::xdp::layout::{Flow, State};
 use crate::packet::xdp::{FastPath, Totals, clock};
 
@@ -12,19 +13,24 @@ use crate::packet::xdp::{FastPath, Totals, clock};
 struct Slot {
     generation: u16,
     timeouts: [u32; 4],
+    /// Whether the packet socket does not know them.
+    alone: bool,
+    /// Whether they go to others anyway, wherever the hash says.
+    void: bool,
     /// Established, and others.
     flows: [u32; 2],
 }
 
 impl Slot {
-    fn count(&mut self, flow: Flow, now: u32) {
+    /// Counts a flow, unless it is over or of an earlier server: then false.
+    fn count(&mut self, flow: Flow, now: u32) -> bool {
         let rested = now.wrapping_sub(flow.seen);
         // More than half of the clock's range is a moment ago by another CPU's clock.
         let timeout = self.timeouts.get(flow.state as usize).copied().unwrap_or_default();
         let over = rested >= timeout && rested < 1 << 31;
-        if flow.generation == self.generation && !over {
-            self.flows[usize::from(flow.state != State::Established)] += 1;
-        }
+        let lives = flow.generation == self.generation && !over && !self.void;
+        self.flows[usize::from(flow.state != State::Established)] += u32::from(lives);
+        lives
     }
 }
 
@@ -70,35 +76,28 @@ impl Account {
         }
     }
 
-    /// Counts the flows that only the program knows, for the views and for servers that are to keep theirs.
-    pub(super) fn count_flows(fast: &FastPath, tables: &Tables) {
-        let mut slots: Vec<Option<Slot>> = tables.servers.iter().map(|_| None).collect();
-        for one in tables.servers.iter().flatten() {
-            let service = tables.services.get(usize::from(one.service)).and_then(Option::as_ref);
-            let Some(service) = service.filter(|service| schedules(tables, service)) else {
-                continue;
-            };
+    /// Counts the flows that only the program knows, for the views and for servers that are to keep theirs. With `tidy`, flows
+    /// that are over, or whose server is gone, make room.
+    pub(super) fn count_flows(fast: &FastPath, tables: &Tables, tidy: bool) {
+        let slot = |one: &Server| {
+            let service = tables.services.get(usize::from(one.service))?.as_ref()?;
             let timeouts = timeouts(&tables.timeouts, service.key.protocol).map(units);
-            if let Some(slot) = slots.get_mut(usize::from(one.id.slot)) {
-                *slot = Some(Slot { generation: one.id.generation, timeouts, flows: [0; 2] });
-            }
-        }
-        if slots.iter().all(Option::is_none) {
-            return;
-        }
+            let alone = schedules(tables, service);
+            let void = alone
+                && one.condition == Condition::Removed
+                && service.on_server_down == OnServerDown::Reschedule;
+            Some(Slot { generation: one.id.generation, timeouts, alone, void, flows: [0; 2] })
+        };
+        let mut slots: Vec<Option<Slot>> =
+            tables.servers.iter().map(|one| one.as_ref().and_then(slot)).collect();
         let now = clock();
-        let counted = fast.flows().for_each_flow(|_, flow| {
+        fast.flows().retain(|_, flow| {
             let slot = slots.get_mut(usize::from(flow.slot)).and_then(Option::as_mut);
-            if let Some(slot) = slot {
-                slot.count(flow, now);
-            }
+            slot.is_some_and(|slot| slot.count(flow, now)) || !tidy
         });
-        if counted.is_err() {
-            // The old figures are better than a part of them.
-            return;
-        }
         for one in tables.servers.iter().flatten() {
-            if let Some(Some(slot)) = slots.get(usize::from(one.id.slot)) {
+            let slot = slots.get(usize::from(one.id.slot)).and_then(Option::as_ref);
+            if let Some(slot) = slot.filter(|slot| slot.alone) {
                 one.figures.load.set_offloaded(slot.flows[0], slot.flows[1]);
             }
         }

@@ -1,6 +1,5 @@
 //! Flows that the packet socket forwards, told to the program, and those of the program told to it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::tables::{schedules, timeouts, units};
@@ -16,8 +15,6 @@ use crate::protocol::ip::Packet;
 use crate::protocol::transport::{Ports, Sctp, TcpFlags};
 use crate::protocol::{ethernet, icmp, ip};
 
-/// Flows that are told in one go at most.
-const BATCH: usize = 256;
 /// Flows of which one frame was seen.
 const SEEN: usize = 1 << 14;
 /// After how long the program is told again that a flow lives, in units of its clock: about a second.
@@ -44,8 +41,6 @@ pub struct Learner {
     /// Marks of flows, server included; the lowest bit says that a frame in the middle came. As long as a flow's
     /// mark stands, the program knows nothing else of the flow.
     seen: Box<[u32]>,
-    pending: HashMap<FlowKey, Flow>,
-    batch: Vec<(FlowKey, Flow)>,
 }
 
 /// A frame between [`Learner::prepare`] and [`Learner::judged`].
@@ -66,15 +61,12 @@ impl Learner {
             tables: Arc::default(),
             whole: Vec::new(),
             seen: vec![0; SEEN].into(),
-            pending: HashMap::with_capacity(BATCH),
-            batch: Vec::with_capacity(BATCH),
         }
     }
 
     /// Without the program: what it knew is asked for as long as a flow may rest.
     #[must_use]
     pub fn retire(mut self) -> Self {
-        self.flush();
         if let Some(table) = self.table.take() {
             self.former = Some((table, clock()));
         }
@@ -95,8 +87,7 @@ impl Learner {
             return Some(Note { frame, whole: None });
         }
         let key = frame.key();
-        let pending = self.pending.get(&key).copied();
-        let known = pending.or_else(|| self.table.as_ref()?.flow(&key).ok().flatten());
+        let known = self.table.as_ref().and_then(|table| table.flow(&key));
         let former = known.is_none() && frame.stage != Stage::Beginning;
         let former = former.then(|| self.remembered_before(director, &frame, now)).flatten();
         if let Some(flow) = known.or(former).filter(|flow| self.lives(slot, frame.protocol, *flow))
@@ -115,7 +106,7 @@ impl Learner {
         if long_ago || director.flow(&frame.tuple, now).is_some() {
             return None;
         }
-        table.flow(&frame.key()).ok().flatten()
+        table.flow(&frame.key())
     }
 
     /// To be called after the verdict, with the server that the frame was forwarded to if it was.
@@ -147,7 +138,7 @@ impl Learner {
                     == (flow.slot, flow.generation, flow.state)
         };
         if !told.is_some_and(as_told) {
-            self.tell(frame.key(), flow);
+            self.tell(&frame.key(), flow);
         }
     }
 
@@ -169,7 +160,7 @@ impl Learner {
         } else if frame.stage == Stage::Middle && frame.plain {
             *seen = mark;
             if before == mark && server == Some(id) {
-                self.tell(frame.key(), flow(id, layout::State::Established));
+                self.tell(&frame.key(), flow(id, layout::State::Established));
             }
         }
     }
@@ -192,33 +183,22 @@ impl Learner {
         self.whole = tables.services.iter().map(whole).collect();
     }
 
-    fn tell(&mut self, key: FlowKey, flow: Flow) {
-        self.pending.insert(key, flow);
-        if self.pending.len() >= BATCH {
-            self.flush();
+    /// A flow for which the program has no room goes up again, and is told then.
+    fn tell(&self, key: &FlowKey, flow: Flow) {
+        if let Some(table) = &self.table {
+            table.remember(key, flow, flow.seen);
         }
     }
 
-    fn forget(&mut self, key: &FlowKey) {
-        self.pending.remove(key);
-        // It fails only for keys of a wrong length.
-        let _ = self.table.as_ref().map(|table| table.forget(key));
-    }
-
-    /// Tells what was collected; to be called after each batch of frames.
-    pub fn flush(&mut self) {
-        if !self.pending.is_empty() {
-            self.batch.extend(self.pending.drain());
-            // What is not told goes up again, and is told then.
-            let _ = self.table.as_ref().map(|table| table.remember(&self.batch));
-            self.batch.clear();
+    fn forget(&self, key: &FlowKey) {
+        if let Some(table) = &self.table {
+            table.forget(key);
         }
     }
 }
 
 fn flow(id: ServerId, state: layout::State) -> Flow {
-    let now = clock();
-    Flow { slot: id.slot, generation: id.generation, state, seen: now, shown: now }
+    Flow { slot: id.slot, generation: id.generation, state, seen: clock() }
 }
 
 /// A state as the program has it.

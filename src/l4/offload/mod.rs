@@ -23,7 +23,7 @@ use super::config::{Datapath, L4, Settings};
 use super::tables::Tables;
 use crate::packet::xdp::layout::Reason;
 use crate::packet::xdp::program::Setup;
-use crate::packet::xdp::{Error, FastPath, FlowTable, Limits};
+use crate::packet::xdp::{Error, FastPath, FlowTable, Limits, clock};
 use crate::protocol::ethernet::Mac;
 use crate::sys::bpf::Mode;
 
@@ -107,7 +107,7 @@ impl Offload {
         let fast = if wanted == Datapath::Packet {
             Err(String::from("as configured"))
         } else {
-            let fits = known.take_if(|known| known.fits(limits).unwrap_or_default());
+            let fits = known.take_if(|known| known.fits(limits));
             let fast = match fits {
                 Some(fits) => FastPath::with_flows(fits, limits),
                 None => FastPath::new(limits),
@@ -137,21 +137,12 @@ impl Offload {
 
     /// Takes over the flows of the program before this one; as many as there is room for.
     pub fn inherit(&self, known: &FlowTable) {
-        const BATCH: usize = 4096;
         let Ok(fast) = &self.fast else { return };
-        let mut batch = Vec::with_capacity(BATCH);
-        let tell = |batch: &mut Vec<_>| {
-            // What is not told is found by its hash.
-            let _ = fast.flows().remember(batch);
-            batch.clear();
-        };
-        let _ = known.for_each_flow(|key, flow| {
-            batch.push((key, flow));
-            if batch.len() == BATCH {
-                tell(&mut batch);
-            }
+        let now = clock();
+        // One for which there is no room is found by its hash.
+        known.for_each_flow(|key, flow| {
+            fast.flows().remember(&key, flow, now);
         });
-        tell(&mut batch);
     }
 
     /// Takes over the programs of another process, by interface.
@@ -290,10 +281,17 @@ impl Offload {
         }
     }
 
-    /// Counts the flows that only the program knows; takes about a third of a second for a million.
+    /// Counts the flows that only the program knows.
     pub fn count_flows(&self, tables: &Tables) {
         if let Ok(fast) = &self.fast {
-            Account::count_flows(fast, tables);
+            Account::count_flows(fast, tables, false);
+        }
+    }
+
+    /// The same; flows that are over make room, and those whose server is not in the tables, by which the program goes.
+    pub fn tidy_flows(&self, tables: &Tables) {
+        if let Ok(fast) = &self.fast {
+            Account::count_flows(fast, tables, true);
         }
     }
 

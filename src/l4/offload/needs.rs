@@ -191,7 +191,7 @@ pub(super) fn hint(error: &Error) -> String {
              AmbientCapabilities=CAP_BPF CAP_PERFMON CAP_NET_ADMIN)"
         ),
         Error::Map(_, cause) if cause.raw_os_error() == Some(libc::ENOMEM) => {
-            format!("{error}: `director.flows_max` takes about 100 bytes a flow at once")
+            format!("{error}: `director.flows_max` takes 64 bytes a flow at once")
         }
         _ => error.to_string(),
     }

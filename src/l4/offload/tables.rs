@@ -30,7 +30,9 @@ pub fn translate(tables: &Tables) -> xdp::Tables {
         let service = tables.services.get(usize::from(one.service))?.as_ref()?;
         Some((one.id.slot, server(tables, service, one)))
     });
-    xdp::Tables { services: services.collect(), servers: servers.collect() }
+    let timeouts = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
+        .map(|protocol| timeouts(&tables.timeouts, protocol).map(units));
+    xdp::Tables { services: services.collect(), servers: servers.collect(), timeouts }
 }
 
 /// Whether the program chooses servers for new flows: by a hash alone, which needs nothing but the table.

@@ -110,8 +110,6 @@ pub enum Helper {
     MapLookup = 1,
     /// Sets a map's value.
     MapUpdate = 2,
-    /// Removes a key from a map.
-    MapDelete = 3,
     /// Redirects the frame to an entry of a device map.
     RedirectMap = 51,
     /// The kernel's ticks so far: put in line, hence cheaper than any clock.
@@ -153,6 +151,9 @@ const LOAD_64_IMMEDIATE: u8 = 0x18;
 const TO_BIG_ENDIAN: u8 = 0xdc;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+// Atomic operations (BPF_XCHG, BPF_CMPXCHG).
+const EXCHANGE: i32 = 0xe1;
+const COMPARE_EXCHANGE: i32 = 0xf1;
 /// BPF_PSEUDO_MAP_FD: the constant is a map's descriptor.
 const MAP_DESCRIPTOR: u8 = 1;
 /// BPF_PSEUDO_MAP_VALUE: it stands for the address of an array's only value.
@@ -220,9 +221,22 @@ impl Assembler {
         }
     }
 
-    /// `*(size *)(base + offset) += from`, atomically; for words and doubles.
-    pub fn atomic_add(&mut self, size: Size, base: Register, offset: i16, from: Register) {
-        self.push(STORE | ATOMIC | size as u8, base, from, offset, 0);
+    /// Swaps `*(u64 *)(base + offset)` with `with`; a full barrier.
+    pub fn exchange(&mut self, base: Register, offset: i16, with: Register) {
+        self.push(STORE | ATOMIC | Size::Double as u8, base, with, offset, EXCHANGE);
+    }
+
+    /// Sets `*(u64 *)(base + offset)` to `to` if it is `R0`, and `R0` to what it was; a full barrier.
+    pub fn compare_exchange(&mut self, base: Register, offset: i16, to: Register) {
+        self.push(STORE | ATOMIC | Size::Double as u8, base, to, offset, COMPARE_EXCHANGE);
+    }
+
+    /// What is loaded from here on was loaded after what was loaded so far. `base + offset` is a word that nobody
+    /// needs; `scratch` is overwritten. x86-64 keeps that order by itself.
+    pub fn loads_in_order(&mut self, base: Register, offset: i16, scratch: Register) {
+        if cfg!(not(target_arch = "x86_64")) {
+            self.exchange(base, offset, scratch);
+        }
     }
 
     /// `to = to OPERATION with`, on 64 bits.

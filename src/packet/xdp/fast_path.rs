@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::assembler::AssembleError;
+use super::flow_table::{FlowTable, Timeouts};
 use super::layout::{
-    self, Action, COUNTERS_VALUE, DEVICES, FLOW_KEY_V4, FLOW_KEY_V6, FLOW_VALUE, Flow, FlowKey,
-    RECENT, RECENT_VALUE, Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS, Server,
-    ServiceKey, ServiceValue,
+    self, Action, COUNTERS_VALUE, DEVICES, Reason, SERVER_VALUE, SERVICE_KEY, SERVICE_VALUE, SLOTS,
+    Server, ServiceKey, ServiceValue,
 };
 use super::program::{self, Maps, Setup};
 use crate::sys::bpf::{Instruction, Kind, Link, LoadError, Map, Mode, Program, Spec, tick_clock};
@@ -23,9 +23,9 @@ const UNUSED: u32 = 1024;
 /// How much is remembered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Flows of IPv4; the memory is taken at once, about 100 bytes each. 0 for none.
+    /// Flows of IPv4; the memory is taken at once, 64 bytes each. 0 for none.
     pub flows_v4: u32,
-    /// Flows of IPv6, about 120 bytes each.
+    /// Flows of IPv6, the same.
     pub flows_v6: u32,
     /// Whether SYNs of each source are limited.
     pub syn_limit: bool,
@@ -49,6 +49,8 @@ pub struct Tables {
     pub services: Vec<Service>,
     /// Real servers by slot.
     pub servers: Vec<(u16, Server)>,
+    /// How long flows may rest.
+    pub timeouts: Timeouts,
 }
 
 /// What was counted of a server.
@@ -106,156 +108,12 @@ struct Generation {
     places: Map,
 }
 
-/// The flows that the program knows, of IPv4 and of IPv6.
-#[derive(Debug)]
-pub struct FlowTable {
-    flows: [Map; 2],
-    /// With a program: counts what voids its recent flows. The program adds to it, and so does who holds the lock.
-    changes: Option<Mutex<Map>>,
-}
-
-impl FlowTable {
-    fn specs(limits: Limits) -> [Spec; 2] {
-        [(FLOW_KEY_V4, limits.flows_v4, "flows_v4"), (FLOW_KEY_V6, limits.flows_v6, "flows_v6")]
-            .map(|(size, count, name)| Spec {
-                kind: Kind::LruHash,
-                key_size: count_of(size),
-                value_size: count_of(FLOW_VALUE),
-                entries: count.max(UNUSED),
-                name,
-            })
-    }
-
-    fn new(limits: Limits) -> Result<Self, Error> {
-        let [four, six] = Self::specs(limits)
-            .map(|spec| Map::create(&spec).map_err(|error| Error::Map(spec.name, error)));
-        Ok(Self { flows: [four?, six?], changes: None })
-    }
-
-    /// Takes over another process's flows, of IPv4 and of IPv6.
-    ///
-    /// # Errors
-    /// EINVAL when they are not flows' tables.
-    pub fn adopt(descriptors: [OwnedFd; 2]) -> io::Result<Self> {
-        let [four, six] = Self::specs(Limits::default()).map(|spec| Spec { entries: 0, ..spec });
-        let [fd_four, fd_six] = descriptors;
-        let flows = [Map::adopt(fd_four, &four)?, Map::adopt(fd_six, &six)?];
-        Ok(Self { flows, changes: None })
-    }
-
-    /// Whether they are of this size.
-    ///
-    /// # Errors
-    /// EMFILE.
-    pub fn fits(&self, limits: Limits) -> io::Result<bool> {
-        let fits = |(fd, spec)| Map::adopt(fd, &spec).is_ok();
-        Ok(self.share()?.into_iter().zip(Self::specs(limits)).all(fits))
-    }
-
-    /// Descriptors for another process, of IPv4 and of IPv6.
-    ///
-    /// # Errors
-    /// EMFILE.
-    pub fn share(&self) -> io::Result<[OwnedFd; 2]> {
-        let [four, six] = &self.flows;
-        Ok([four.share()?, six.share()?])
-    }
-
-    /// Tells of flows that the packet socket has scheduled.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn remember(&self, flows: &[(FlowKey, Flow)]) -> io::Result<()> {
-        let mut batches = [(Vec::new(), Vec::new()), (Vec::new(), Vec::new())];
-        for (key, flow) in flows {
-            let (bytes, length) = key.encode();
-            let (keys, values) = &mut batches[usize::from(length != FLOW_KEY_V4)];
-            keys.extend_from_slice(bytes.get(..length).unwrap_or_default());
-            values.extend_from_slice(&flow.encode());
-        }
-        let each = self.flows.iter().zip(&batches);
-        let told =
-            each.into_iter().try_for_each(|(map, (keys, values))| map.update_batch(keys, values));
-        // What was told before an error counts too.
-        self.void_recent()?;
-        told
-    }
-
-    /// The descriptor of the count of changes.
-    fn changes(&self) -> RawFd {
-        let changes = self.changes.as_ref();
-        changes.map_or(-1, |map| raw(&map.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-
-    /// Forgets a flow.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn forget(&self, key: &FlowKey) -> io::Result<()> {
-        let (bytes, length) = key.encode();
-        let map = &self.flows[usize::from(length != FLOW_KEY_V4)];
-        if map.delete(bytes.get(..length).unwrap_or_default())? {
-            self.void_recent()
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Removes a flow and lets the program find out.
-    #[cfg(test)]
-    pub(super) fn remove_silently(&self, key: &FlowKey) -> io::Result<bool> {
-        let (bytes, length) = key.encode();
-        self.flows[usize::from(length != FLOW_KEY_V4)]
-            .delete(bytes.get(..length).unwrap_or_default())
-    }
-
-    /// Voids what the program has among its recent flows, after a change.
-    fn void_recent(&self) -> io::Result<()> {
-        // More than the program adds between the reading and the writing, so that no count comes twice.
-        const STEP: u64 = 1 << 12;
-        let Some(changes) = &self.changes else { return Ok(()) };
-        let changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut count = [0; 8];
-        changes.lookup(&[0; 4], &mut count)?;
-        let next = u64::from_ne_bytes(count).wrapping_add(STEP);
-        changes.update(&[0; 4], &next.to_ne_bytes())
-    }
-
-    /// What is remembered of a flow.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn flow(&self, key: &FlowKey) -> io::Result<Option<Flow>> {
-        let (bytes, length) = key.encode();
-        let mut value = [0; FLOW_VALUE];
-        let map = &self.flows[usize::from(length != FLOW_KEY_V4)];
-        let found = map.lookup(bytes.get(..length).unwrap_or_default(), &mut value)?;
-        Ok(if found { Flow::decode(&value) } else { None })
-    }
-
-    /// Hands every flow to `each`.
-    ///
-    /// # Errors
-    /// What bpf(2) says.
-    pub fn for_each_flow(&self, mut each: impl FnMut(FlowKey, Flow)) -> io::Result<()> {
-        self.flows.iter().try_for_each(|map| {
-            map.for_each(4096, |key, value| {
-                if let (Some(key), Some(flow)) = (FlowKey::decode(key), Flow::decode(value)) {
-                    each(key, flow);
-                }
-            })
-        })
-    }
-}
-
 /// The fast path: flows and counters, which stay, and tables, of which each set has maps and programs of its
 /// own. Another set takes effect on an interface with one store of a pointer, so a frame meets the old
 /// tables or the new ones, never a part of both.
 #[derive(Debug)]
 pub struct FastPath {
     flows: Arc<FlowTable>,
-    /// Those of the current tick, of each CPU.
-    recent: [Map; 2],
     counters: Map,
     reasons: Map,
     rate: Map,
@@ -282,18 +140,12 @@ impl FastPath {
     ///
     /// # Errors
     /// As [`FastPath::new`].
-    pub fn with_flows(mut flows: FlowTable, limits: Limits) -> Result<Self, Error> {
+    pub fn with_flows(flows: FlowTable, limits: Limits) -> Result<Self, Error> {
         let sources = if limits.syn_limit { SOURCES } else { UNUSED };
         let tables = Tables::default();
         let numbers = HashMap::new();
-        flows.changes = Some(Mutex::new(map(Kind::Array, 4, 8, 1, "changes")?));
-        let recent = |key: usize, room: u32| {
-            let entries = if room == 0 { 1 } else { RECENT };
-            map(Kind::PerCpuArray, 4, key + RECENT_VALUE, entries, "recent")
-        };
         Ok(Self {
             flows: Arc::new(flows),
-            recent: [recent(FLOW_KEY_V4, limits.flows_v4)?, recent(FLOW_KEY_V6, limits.flows_v6)?],
             counters: map(Kind::PerCpuArray, 4, COUNTERS_VALUE, SLOTS, "counters")?,
             reasons: map(Kind::PerCpuArray, 4, 8, count(&Reason::ALL), "reasons")?,
             rate: map(Kind::PerCpuArray, 4, 8, 1, "rate")?,
@@ -395,6 +247,7 @@ impl FastPath {
         }
         self.number_devices(&tables);
         let generation = Generation::new(&tables, &self.reachable())?;
+        self.flows.set_timeouts(&tables.timeouts);
         let maps = self.maps(&generation);
         for one in &mut self.attached {
             let setup = setup(one.interface);
@@ -465,13 +318,14 @@ impl FastPath {
     }
 
     fn maps(&self, generation: &Generation) -> Maps {
+        let (flows, rests) = self.flows.descriptors();
         Maps {
             services: raw(&generation.services),
             servers: raw(&generation.servers),
             places: raw(&generation.places),
-            flows: self.flows.flows.each_ref().map(raw),
-            recent: self.recent.each_ref().map(raw),
-            changes: self.flows.changes(),
+            flows,
+            buckets: self.flows.buckets(),
+            rests,
             counters: raw(&self.counters),
             reasons: raw(&self.reasons),
             rate: raw(&self.rate),

@@ -154,10 +154,12 @@ pub enum State {
 }
 
 impl State {
+    /// All of them, in the order of their numbers.
+    pub(super) const ALL: [Self; 4] =
+        [Self::Opening, Self::Established, Self::Closing, Self::Closed];
+
     fn from_number(number: u32) -> Option<Self> {
-        [Self::Opening, Self::Established, Self::Closing, Self::Closed]
-            .into_iter()
-            .find(|state| *state as u32 == number)
+        Self::ALL.into_iter().find(|state| *state as u32 == number)
     }
 }
 
@@ -172,41 +174,61 @@ pub struct FlowKey {
     pub protocol: u8,
 }
 
-pub(super) const FLOW_KEY_V4: usize = 16;
-pub(super) const FLOW_KEY_V6: usize = 40;
-
 impl FlowKey {
-    pub(super) fn encode(&self) -> ([u8; FLOW_KEY_V6], usize) {
-        let mut key = [0; FLOW_KEY_V6];
+    pub(super) fn family(&self) -> Family {
+        match (self.source.0, self.destination.0) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => Family::V4,
+            _ => Family::V6,
+        }
+    }
+
+    /// The words of its hash, of which the first [`Family::key_words`] count: addresses, ports, protocol.
+    pub(super) fn words(&self) -> [u64; 5] {
+        let mut bytes = [0; 40];
         let at = match (self.source.0, self.destination.0) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                key[..4].copy_from_slice(&source.octets());
-                key[4..8].copy_from_slice(&destination.octets());
+                bytes[..4].copy_from_slice(&source.octets());
+                bytes[4..8].copy_from_slice(&destination.octets());
                 8
             }
             (source, destination) => {
-                key[..16].copy_from_slice(&mapped(source));
-                key[16..32].copy_from_slice(&mapped(destination));
+                bytes[..16].copy_from_slice(&mapped(source));
+                bytes[16..32].copy_from_slice(&mapped(destination));
                 32
             }
         };
-        key[at..at + 2].copy_from_slice(&self.source.1.to_be_bytes());
-        key[at + 2..at + 4].copy_from_slice(&self.destination.1.to_be_bytes());
-        key[at + 4] = self.protocol;
-        (key, at + 8)
+        bytes[at..at + 2].copy_from_slice(&self.source.1.to_be_bytes());
+        bytes[at + 2..at + 4].copy_from_slice(&self.destination.1.to_be_bytes());
+        bytes[at + 4..at + 8].copy_from_slice(&u32::from(self.protocol).to_ne_bytes());
+        let mut words = [0; 5];
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        words
     }
 
-    pub(super) fn decode(key: &[u8]) -> Option<Self> {
-        let (addresses, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
-        let [a, b, c, d, protocol, ..] = *rest else { return None };
-        let (source, destination) = addresses.split_at(addresses.len() / 2);
-        let ip = |bytes: &[u8]| {
-            let v4 = || Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into());
-            <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok().or_else(v4)
+    /// Of a place's addresses and ports.
+    pub(super) fn of_place(addresses: &[u64], ports: [u8; 4], protocol: u8) -> Option<Self> {
+        let halves = |words: &[u64]| -> Option<IpAddr> {
+            let [first, second] = words else { return None };
+            let (first, second) = (first.to_ne_bytes(), second.to_ne_bytes());
+            let bytes: [u8; 16] = [first, second].concat().try_into().ok()?;
+            Some(bytes.into())
         };
+        let (source, destination) = match addresses {
+            [both] => {
+                let [a, b, c, d, rest @ ..] = both.to_ne_bytes();
+                (Ipv4Addr::new(a, b, c, d).into(), Ipv4Addr::from(rest).into())
+            }
+            _ => {
+                let (source, destination) = addresses.split_at_checked(2)?;
+                (halves(source)?, halves(destination)?)
+            }
+        };
+        let [a, b, c, d] = ports;
         Some(Self {
-            source: (ip(source)?, u16::from_be_bytes([a, b])),
-            destination: (ip(destination)?, u16::from_be_bytes([c, d])),
+            source: (source, u16::from_be_bytes([a, b])),
+            destination: (destination, u16::from_be_bytes([c, d])),
             protocol,
         })
     }
@@ -228,56 +250,200 @@ pub struct Flow {
     pub generation: u16,
     /// Its state.
     pub state: State,
-    /// When its last frame came.
+    /// When its last frame came, by the program's clock.
     pub seen: u32,
-    /// When its last frame went up.
-    pub shown: u32,
 }
 
-/// Of keys and values of the flows' tables, which a successor goes on with: another number for another layout.
-pub const FLOW_LAYOUT: u32 = 2;
+/// The two kinds of flows, each with a table.
+///
+/// A table is an array of buckets, each of a few places for flows. A flow lies in one of two buckets, by its hash. Its
+/// place has the client's and the virtual address, both ports, when it was seen, and a *mark*: a word
+/// that says of which flow the place is and changes with it. Who takes a place swaps the mark for a busy one,
+/// writes the rest, and lets go with the new mark; who reads one reads the mark before and after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
 
-pub(super) const FLOW_VALUE: usize = 16;
-pub(super) const FLOW_SLOT: i16 = 0;
-pub(super) const FLOW_GENERATION: i16 = 2;
-pub(super) const FLOW_STATE: i16 = 4;
-pub(super) const FLOW_SEEN: i16 = 8;
-pub(super) const FLOW_SHOWN: i16 = 12;
+impl Family {
+    pub(super) const ALL: [Self; 2] = [Self::V4, Self::V6];
 
-impl Flow {
-    pub(super) fn encode(&self) -> [u8; FLOW_VALUE] {
-        let mut value = [0; FLOW_VALUE];
-        put(&mut value, FLOW_SLOT, u32::from(self.slot) | u32::from(self.generation) << 16);
-        put(&mut value, FLOW_STATE, self.state as u32);
-        put(&mut value, FLOW_SEEN, self.seen);
-        put(&mut value, FLOW_SHOWN, self.shown);
-        value
+    /// Words of 64 bits in both addresses.
+    pub(super) const fn address_words(self) -> usize {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 4,
+        }
     }
 
-    pub(super) fn decode(value: &[u8]) -> Option<Self> {
-        let word = |at: i16| {
-            let at = usize::try_from(at).ok()?;
-            Some(u32::from_ne_bytes(*value.get(at..)?.first_chunk()?))
-        };
-        let [a, b, c, d] = word(FLOW_SLOT)?.to_le_bytes();
-        Some(Self {
-            slot: u16::from_le_bytes([a, b]),
-            generation: u16::from_le_bytes([c, d]),
-            state: State::from_number(word(FLOW_STATE)?)?,
-            seen: word(FLOW_SEEN)?,
-            shown: word(FLOW_SHOWN)?,
-        })
+    /// Words in a place.
+    pub(super) const fn place_words(self) -> usize {
+        self.address_words() + 2
+    }
+
+    /// Words of what the hash is made of: the addresses, the ports, the protocol.
+    pub(super) const fn key_words(self) -> usize {
+        self.address_words() + 1
+    }
+
+    /// Places of a bucket.
+    pub(super) const fn places(self) -> usize {
+        match self {
+            Self::V4 => 5,
+            Self::V6 => 8,
+        }
+    }
+
+    /// Words of a bucket: two cache lines, or six.
+    pub(super) const fn bucket_words(self) -> usize {
+        match self {
+            Self::V4 => 16,
+            Self::V6 => 48,
+        }
+    }
+
+    /// Flows for which there is a bucket: 64 bytes a flow, and places to spare for where the hash puts more.
+    pub(super) const fn share(self) -> u32 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 6,
+        }
+    }
+
+    /// Where in a place the ports are.
+    pub(super) const fn ports(self) -> i16 {
+        match self {
+            Self::V4 => 8,
+            Self::V6 => 32,
+        }
+    }
+
+    /// Where in a place it is written when the flow was seen.
+    pub(super) const fn seen(self) -> i16 {
+        self.ports() + 4
+    }
+
+    /// Where in a place the mark is.
+    pub(super) const fn mark(self) -> i16 {
+        self.ports() + 8
+    }
+
+    /// In which order the places of a flow's two buckets (0 and 1) are taken: the first one's last place only when the
+    /// second has none but its last, so that hardly a flow finds neither.
+    pub(super) fn order(self) -> impl Iterator<Item = (usize, usize)> {
+        let last = self.places() - 1;
+        let most = [0, 1].into_iter().flat_map(move |bucket| (0..last).map(move |at| (bucket, at)));
+        most.chain([(0, last), (1, last)])
     }
 }
 
-/// Entries of the table of recent flows of one CPU, a power of two; see [`super::program`].
-pub(super) const RECENT: u32 = 1 << RECENT_BITS;
-pub(super) const RECENT_BITS: i32 = 12;
-/// What follows on the flow's key there: when and under which count of changes it was true, and what was.
-pub(super) const RECENT_VALUE: usize = 16;
-pub(super) const RECENT_STAMP: i16 = 0;
-pub(super) const RECENT_SLOT: i16 = 8;
-pub(super) const RECENT_GENERATION: i16 = 12;
+/// Of the flows' tables, which a successor goes on with: another number for another layout.
+pub const FLOW_LAYOUT: u32 = 3;
+
+// A mark, by bytes.
+pub(super) const MARK_SLOT: i16 = 0;
+pub(super) const MARK_GENERATION: i16 = 2;
+/// Counts the flows that the place has had.
+pub(super) const MARK_VERSION: i16 = 4;
+/// State, class, and whether it is anybody's; 0 when it is free.
+pub(super) const MARK_KIND: i16 = 6;
+/// When a frame last went up, in units of [`SHOWN_SHIFT`], modulo 256.
+pub(super) const MARK_SHOWN: i16 = 7;
+
+pub(super) const KIND_STATE: u8 = 0x03;
+pub(super) const KIND_CLASS_SHIFT: u8 = 2;
+/// State and class together.
+pub(super) const KIND_REST: u8 = 0x0f;
+/// Somebody is writing it.
+pub(super) const KIND_BUSY: u8 = 0x40;
+/// It has a flow.
+pub(super) const KIND_LIVE: u8 = 0x80;
+/// Of [`MARK_SHOWN`] to the program's clock: about a second.
+pub(super) const SHOWN_SHIFT: i32 = 10;
+
+/// A mark's fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) slot: u16,
+    pub(super) generation: u16,
+    pub(super) version: u16,
+    pub(super) kind: u8,
+    pub(super) shown: u8,
+}
+
+impl Mark {
+    pub(super) fn encode(self) -> u64 {
+        let [[a, b], [c, d], [e, f]] =
+            [self.slot, self.generation, self.version].map(u16::to_ne_bytes);
+        u64::from_ne_bytes([a, b, c, d, e, f, self.kind, self.shown])
+    }
+
+    pub(super) fn decode(word: u64) -> Self {
+        let [a, b, c, d, e, f, kind, shown] = word.to_ne_bytes();
+        let [slot, generation, version] = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+        Self { slot, generation, version, kind, shown }
+    }
+
+    pub(super) fn state(self) -> State {
+        State::from_number(u32::from(self.kind & KIND_STATE)).unwrap_or(State::Closed)
+    }
+}
+
+/// A protocol's class, as a mark has it; `None` for protocols without flows.
+pub(super) const fn class(protocol: u8) -> Option<u8> {
+    match protocol {
+        6 => Some(0),
+        17 => Some(1),
+        132 => Some(2),
+        _ => None,
+    }
+}
+
+/// The protocol of a class.
+pub(super) const fn protocol(class: u8) -> Option<u8> {
+    match class {
+        0 => Some(6),
+        1 => Some(17),
+        2 => Some(132),
+        _ => None,
+    }
+}
+
+/// What the words of a key are multiplied by. Anybody can work out flows of one bucket; all that they push out is
+/// flows that are not in use.
+pub(super) const HASH: [u64; 5] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+    0x1656_67b1_9e37_79f9,
+    0x85eb_ca77_c2b2_ae63,
+    0x27d4_eb2f_1656_67c5,
+];
+
+// How soon a flow that rests makes room, by state and class: two words each.
+/// What its rest is multiplied by: with its timeout it comes to [`OVER`].
+pub(super) const REST_WEIGHT: i16 = 0;
+/// What is added.
+pub(super) const REST_BIAS: i16 = 8;
+pub(super) const REST_SHIFT: i32 = 4;
+pub(super) const RESTS_VALUE: usize = 16 << REST_SHIFT;
+/// The bits by which the rest of a flow that is over is more.
+pub(super) const OVER_BITS: i32 = 32;
+/// Who has less stays: an eighth of the timeout.
+pub(super) const STAYS: i32 = 1 << 29;
+
+/// Weight and bias of a state with this timeout.
+pub(super) fn rest(state: State, timeout: u32) -> [u64; 2] {
+    let over = 1_u64 << OVER_BITS;
+    let bias = match state {
+        // No connection yet, or no more.
+        State::Opening | State::Closed => over / 2,
+        // From a sixteenth of its timeout on.
+        State::Closing => over / 16,
+        State::Established => 0,
+    };
+    [over.div_ceil(u64::from(timeout.max(1))), bias]
+}
 
 /// What is counted for each slot: three words of 64 bits.
 pub(super) const COUNTERS_VALUE: usize = 24;
@@ -319,13 +485,15 @@ pub enum Reason {
     Server,
     /// Forwarded without being remembered: too many new flows.
     Stateless,
+    /// The same, as there was no room for it: all flows that are in its places are in use.
+    Full,
     /// Dropped: too many connections from one source.
     SynLimit,
 }
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::OtherMac,
         Self::NotIp,
         Self::Large,
@@ -341,6 +509,7 @@ impl Reason {
         Self::Refresh,
         Self::Server,
         Self::Stateless,
+        Self::Full,
         Self::SynLimit,
     ];
 
@@ -363,6 +532,7 @@ impl Reason {
             Self::Refresh => "refresh",
             Self::Server => "server",
             Self::Stateless => "stateless",
+            Self::Full => "full",
             Self::SynLimit => "syn_limit",
         }
     }
@@ -380,19 +550,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_survive_the_map() {
-        let keys = [("192.0.2.1", "198.51.100.2", 16), ("2001:db8::1", "2001:db8::2", 40)];
-        for (source, destination, length) in keys {
+    fn flows_survive_their_place() {
+        for (source, destination) in [("192.0.2.1", "198.51.100.2"), ("2001:db8::1", "2001:db8::2")]
+        {
             let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
             let key =
                 FlowKey { source: (source, 4711), destination: (destination, 80), protocol: 6 };
-            let (bytes, used) = key.encode();
-            assert_eq!(used, length);
-            assert_eq!(FlowKey::decode(&bytes[..used]), Some(key));
+            let (family, words) = (key.family(), key.words());
+            let (addresses, rest) = words.split_at(family.address_words());
+            let [a, b, c, d, ..] = rest[0].to_ne_bytes();
+            assert_eq!(FlowKey::of_place(addresses, [a, b, c, d], 6), Some(key));
+            assert!(words[family.key_words()..].iter().all(|word| *word == 0));
         }
-        let flow = Flow { slot: 7, generation: 9, state: State::Closing, seen: u32::MAX, shown: 3 };
-        assert_eq!(Flow::decode(&flow.encode()), Some(flow));
-        assert_eq!((FlowKey::decode(&[0; 7]), Flow::decode(&[0; 15])), (None, None));
+        let mark = Mark { slot: 7, generation: 9, version: u16::MAX, kind: 0x8a, shown: 3 };
+        assert_eq!(Mark::decode(mark.encode()), mark);
+        assert_eq!(mark.state(), State::Closing);
+    }
+
+    #[test]
+    fn a_flow_takes_64_bytes() {
+        for family in Family::ALL {
+            assert_eq!(family.bucket_words() * 8 / family.share() as usize, 64);
+            assert!(family.place_words() * family.places() <= family.bucket_words());
+            let mut order: Vec<_> = family.order().collect();
+            assert_eq!(order.first(), Some(&(0, 0)));
+            order.sort_unstable();
+            let all = [0, 1].into_iter().flat_map(|b| (0..family.places()).map(move |at| (b, at)));
+            assert_eq!(order, all.collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn who_rests_longest_for_its_state_makes_room() {
+        let score = |state, timeout: u32, age: u32| {
+            let [weight, bias] = rest(state, timeout);
+            let score = u64::from(age) * weight;
+            (score >> OVER_BITS != 0, score + bias)
+        };
+        let stays = STAYS as u64;
+        for timeout in [1, 1000, 858_306, i32::MAX.cast_unsigned()] {
+            assert!(score(State::Established, timeout, timeout).0);
+            assert!(!score(State::Established, timeout, timeout / 2).0 || timeout == 1);
+            assert!(score(State::Opening, timeout, 0).1 > stays);
+        }
+        assert!(score(State::Established, 8000, 990).1 < stays);
+        assert!(score(State::Established, 8000, 1000).1 >= stays);
+        assert!(score(State::Closing, 8000, 490).1 < stays);
+        assert!(score(State::Closing, 8000, 500).1 >= stays);
+        assert!(score(State::Closed, 8000, 0).1 > score(State::Established, 8000, 3999).1);
     }
 
     #[test]

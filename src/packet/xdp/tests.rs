@@ -21,7 +21,7 @@ fn fast_path() -> Option<FastPath> {
     }
 }
 
-fn server(number: u8, shown: bool) -> Server {
+pub(super) fn server(number: u8, shown: bool) -> Server {
     Server {
         destination: Mac([2, 0, 0, 1, 0, number]),
         source: OURS,
@@ -34,7 +34,7 @@ fn server(number: u8, shown: bool) -> Server {
     }
 }
 
-fn setup() -> Setup {
+pub(super) fn setup() -> Setup {
     Setup {
         interface: 1,
         macs: vec![Mac([2, 0, 0, 0, 0, 7]), OURS],
@@ -47,17 +47,18 @@ fn setup() -> Setup {
     }
 }
 
-fn tables(shown: bool) -> Tables {
+pub(super) fn tables(shown: bool) -> Tables {
     let key = ServiceKey { address: VIP.parse().unwrap(), port: 80, protocol: 6 };
     let places: Arc<[u16]> = if shown { Arc::default() } else { vec![3, 4].into() };
     Tables {
         services: vec![Service { key, places, by_source: false }],
         servers: vec![(3, server(3, shown)), (4, server(4, shown))],
+        timeouts: [[60_000; 4]; 3],
     }
 }
 
 /// A TCP segment from a client.
-fn segment(port: u16, flags: u8) -> Vec<u8> {
+pub(super) fn segment(port: u16, flags: u8) -> Vec<u8> {
     let mut frame = [OURS.0, CLIENT.0].concat();
     frame.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 9, 192, 0, 2, 1]);
     frame.extend(port.to_be_bytes());
@@ -65,24 +66,24 @@ fn segment(port: u16, flags: u8) -> Vec<u8> {
     frame
 }
 
-fn run(program: &Program, frame: &[u8]) -> (u32, Vec<u8>) {
+pub(super) fn run(program: &Program, frame: &[u8]) -> (u32, Vec<u8>) {
     let mut out = vec![0; frame.len() + 64];
     let run = program.run(frame, &mut out, Trial::default()).expect("a run");
     out.truncate(run.length);
     (run.result, out)
 }
 
-fn key(port: u16) -> FlowKey {
+pub(super) fn key(port: u16) -> FlowKey {
     let client: IpAddr = "10.0.0.9".parse().unwrap();
     FlowKey { source: (client, port), destination: (VIP.parse().unwrap(), 80), protocol: 6 }
 }
 
-fn passed(path: &FastPath, reason: Reason) -> u64 {
+pub(super) fn passed(path: &FastPath, reason: Reason) -> u64 {
     path.reasons().unwrap().iter().find(|(one, _)| *one == reason).map_or(0, |(_, count)| *count)
 }
 
-const SYN: u8 = 2;
-const ACK: u8 = 16;
+pub(super) const SYN: u8 = 2;
+pub(super) const ACK: u8 = 16;
 const FIN: u8 = 17;
 const RST: u8 = 4;
 
@@ -107,7 +108,7 @@ fn a_connection_from_syn_to_reset() {
     for (flags, state) in states {
         let (result, out) = run(&program, &segment(1000, flags));
         assert_eq!(result, TRANSMIT, "{flags:#x}");
-        let flow = path.flows().flow(&key(1000)).unwrap().expect("remembered");
+        let flow = path.flows().flow(&key(1000)).expect("remembered");
         assert_eq!((flow.state, flow.generation), (state, 1), "{flags:#x}");
         let mut expected = segment(1000, flags);
         expected[..6].copy_from_slice(&[2, 0, 0, 1, 0, u8::try_from(flow.slot).unwrap()]);
@@ -128,29 +129,32 @@ fn flows_of_the_packet_socket_are_shown_to_it() {
     assert_eq!(run(&program, &segment(1000, SYN)).0, PASS);
     assert_eq!(passed(&path, Reason::Schedule), 1);
     let now = clock();
-    let flow = Flow { slot: 4, generation: 1, state: State::Established, seen: now, shown: now };
-    path.flows().remember(&[(key(1000), flow)]).expect("room");
+    let flow = Flow { slot: 4, generation: 1, state: State::Established, seen: now };
+    let remember = |flow| assert!(path.flows().remember(&key(1000), flow, now), "no room");
+    remember(flow);
     assert_eq!(run(&program, &segment(1000, ACK)).0, TRANSMIT);
     for flags in [FIN, RST, SYN] {
         assert_eq!(run(&program, &segment(1000, flags)).0, PASS, "{flags:#x}");
     }
     assert_eq!(passed(&path, Reason::Control), 3);
     // The SYN may have gone to another server: until we hear which, frames go up.
-    assert_eq!(path.flows().flow(&key(1000)).unwrap(), None);
+    assert_eq!(path.flows().flow(&key(1000)), None);
     assert_eq!(run(&program, &segment(1000, ACK)).0, PASS);
-    // One that was not shown for a while goes up once.
-    let old = Flow { shown: now.wrapping_sub(6000), ..flow };
-    path.flows().remember(&[(key(1000), old)]).expect("room");
+    // One that was not shown for a while goes up once: neither because it rested, nor though it did not.
+    remember(Flow { seen: now.wrapping_sub(6000), ..flow });
     assert_eq!([0, 1, 2].map(|_| run(&program, &segment(1000, ACK)).0), [PASS, TRANSMIT, TRANSMIT]);
-    assert_eq!(passed(&path, Reason::Refresh), 1);
+    remember(Flow { seen: now.wrapping_sub(6000), ..flow });
+    path.flows().set_seen(&key(1000), now.wrapping_sub(100));
+    assert_eq!([0, 1, 2].map(|_| run(&program, &segment(1000, ACK)).0), [PASS, TRANSMIT, TRANSMIT]);
+    assert_eq!(passed(&path, Reason::Refresh), 2);
     // Of an earlier occupant of the slot, or at rest for longer than its timeout: not known.
     for stale in [Flow { generation: 0, ..flow }, Flow { seen: now.wrapping_sub(60_001), ..flow }] {
-        path.flows().remember(&[(key(1000), stale)]).expect("room");
+        remember(stale);
         assert_eq!(run(&program, &segment(1000, ACK)).0, PASS);
     }
     assert_eq!(passed(&path, Reason::Schedule), 4);
     let mut seen = Vec::new();
-    path.flows().for_each_flow(|key, flow| seen.push((key, flow.slot))).expect("all");
+    path.flows().for_each_flow(|key, flow| seen.push((key, flow.slot)));
     assert_eq!(seen, [(key(1000), 4)]);
 }
 
@@ -174,50 +178,6 @@ fn both_clocks_agree() {
             theirs.wrapping_sub(before) <= after.wrapping_sub(before) + 10,
             "{theirs} {before}"
         );
-    }
-}
-
-/// A flow whose entry is gone, though nobody said so, goes on until the tick ends; what is said counts at once.
-#[test]
-fn what_was_seen_in_this_tick_is_known_without_its_entry() {
-    let Some(mut path) = fast_path() else { return };
-    let cpu = crate::sys::cpu::allowed().into_iter().next();
-    assert!(cpu.is_some_and(crate::sys::cpu::pin), "pinned");
-    path.set_tables(tables(false), |_| setup()).expect("tables");
-    let program = path.program(&setup()).expect("a program");
-    let known = |port| {
-        assert_eq!(run(&program, &segment(port, SYN)).0, TRANSMIT);
-        let (result, out) = run(&program, &segment(port, ACK));
-        assert_eq!(result, TRANSMIT);
-        out
-    };
-    // Within one tick, which an attempt may miss.
-    let stays = (1000..1100).any(|port| {
-        let before = known(port);
-        path.flows().remove_silently(&key(port)).expect("it was there");
-        let (result, out) = run(&program, &segment(port, ACK));
-        assert!(result == PASS || out == before, "another server");
-        result == TRANSMIT
-    });
-    assert!(stays, "never in 100 ticks");
-    for port in 1000..1100 {
-        known(port);
-        path.flows().forget(&key(port)).expect("it was there");
-        assert_eq!(run(&program, &segment(port, ACK)).0, PASS, "forgotten");
-        let slot = 3 + port % 2;
-        let now = clock();
-        let flow = Flow { slot, generation: 1, state: State::Established, seen: now, shown: now };
-        known(port);
-        path.flows().remember(&[(key(port), flow)]).expect("room");
-        let (result, out) = run(&program, &segment(port, ACK));
-        assert_eq!((result, u16::from(out[5])), (TRANSMIT, slot), "told otherwise");
-        // And of other tables: the slot has another occupant.
-        let mut others = tables(false);
-        others.servers.iter_mut().for_each(|(_, server)| server.generation = 2);
-        path.set_tables(others, |_| setup()).expect("tables");
-        let renewed = path.program(&setup()).expect("a program");
-        assert_eq!(run(&renewed, &segment(port, ACK)).0, PASS, "of an earlier server");
-        path.set_tables(tables(false), |_| setup()).expect("tables");
     }
 }
 
@@ -258,7 +218,7 @@ fn beyond_the_rate_of_new_flows_they_go_by_hash_alone() {
     within_a_second(act, || {
         let (path, all) = seen.borrow_mut().take().expect("it ran");
         assert!(all.iter().all(|(result, _)| *result == TRANSMIT), "none is lost, none goes up");
-        let known = |port| path.flows().flow(&key(port)).unwrap().is_some();
+        let known = |port| path.flows().flow(&key(port)).is_some();
         assert_eq!([1000, 1001, 1002, 1003, 1004].map(known), [true, true, false, false, false]);
         assert_eq!(passed(&path, Reason::Stateless), 4);
         assert_eq!(all[4].1[..6], all[5].1[..6], "the same server without an entry");
@@ -281,7 +241,7 @@ fn what_began_anew_beyond_the_rate_is_forgotten() {
         assert_eq!(results, [TRANSMIT; 3]);
         assert_eq!(passed(&path, Reason::Stateless), 1);
         // The new connection may be with another server than the one before.
-        assert_eq!(path.flows().flow(&key(1000)).unwrap(), None);
+        assert_eq!(path.flows().flow(&key(1000)), None);
     });
 }
 
@@ -305,7 +265,7 @@ fn too_many_connections_of_one_source_are_dropped() {
         let (sent, dropped) = (TRANSMIT, DROP);
         assert_eq!(results, [sent, sent, sent, dropped, dropped, sent, sent]);
         assert_eq!(passed(&path, Reason::SynLimit), 2);
-        assert_eq!(path.flows().flow(&key(1003)).unwrap(), None);
+        assert_eq!(path.flows().flow(&key(1003)), None);
     });
 }
 
@@ -326,12 +286,15 @@ fn a_full_table_loses_no_frame() {
         servers.push(out[5]);
     }
     let mut known = std::collections::HashMap::new();
-    path.flows()
-        .for_each_flow(|key, flow| {
-            known.insert(key, flow);
-        })
-        .expect("all");
-    assert!(!known.is_empty() && known.len() <= ROOM as usize, "{} flows", known.len());
+    path.flows().for_each_flow(|key, flow| {
+        known.insert(key, flow);
+    });
+    // Five places for two flows.
+    assert!(
+        known.len() >= ROOM as usize && known.len() <= ROOM as usize / 2 * 5,
+        "{} flows",
+        known.len()
+    );
     let mut forgotten = 0;
     for (port, server) in (1000..9000).zip(servers) {
         let (result, out) = run(&program, &segment(port, ACK));
@@ -344,5 +307,5 @@ fn a_full_table_loses_no_frame() {
         }
     }
     assert_eq!(passed(&path, Reason::UnknownFlow), forgotten);
-    assert!(forgotten >= 8000 - u64::from(ROOM), "{forgotten} forgotten");
+    assert!(forgotten >= 8000 - u64::from(ROOM) / 2 * 5, "{forgotten} forgotten");
 }

@@ -8,26 +8,42 @@ use super::{
     OBJ_GET_INFO, address, address_mut, call, name, open, possible_cpus,
 };
 
-/// A map's kind (enum bpf_map_type).
+/// A map's kind (enum bpf_map_type, and flags).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Kind {
     /// A hash table.
-    Hash = 1,
+    Hash,
     /// An array; keys are 32-bit indices.
-    Array = 2,
+    Array,
+    /// An array whose values begin with a page and can be mapped ([`super::Mapping`]).
+    MappedArray,
     /// An array with a value for each CPU.
-    PerCpuArray = 6,
+    PerCpuArray,
     /// A hash table that gives up its least recently used entry when full, with lists of use for each CPU.
-    LruHash = 9,
+    LruHash,
     /// Interfaces to redirect to.
-    DeviceMap = 14,
+    DeviceMap,
 }
 
 impl Kind {
+    fn number(self) -> u32 {
+        match self {
+            Self::Hash => 1,
+            Self::Array | Self::MappedArray => 2,
+            Self::PerCpuArray => 6,
+            Self::LruHash => 9,
+            Self::DeviceMap => 14,
+        }
+    }
+
     fn flags(self) -> u32 {
-        const NO_COMMON_LRU: u32 = 2;
-        if self == Self::LruHash { NO_COMMON_LRU } else { 0 }
+        const NO_COMMON_LRU: u32 = 1 << 1;
+        const MMAPABLE: u32 = 1 << 10;
+        match self {
+            Self::LruHash => NO_COMMON_LRU,
+            Self::MappedArray => MMAPABLE,
+            _ => 0,
+        }
     }
 }
 
@@ -50,6 +66,8 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct Map {
     fd: OwnedFd,
+    kind: Kind,
+    entries: usize,
     key_size: usize,
     /// Of all CPUs' values together.
     value_size: usize,
@@ -103,7 +121,7 @@ impl Map {
     /// EPERM without CAP_BPF (or CAP_SYS_ADMIN), ENOMEM or E2BIG when it is too large.
     pub fn create(spec: &Spec) -> io::Result<Self> {
         let mut attributes = Create {
-            kind: spec.kind as u32,
+            kind: spec.kind.number(),
             key_size: spec.key_size,
             value_size: spec.value_size,
             entries: spec.entries,
@@ -117,7 +135,8 @@ impl Map {
         let value_size =
             if per_cpu { value_size.next_multiple_of(8) * possible_cpus()? } else { value_size };
         let fd = open(MAP_CREATE, &mut attributes)?;
-        Ok(Self { fd, key_size: spec.key_size as usize, value_size })
+        let (kind, entries) = (spec.kind, spec.entries as usize);
+        Ok(Self { fd, kind, entries, key_size: spec.key_size as usize, value_size })
     }
 
     /// Takes over another process's map; EINVAL when it is not as `spec` says, which may leave the number of entries
@@ -133,12 +152,14 @@ impl Map {
             info: address_mut(&mut info),
         };
         call(OBJ_GET_INFO, &mut attributes)?;
-        let [kind, _, key_size, value_size, entries, flags] = info;
-        let wanted = [spec.kind as u32, spec.key_size, spec.value_size];
-        expect(wanted == [kind, key_size, value_size] && flags == spec.kind.flags())?;
+        let [number, _, key_size, value_size, entries, flags] = info;
+        let kind = spec.kind;
+        expect([kind.number(), kind.flags()] == [number, flags])?;
+        expect([spec.key_size, spec.value_size] == [key_size, value_size])?;
         expect(spec.entries == 0 || spec.entries == entries)?;
-        expect(spec.kind != Kind::PerCpuArray)?;
-        Ok(Self { fd, key_size: spec.key_size as usize, value_size: spec.value_size as usize })
+        expect(kind != Kind::PerCpuArray)?;
+        let [entries, key_size, value_size] = [entries, key_size, value_size].map(|n| n as usize);
+        Ok(Self { fd, kind, entries, key_size, value_size })
     }
 
     /// Another descriptor of the map.
@@ -147,6 +168,18 @@ impl Map {
     /// EMFILE.
     pub fn share(&self) -> io::Result<OwnedFd> {
         self.fd.try_clone()
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Entries at most.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.entries
     }
 
     /// Bytes of a value; of a per-CPU map, of all CPUs' values, each a multiple of eight.

@@ -5,10 +5,12 @@
 
 mod link;
 mod map;
+mod mapping;
 mod program;
 
 pub use link::{Link, Mode};
 pub use map::{Kind, Map, Spec};
+pub use mapping::Mapping;
 pub use program::{Instruction, LoadError, Program, Run, Trial};
 
 use std::fs;

@@ -400,7 +400,6 @@ impl World {
         if let Some(note) = note {
             self.learner.judged(&self.behind.director, note, forwarded_to(verdict), NOW);
         }
-        self.learner.flush();
         outcome
     }
 

@@ -7,15 +7,11 @@
 //!
 //! Everything that it cannot decide is passed up, where the packet socket sees it before the kernel's
 //! stack does.
-//!
-//! In front of the flows stands a small table of each CPU, of those that had two frames in the same tick of the kernel's clock: what
-//! would be found in the flow's entry is known then, and nothing has to be written. The tick bounds how long it
-//! may be wrong; a count of changes, part of the same comparison, voids all of it when a flow is
-//! forgotten, begins anew, or userland changes any.
 
 mod flow;
 mod parse;
 mod schedule;
+mod table;
 
 #[cfg(test)]
 pub(super) use self::flow::clock;
@@ -27,7 +23,7 @@ use super::assembler::Operation::Add;
 use super::assembler::Register::{R0, R1, R2, R10};
 use super::assembler::Size::{Double, Word};
 use super::assembler::{AssembleError, Assembler, Helper, Label};
-use super::layout::Reason;
+use super::layout::{Family, Reason};
 use crate::balance::siphash::Key;
 use crate::protocol::ethernet::Mac;
 use crate::sys::bpf::Instruction;
@@ -72,12 +68,12 @@ pub struct Maps {
     pub servers: RawFd,
     /// Slots by place, four together.
     pub places: RawFd,
-    /// Flows of IPv4 and of IPv6.
+    /// Flows of IPv4 and of IPv6, and buckets of each.
     pub flows: [RawFd; 2],
-    /// The recent ones of each.
-    pub recent: [RawFd; 2],
-    /// One entry: how often something was changed that a table of recent flows may have.
-    pub changes: RawFd,
+    /// See `flows`.
+    pub buckets: [u32; 2],
+    /// Who makes room.
+    pub rests: RawFd,
     /// Counters by slot.
     pub counters: RawFd,
     /// Counters by reason.
@@ -99,7 +95,8 @@ const REFRESH: i32 = 5 * SECOND;
 /// The flow's key: 16 or 40 bytes, which are the words of its hash too.
 const KEY: i16 = -40;
 const SERVICE_KEY: i16 = -64;
-const FLOW: i16 = -80;
+/// A source's count, before it is put into its table.
+const COUNT: i16 = -80;
 const HASHED: i16 = -120;
 const LENGTH: i16 = -128;
 const EVENT: i16 = -132;
@@ -109,12 +106,19 @@ const REASON: i16 = -144;
 const NEW: i16 = -148;
 const CROWDED: i16 = -152;
 const SOURCE: i16 = -168;
-/// Whether the table has a flow of this key that is over.
-const STALE: i16 = -172;
+/// What a mark's kind has to be, but for the state.
+const CLASS: i16 = -172;
 const INDEX: i16 = -176;
-/// Of what is recent now, and the flow's place among it, or 0.
-const STAMP: i16 = -184;
-const PLACE: i16 = -192;
+/// The flow's place, 0 if it has none; both its buckets; the mark that the place has, and one that it is to have.
+const FOUND: i16 = -184;
+const FIRST: i16 = -192;
+const OTHER: i16 = -200;
+const MARK: i16 = -208;
+const CHANGED: i16 = -216;
+/// The bucket of the place that is to be taken.
+const BEST: i16 = -224;
+/// What nobody needs.
+const SCRATCH: i16 = -232;
 
 /// What a packet says of its flow's life. The last two change nothing about a flow in its middle.
 #[derive(Debug, Clone, Copy)]
@@ -131,12 +135,6 @@ enum Event {
     Datagram = 4,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
-    V4,
-    V6,
-}
-
 impl Family {
     /// Length of the IP header.
     const fn header(self) -> i16 {
@@ -146,24 +144,9 @@ impl Family {
         }
     }
 
-    /// Length of the addresses in the flow's key.
-    const fn ports(self) -> i16 {
-        match self {
-            Self::V4 => KEY + 8,
-            Self::V6 => KEY + 32,
-        }
-    }
-
-    /// Words of 64 bits in the key.
-    const fn words(self) -> usize {
-        self.key_words().cast_unsigned() as usize
-    }
-
-    const fn key_words(self) -> i16 {
-        match self {
-            Self::V4 => 2,
-            Self::V6 => 5,
-        }
+    /// Where the ports are in the flow's key.
+    const fn key_ports(self) -> i16 {
+        KEY + self.ports()
     }
 }
 

@@ -1,12 +1,12 @@
 //! From a frame to its flow's key and what it means for the flow.
 
-use super::{EVENT, Event, Family, KEY, LENGTH, VLAN, Writer};
+use super::{CLASS, EVENT, Event, KEY, LENGTH, VLAN, Writer};
 use crate::packet::xdp::assembler::Condition::{AnyBit, Equal, Greater, Less, NotEqual};
 use crate::packet::xdp::assembler::Operation::{Add, And, ShiftRight, Subtract};
 use crate::packet::xdp::assembler::Register::{R1, R2, R3, R4, R5, R6, R7, R8, R9, R10};
 use crate::packet::xdp::assembler::Size::{Byte, Double, Half, Word};
 use crate::packet::xdp::assembler::{Assembler, Label};
-use crate::packet::xdp::layout::Reason;
+use crate::packet::xdp::layout::{Family, KIND_CLASS_SHIFT, KIND_LIVE, Reason, class};
 use crate::protocol::ethernet::{self, Mac};
 
 const ETHERNET: i16 = 14;
@@ -102,8 +102,8 @@ impl Writer<'_> {
         a.jump_if(Greater, R4, R5, malformed);
         a.store(Double, R10, LENGTH, R4);
         a.load(Word, R2, R8, header);
-        a.store(Word, R10, family.ports(), R2);
-        a.store(Word, R10, family.ports() + 4, R3);
+        a.store(Word, R10, family.key_ports(), R2);
+        a.store(Word, R10, family.key_ports() + 4, R3);
         let (tcp, udp, sctp, done) = (a.label(), a.label(), a.label(), a.label());
         a.jump_if(Equal, R3, 6, tcp);
         a.jump_if(Equal, R3, 17, udp);
@@ -112,16 +112,19 @@ impl Writer<'_> {
         a.place(udp);
         a.jump_if(Less, R4, i32::from(header + 8), malformed);
         a.store(Word, R10, EVENT, Event::Datagram as i32);
+        live(a, 17);
         a.jump(done);
         a.place(tcp);
         need(a, header + 20, malformed);
         a.jump_if(Less, R4, i32::from(header + 20), malformed);
         tcp_event(a, header);
+        live(a, 6);
         a.jump(done);
         a.place(sctp);
         need(a, header + 16, malformed);
         a.jump_if(Less, R4, i32::from(header + 16), malformed);
         sctp_event(a, header);
+        live(a, 132);
         a.place(done);
     }
 }
@@ -146,6 +149,12 @@ fn need(a: &mut Assembler, bytes: i16, otherwise: Label) {
     a.set(R2, R8);
     a.alu(Add, R2, i32::from(bytes));
     a.jump_if(Greater, R2, R7, otherwise);
+}
+
+/// What the mark of a flow of this protocol says besides its state, into `CLASS`.
+fn live(a: &mut Assembler, protocol: u8) {
+    let class = class(protocol).unwrap_or_default();
+    a.store(Byte, R10, CLASS, i32::from(KIND_LIVE | class << KIND_CLASS_SHIFT));
 }
 
 /// What the flags say, into `EVENT`.

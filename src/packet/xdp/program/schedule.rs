@@ -1,20 +1,19 @@
 //! The choice of a server for a new flow, and the limits on new flows.
 
 use super::{
-    CROWDED, EVENT, Event, FLOW, Family, HASHED, KEY, Maps, NEW, REASON, SECOND, SERVICE_KEY, SLOT,
-    SOURCE, STALE, Writer, count_reason,
+    COUNT, CROWDED, EVENT, Event, FOUND, HASHED, KEY, Maps, NEW, REASON, SECOND, SERVICE_KEY, SLOT,
+    SOURCE, Writer, count_reason,
 };
 use crate::packet::xdp::assembler::Condition::{Equal, Greater, Less, LessOrEqual, NotEqual};
 use crate::packet::xdp::assembler::Operation::{
-    Add, And, Multiply, Or, ShiftLeft, ShiftRight, Subtract,
+    Add, And, Multiply, ShiftLeft, ShiftRight, Subtract,
 };
 use crate::packet::xdp::assembler::Register::{R0, R1, R2, R3, R4, R5, R7, R8, R9, R10};
 use crate::packet::xdp::assembler::Size::{Byte, Double, Half, Word};
 use crate::packet::xdp::assembler::{Assembler, Helper, Label};
 use crate::packet::xdp::layout::{
-    FLOW_SEEN, FLOW_SHOWN, FLOW_SLOT, FLOW_STATE, Reason, SERVER_GENERATION, SERVER_INTERFACE,
-    SERVICE_AT, SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY, SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL,
-    SERVICE_PLACES, State,
+    Family, Reason, SERVER_INTERFACE, SERVICE_AT, SERVICE_BY_SOURCE, SERVICE_KEY_FAMILY,
+    SERVICE_KEY_PORT, SERVICE_KEY_PROTOCOL, SERVICE_PLACES,
 };
 use crate::packet::xdp::siphash;
 
@@ -36,9 +35,9 @@ impl Writer<'_> {
             a.load(Word, R2, R10, KEY + 4);
             a.store(Word, R10, SERVICE_KEY, R2);
         }
-        a.load(Half, R2, R10, family.ports() + 2);
+        a.load(Half, R2, R10, family.key_ports() + 2);
         a.store(Half, R10, SERVICE_KEY + SERVICE_KEY_PORT, R2);
-        a.load(Byte, R2, R10, family.ports() + 4);
+        a.load(Byte, R2, R10, family.key_ports() + 4);
         a.store(Byte, R10, SERVICE_KEY + SERVICE_KEY_PROTOCOL, R2);
         let version = if family == Family::V4 { 4 } else { 6 };
         a.store(Byte, R10, SERVICE_KEY + SERVICE_KEY_FAMILY, version);
@@ -139,11 +138,11 @@ impl Writer<'_> {
         a.jump_if(Greater, R3, limit, drop);
         a.jump(admitted);
         a.place(new);
-        a.store(Word, R10, FLOW, R8);
-        a.store(Word, R10, FLOW + 4, 1);
+        a.store(Word, R10, COUNT, R8);
+        a.store(Word, R10, COUNT + 4, 1);
         source(a, self.maps);
         a.set(R3, R10);
-        a.alu(Add, R3, i32::from(FLOW));
+        a.alu(Add, R3, i32::from(COUNT));
         a.set(R4, 0);
         a.call(Helper::MapUpdate);
         a.jump(admitted);
@@ -153,16 +152,16 @@ impl Writer<'_> {
     pub(super) fn choose(&mut self, family: Family) {
         let server = self.up(Reason::Server);
         let a = &mut self.a;
-        for word in 0..i16::try_from(family.words()).unwrap_or_default() {
+        for word in 0..i16::try_from(family.key_words()).unwrap_or_default() {
             a.load(Double, R2, R10, KEY + 8 * word);
             a.store(Double, R10, HASHED + 8 * word, R2);
         }
         let all = a.label();
         a.load(Word, R2, R9, SERVICE_BY_SOURCE);
         a.jump_if(Equal, R2, 0, all);
-        a.store(Half, R10, HASHED + family.ports() - KEY, 0);
+        a.store(Half, R10, HASHED + family.key_ports() - KEY, 0);
         a.place(all);
-        siphash::emit(a, self.setup.key, HASHED, family.words());
+        siphash::emit(a, self.setup.key, HASHED, family.key_words());
         // Its high half times the number of places, the high half of that.
         a.alu(ShiftRight, R0, 32);
         a.load(Word, R1, R9, SERVICE_PLACES);
@@ -189,44 +188,27 @@ impl Writer<'_> {
         a.jump_if(Equal, R2, 0, server);
     }
 
-    /// Puts the new flow into the table, unless there are too many.
+    /// Puts the new flow into the table, unless there are too many or there is no room.
     pub(super) fn remember(&mut self, family: Family) {
-        let (stateless, done) = (self.a.label(), self.a.label());
+        let (stateless, full) = (self.a.label(), self.a.label());
+        let (count, done) = (self.a.label(), self.a.label());
         let a = &mut self.a;
         a.load(Word, R2, R10, CROWDED);
         a.jump_if(NotEqual, R2, 0, stateless);
-        a.load(Word, R2, R10, SLOT);
-        a.load(Word, R3, R7, SERVER_GENERATION);
-        a.alu(ShiftLeft, R3, 16);
-        a.alu(Or, R2, R3);
-        a.store(Word, R10, FLOW + FLOW_SLOT, R2);
-        let (opening, ready) = (a.label(), a.label());
-        a.load(Word, R2, R10, EVENT);
-        a.jump_if(Equal, R2, Event::Open as i32, opening);
-        a.store(Word, R10, FLOW + FLOW_STATE, State::Established as i32);
-        a.jump(ready);
-        a.place(opening);
-        a.store(Word, R10, FLOW + FLOW_STATE, State::Opening as i32);
-        a.place(ready);
-        a.store(Word, R10, FLOW + FLOW_SEEN, R8);
-        a.store(Word, R10, FLOW + FLOW_SHOWN, R8);
-        a.map(R1, self.maps.flows[family as usize]);
-        a.set(R2, R10);
-        a.alu(Add, R2, i32::from(KEY));
-        a.set(R3, R10);
-        a.alu(Add, R3, i32::from(FLOW));
-        a.set(R4, 0);
-        a.call(Helper::MapUpdate);
+        self.take(family, full);
+        let a = &mut self.a;
         a.store(Word, R10, NEW, 1);
         a.jump(done);
         a.place(stateless);
-        let counted = a.label();
-        a.load(Word, R2, R10, STALE);
-        a.jump_if(Equal, R2, 0, counted);
+        a.store(Word, R10, REASON, Reason::Stateless as i32);
+        a.load(Double, R9, R10, FOUND);
+        a.jump_if(Equal, R9, 0, count);
         self.forget(family);
         let a = &mut self.a;
-        a.place(counted);
-        a.store(Word, R10, REASON, Reason::Stateless as i32);
+        a.jump(count);
+        a.place(full);
+        a.store(Word, R10, REASON, Reason::Full as i32);
+        a.place(count);
         count_reason(a, self.maps);
         a.place(done);
     }
