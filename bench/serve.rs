@@ -50,7 +50,8 @@ pub(crate) fn serve_each(
     serve: impl Fn(&Rc<Ring>, Stream) + Clone + Send + 'static,
 ) -> Result<(), String> {
     probe::check().map_err(|unusable| unusable.to_string())?;
-    let _ = limits::raise_open_files();
+    // As the proxy does: else accepting stands still whenever the process has twice as many connections as ever before.
+    let _ = limits::raise_open_files().and_then(|limit| limits::reserve_descriptors(limit.soft));
     let _ = limits::raise_locked_memory();
     let cpus = placement.cpus();
     let (mut shares, mut urls): (Vec<Vec<OwnedFd>>, Vec<String>) = Default::default();

@@ -4,10 +4,14 @@
     bench/slow.py [--connections 2000] [--seconds 20] [--only ringgate,limits,nginx,haproxy]
                   [--attacks slowloris,body,read] [--body 65536]
 
-`limits` is Ringgate with `[limits]` for each address, `small` Ringgate with 16 MiB of receive buffers. Others' requests come on new connections, open loop, 100 a second,
-first without the attack and then beside it. The contender has CPU 0, everything else CPU 1. slowhttptest
-attacks from 127.0.0.1, the others come from 127.0.0.2. A quarter as many requests go straight to the origin meanwhile: what
-those wait is the machine's, the origin's and the clients' doing, and no contender's. CPU is the share of one that the contender took.
+`limits` is Ringgate with `[limits]` for each address, `small` Ringgate with 16 MiB of receive buffers. Others' requests come on new
+connections, open loop, 100 a second, first without the attack and then beside it. slowhttptest attacks from 127.0.0.1, the others come from
+127.0.0.2. The contender is pinned to CPU 0; clients, origin and attacker share CPU 1, where the attacker is SCHED_IDLE: at normal
+priority, and at nice 19 as well, whoever is woken beside it may wait for the next tick, 4 to 6 ms, whatever the contender. A quarter as
+many requests go straight to the origin meanwhile: what those wait is the machine's, the origin's and the clients' doing. Other work on
+CPU 0 has the same effect on the contender, and no column shows it: the machine has to be idle. CPU is the share of one that the contender took,
+"held" how many connections the attacker still had at the end. An attack begins when the kernel has given back the memory of the one before, or
+after a minute.
 """
 
 import argparse
@@ -114,6 +118,25 @@ def cpu_seconds(pid):
     return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
 
 
+def attack_connections():
+    """Connections from 127.0.0.1 to the contender that are established."""
+    rows = (row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    attacked = f"0100007F:{PORT:04X}"
+    return sum(row[1].startswith("0100007F:") and row[2] == attacked and row[3] == "01" for row in rows)
+
+
+def await_quiet_tcp():
+    """Until sockets that nobody has any more hold no memory (sockets of an earlier attack, with what their clients never took)."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        words = Path("/proc/net/sockstat").read_text().split("TCP:")[1].split("\n")[0].split()
+        tcp = {name: int(value) for name, value in zip(words[::2], words[1::2])}
+        if tcp["orphan"] < 50 and tcp["mem"] < 5000:
+            return
+        time.sleep(0.2)
+    print("TCP has not come to rest", file=sys.stderr)
+
+
 def figures(times, failures):
     if not times:
         return f"all {len(failures)} failed"
@@ -140,19 +163,20 @@ def run(kind, args):
             time.sleep(0.05)
         calm, _ = others(args.seconds / 2, args.body)
         for attack in args.attacks.split(","):
+            await_quiet_tcp()
             attacker = subprocess.Popen(
-                [reload.path_of("slowhttptest"), *ATTACKS[attack], "-c", str(args.connections), "-r", "1000", "-l", str(args.seconds),
-                 "-p", "3", "-u", f"http://127.0.0.1:{PORT}/"],
+                ["chrt", "--idle", "0", reload.path_of("slowhttptest"), *ATTACKS[attack], "-c", str(args.connections), "-r", "1000",
+                 "-l", str(args.seconds + 5), "-p", "3", "-u", f"http://127.0.0.1:{PORT}/"],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             used = cpu_seconds(process.pid)
             beside, direct = others(args.seconds, args.body)
             used = (cpu_seconds(process.pid) - used) / args.seconds
+            held = attack_connections()
             attacker.terminate()
             attacker.wait(20)
-            print(f"{kind:9} {attack:9} alone {figures(*calm)}; attacked {figures(*beside)}, CPU {used:.2f}; "
-                  f"to the origin {figures(*direct)}", flush=True)
-            time.sleep(1)
+            print(f"{kind:9} {attack:9} alone {figures(*calm)}; attacked {figures(*beside)}, CPU {used:.2f}, "
+                  f"{held} held; to the origin {figures(*direct)}", flush=True)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -209,7 +209,7 @@ pub struct Webhook {
 }
 
 /// How a webhook's server is verified.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Trust {
     /// Certificates of the authorities to trust, in PEM; `None`: those of the system.
     pub ca: Option<PathBuf>,
@@ -217,13 +217,15 @@ pub struct Trust {
     pub span: Range<usize>,
     /// Made from it once the files have been read.
     pub client: Option<Arc<ClientConfig>>,
+    /// Digest of the file of authorities: another content is another server to trust.
+    pub authorities: [u8; 32],
 }
 
 impl Eq for Trust {}
 
-/// The same files, wherever they are named.
+/// The same files with the same content, wherever they are named.
 impl PartialEq for Trust {
     fn eq(&self, other: &Self) -> bool {
-        self.ca == other.ca
+        self.ca == other.ca && self.authorities == other.authorities
     }
 }

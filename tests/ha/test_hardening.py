@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from harness import binary
 from harness.lan import Load, Ringgate
+from harness.tls import Authority
 from harness.tools import eventually
 
 from .common import VIP, holds, vrrp
@@ -62,3 +64,33 @@ def test_vrrp_scripts_and_upgrade_without_root(lan, place):
         assert not load.failures
         line.stop()
         assert not holds(node)
+
+
+def test_a_webhooks_authorities_are_read_anew(lan, place, hook):
+    """By a reload that only finds another content in their file, without root and with files restricted; the role stays."""
+    host, _, secured, authority = hook
+    outside, drain = Path(tempfile.mkdtemp(prefix="ringgate-authorities-")), place / "drain"
+    try:
+        outside.chmod(0o755)
+        ca = outside / "ca.pem"
+        shutil.copy(Authority(outside / "other", "stranger").cert, ca)
+        more = (
+            f'notify_webhook = "https://{host.address}:8443/vip"\nnotify_webhook_ca = "{ca}"\n'
+            f'track_file = ["{drain} weight -50"]'
+        )
+        with Ringgate(lan.host(), place, "a", vrrp(200, more=more), node='user = "nobody"') as node:
+            node.await_role("active")
+            eventually(lambda: "the notification to" in node.log(), 10)
+            assert not secured and "landlock=\"in force" in node.log(), node.log()
+            shutil.copy(authority.cert, ca)
+            os.kill(node.pid, signal.SIGHUP)
+            eventually(lambda: "VI_1: file of notify_webhook_ca has changed" in node.log(), 10)
+            eventually(lambda: "reloaded" in node.log(), 10)
+            assert node.log().count("to=active") == 1, "it did not begin anew"
+            with Ringgate(lan.host(), place, "b", vrrp(180)) as peer:
+                peer.await_role("backup")
+                drain.write_text("1\n")
+                node.await_role("backup")
+                eventually(lambda: any(told["to"] == "backup" for told in secured), 10)
+    finally:
+        shutil.rmtree(outside)

@@ -1,13 +1,6 @@
 """What a priority depends on: scripts, files, interfaces, usable servers; and who is told."""
 
-import http.server
-import json
-import ssl
-import threading
-
-import pytest
-
-from harness.lan import Load, Ringgate, in_namespace
+from harness.lan import Load, Ringgate
 from harness.proxy import parse_metrics
 from harness.tls import Authority
 from harness.tools import eventually
@@ -89,43 +82,6 @@ def test_a_node_that_cannot_serve_does_not_join(lan, tmp_path):
         eventually(lambda: a.instance()["why"], 5)
         assert a.instance()["role"] == "initialize"
         assert "to=active" not in a.log() and not holds(a)
-
-
-@pytest.fixture
-def hook(lan, tmp_path):
-    """A host with two servers that keep what is posted to them, over HTTP and over HTTPS with a certificate of an
-    authority of ours."""
-    host, ready = lan.host(), [threading.Event(), threading.Event()]
-    posted, secured = [], []
-    authority = Authority(tmp_path / "ca")
-    pair = authority.issue("hook", host.address)
-
-    def handler(kept):
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                kept.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(204)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        return Handler
-
-    def serve(kept, port, event, context):
-        server = http.server.ThreadingHTTPServer((host.address, port), handler(kept))
-        server.daemon_threads = True
-        if context:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        event.set()
-        server.serve_forever()
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pair["cert"], pair["key"])
-    in_namespace(host.name, lambda: serve(posted, 8080, ready[0], None))
-    in_namespace(host.name, lambda: serve(secured, 8443, ready[1], context))
-    assert all(event.wait(5) for event in ready)
-    return host, posted, secured, authority
 
 
 def test_transitions_are_told(lan, tmp_path, hook):

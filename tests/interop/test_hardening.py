@@ -16,6 +16,8 @@ from harness.proxy import ROOT, one, run_once
 from harness.tls import Authority
 
 from .test_health import await_state, server
+from .test_tls_upstream import nginx
+from .test_tracing import SPANS, Secured
 from .test_upgrade import Line, script
 
 NOBODY = 65534
@@ -151,6 +153,58 @@ def test_files_outside_are_out_of_reach(line, origin, place):
         free.stop()
     finally:
         shutil.rmtree(outside)
+
+
+@pytest.fixture
+def outside():
+    """Makes directories that everybody may read and no list of the program's has."""
+    made = []
+
+    def make():
+        made.append(Path(tempfile.mkdtemp(prefix="ringgate-authorities-")))
+        made[-1].chmod(0o755)
+        return made[-1]
+
+    yield make
+    for path in made:
+        shutil.rmtree(path)
+
+
+def test_authorities_are_read_after_privileges_are_given_up(line, serve, outside, tmp_path):
+    """Files of `ca` lie where nothing else of the configuration does; a reload finds another content in them, and is refused one
+    in a place that was not named at the start."""
+    ours, stranger = Authority(tmp_path / "ours"), Authority(tmp_path / "other", "stranger")
+    files = {name: outside() / "ca.pem" for name in ("upstream", "tracing", "elsewhere")}
+
+    def write(authority):
+        for file in files.values():
+            shutil.copy(authority.cert, file)
+            file.chmod(0o644)
+
+    write(stranger)
+    spans = Secured(ours.issue("collector", "127.0.0.1"))
+    with nginx(tmp_path / "nginx", ours.issue("app", "127.0.0.1")) as behind:
+        proxy = line({
+            **one(behind, tls={"ca": str(files["upstream"])}, retry={"tries": 1}),
+            "tracing": {"endpoint": f"https://{serve(spans).text}", "ca": str(files["tracing"])},
+            "tls": {"reload_interval": "1h"},
+        })  # fmt: skip
+        assert proxy.status()["hardening"]["landlock"].startswith("in force")
+        assert get(proxy.address).status == 502
+        proxy.await_equal(SPANS, 1, outcome="failed")
+        write(ours)
+        said = proxy.ctl("reload").stdout
+        assert "tracing.ca has changed" in said and f"{files['upstream']} has changed" in said, said
+        assert get(proxy.address, "/trusted").status == 200
+        eventually(lambda: spans.of("/trusted"), 10)
+        for name in ("upstream", "tracing"):
+            text = proxy.file.read_text()
+            proxy.write(lambda text: text.replace(str(files[name]), str(files["elsewhere"])))
+            refused = proxy.ctl("reload", check=False)
+            assert refused.returncode and "Permission denied" in refused.stderr + refused.stdout, refused
+            proxy.file.write_text(text)
+        assert get(proxy.address).status == 200
+        proxy.stop()
 
 
 def test_shards_may_do_less_than_the_process(line, origin):

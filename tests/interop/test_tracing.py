@@ -67,7 +67,8 @@ def attributes(data, number):
 class Collector:
     """An OTLP/HTTP receiver: what it was sent, taken apart by opentelemetry-proto's numbers."""
 
-    def __init__(self):
+    def __init__(self, answer=say(200, b"")):
+        self.answer = answer
         self.spans, self.services, self.heads = [], set(), []
         self.lock = threading.Lock()
 
@@ -78,7 +79,7 @@ class Collector:
                 for resource in every(request.body, 1):
                     self.services |= {attributes(one_resource, 1)["service.name"] for one_resource in every(resource, 1)}
                     self.spans += [self.span(span) for span in every(resource, 2, 2)]
-            connection.send(say(200, b""))
+            connection.send(self.answer)
 
     @staticmethod
     def span(data):
@@ -120,6 +121,20 @@ def test_spans_arrive(start, origin, collector):
     assert head.header("content-type") == "application/x-protobuf"
     proxy.await_equal(SPANS, 1, outcome="exported")
     assert proxy.status()["tracing"]["problem"] is None
+
+
+def test_an_answer_in_chunks_is_read(start, origin, serve):
+    """It says that spans were rejected (`partial_success`), and the collector keeps the connection open behind it."""
+    why = b"enough"
+    partial = b"\x08\x01\x12" + bytes([len(why)]) + why
+    body = b"\x0a" + bytes([len(partial)]) + partial
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in (body[:3], body[3:])) + b"0\r\n\r\n"
+    spans = Collector(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+    proxy = start(traced(origin, serve(spans)))
+    assert get(proxy.address, "/a").status == 200
+    proxy.await_log("traces cannot be exported", "1 spans rejected: enough")
+    proxy.await_equal(SPANS, 1, outcome="failed")
+    proxy.await_equal(SPANS, 0, outcome="exported")
 
 
 def test_who_begins_a_trace_decides(start, origin, collector):

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{io, thread};
 
+use rustls::ClientConfig;
 use sha2::{Digest as _, Sha256};
 
 use self::read::{Entry, Reader, files_of, files_of_upstream};
@@ -121,7 +122,8 @@ pub fn load_webhooks(
             verify: true,
             policy: Policy::Intermediate,
         };
-        trust.client = Some(reader.upstream(&tls, false)?);
+        let (client, authorities) = verified(&reader, &tls)?;
+        (trust.client, trust.authorities) = (Some(client), authorities);
     }
     Ok(())
 }
@@ -134,12 +136,17 @@ pub fn load_collector(service: &Service, base: &Path) -> Result<(), Problem> {
     let Some(traces) = &service.tracing else { return Ok(()) };
     let Some(tls) = &traces.settings.tls else { return Ok(()) };
     let reader = Reader { service, base, changed: None };
-    let client = reader.upstream(tls, false)?;
-    let bytes = tls.ca.as_ref().map(|file| reader.bytes(file)).transpose()?;
-    let authorities = Sha256::digest(bytes.unwrap_or_default()).into();
+    let (client, authorities) = verified(&reader, tls)?;
     // The configuration was just made: nobody has read for it before.
     let _ = traces.verified.set(Verified { client, authorities });
     Ok(())
+}
+
+/// What a server is verified with, and the digest of its file of authorities (of nothing: the system's).
+fn verified(reader: &Reader<'_>, tls: &Upstream) -> Result<(Arc<ClientConfig>, [u8; 32]), Problem> {
+    // First: a file that is written in between counts as changed at the next reload.
+    let bytes = tls.ca.as_ref().map(|file| reader.bytes(file)).transpose()?;
+    Ok((reader.upstream(tls, false)?, Sha256::digest(bytes.unwrap_or_default()).into()))
 }
 
 /// Reads everything for the first time.

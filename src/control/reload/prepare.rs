@@ -16,6 +16,7 @@ use crate::control::config::{self, Config, Log, Steering};
 use crate::control::resolve::{self, Name};
 use crate::control::supervise::{await_free, cannot_listen, open_log};
 use crate::control::tracing;
+use crate::ha::config::Instance;
 use crate::l7::generation::Tables;
 use crate::ring::share::UNSENT;
 use crate::sys::{cpu, socket};
@@ -106,6 +107,17 @@ fn compare(job: &Job, config: &Config) -> Result<Diff, String> {
         && before != after
     {
         diff.apply("file of tracing.ca has changed and is read anew".to_owned());
+    }
+    for instance in &config.ha.instances {
+        let before = job.old.ha.instances.iter().find(|one| one.name == instance.name);
+        let trust = |one: &Instance| one.webhook.as_ref()?.tls.clone();
+        if let Some((before, after)) = before.and_then(trust).zip(trust(instance))
+            && before.ca == after.ca
+            && before != after
+        {
+            let file = "file of notify_webhook_ca has changed and is read anew";
+            diff.apply(format!("vrrp {}: {file} (in place)", instance.name));
+        }
     }
     for path in job.keeper.changed_files(&config.loaded) {
         diff.apply(format!("file {} has changed and is read anew", path.display()));

@@ -283,7 +283,7 @@ fn webhook(place: &Place<'_>, raw: &raw::Vrrp) -> Result<Option<Webhook>, Report
         return Err(at.problem("is not https, for which `notify_webhook_ca` is: remove that"));
     }
     let span = ca.as_ref().map_or_else(|| at.span(), |ca| ca.span.clone());
-    let trust = Trust { ca: ca.map(|ca| ca.path), span, client: None };
+    let trust = Trust { ca: ca.map(|ca| ca.path), span, ..Trust::default() };
     Ok(Some(Webhook { tls: webhook.tls.map(|_| trust), ..webhook }))
 }
 
@@ -292,7 +292,7 @@ fn parse_webhook(text: &str) -> Option<Webhook> {
     let (scheme, rest) = text.split_once("://")?;
     let (port, tls) = match scheme {
         "http" => (80, None),
-        "https" => (443, Some(Trust { ca: None, span: 0..0, client: None })),
+        "https" => (443, Some(Trust::default())),
         _ => return None,
     };
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
