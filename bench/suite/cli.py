@@ -26,7 +26,7 @@ examples:
   bench/run --base main                              has the working tree become slower than main?
   bench/run --base HEAD~3 --scenario body-16k --pairs 60
   bench/run --base target/old/ringgate --ringgate target/release/ringgate      two binaries
-  bench/run --report bench/results/2026-11-22.json   the report again from the figures
+  bench/run --report bench/results/2026-11-23.json   the report again from the figures
   bench/run --contender-cpus 0-7 --load-cpus 8-11 --origin-cpus 12-15
 """
 
