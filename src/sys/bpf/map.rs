@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use super::{
-    MAP_CREATE, MAP_DELETE, MAP_LOOKUP, MAP_LOOKUP_BATCH, MAP_UPDATE, MAP_UPDATE_BATCH,
-    OBJ_GET_INFO, address, address_mut, call, name, open, possible_cpus,
+    MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_UPDATE_BATCH, OBJ_GET_INFO, address, address_mut, call,
+    name, open, possible_cpus,
 };
 
 /// A map's kind (enum bpf_map_type, and flags).
@@ -216,15 +216,6 @@ impl Map {
         call(MAP_UPDATE, &mut attributes).map(drop)
     }
 
-    /// Removes a key; false when it was not there.
-    ///
-    /// # Errors
-    /// EINVAL as [`Map::lookup`], and for arrays, whose entries stay.
-    pub fn delete(&self, key: &[u8]) -> io::Result<bool> {
-        let mut attributes = self.element(key)?;
-        found(call(MAP_DELETE, &mut attributes))
-    }
-
     /// Sets many entries in one call: keys and values end to end.
     ///
     /// # Errors
@@ -238,34 +229,6 @@ impl Map {
         let mut attributes = self.batch(count)?;
         (attributes.keys, attributes.values) = (address(keys), address(values));
         call(MAP_UPDATE_BATCH, &mut attributes).map(drop)
-    }
-
-    /// Hands every entry to `each`, read about `step` at a time. Entries that come and go meanwhile may be
-    /// missed or seen twice.
-    ///
-    /// # Errors
-    /// What bpf(2) says, ENOSPC when a hash bucket holds more than `step` entries.
-    pub fn for_each(&self, step: usize, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-        let mut keys = vec![0; step * self.key_size];
-        let mut values = vec![0; step * self.value_size];
-        // Where the kernel is: a 32-bit bucket number, or a key of an array (32 bits as well).
-        let (mut from, mut to) = ([0_u32; 1], [0_u32; 1]);
-        let mut first = true;
-        loop {
-            let mut attributes = self.batch(step)?;
-            attributes.from = if first { 0 } else { address(&from) };
-            attributes.to = address_mut(&mut to);
-            (attributes.keys, attributes.values) =
-                (address_mut(&mut keys), address_mut(&mut values));
-            let more = found(call(MAP_LOOKUP_BATCH, &mut attributes))?;
-            let count = (attributes.count as usize).min(step);
-            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
-            pairs.take(count).for_each(|(key, value)| each(key, value));
-            if !more {
-                return Ok(());
-            }
-            (from, first) = (to, false);
-        }
     }
 
     fn batch(&self, count: usize) -> io::Result<Batch> {
@@ -309,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_set_read_and_removed() {
+    fn entries_are_set_and_read() {
         let Some(map) = map(Kind::Hash, 4, 8, 2) else { return };
         let mut value = [0; 8];
         assert!(!map.lookup(b"keyA", &mut value).expect("a lookup"));
@@ -319,7 +282,6 @@ mod tests {
         assert_eq!(full.raw_os_error(), Some(libc::E2BIG));
         assert!(map.lookup(b"keyA", &mut value).expect("a lookup"));
         assert_eq!(&value, b"value AA");
-        assert!(map.delete(b"keyA").expect("a delete") && !map.delete(b"keyA").expect("a delete"));
         // Wrong lengths never reach the kernel, which would read past the end.
         assert!(map.lookup(b"key", &mut value).is_err() && map.update(b"keyB", b"short").is_err());
     }
@@ -353,16 +315,12 @@ mod tests {
             let keys: Vec<u8> = (0..1000_u32).flat_map(u32::to_ne_bytes).collect();
             let values: Vec<u8> = (0..1000_u64).flat_map(|n| (n * n).to_ne_bytes()).collect();
             map.update_batch(&keys, &values).expect("a batch");
-            let mut seen = Vec::new();
-            let read = map.for_each(64, |key, value| {
-                let number =
-                    |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
-                assert_eq!(number(value), number(key) * number(key));
-                seen.push(number(key));
-            });
-            read.expect("all");
-            seen.sort_unstable();
-            assert_eq!(seen, (0..1000).collect::<Vec<_>>(), "{kind:?}");
+            for n in 0..1000_u32 {
+                let mut value = [0; 8];
+                assert!(map.lookup(&n.to_ne_bytes(), &mut value).expect("a lookup"));
+                let n = u64::from(n);
+                assert_eq!(value, (n * n).to_ne_bytes(), "{kind:?}");
+            }
         }
     }
 
