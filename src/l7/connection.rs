@@ -232,7 +232,7 @@ impl Client {
             let Ok(Ok(Some(chunk))) = self.timer.guard(next).await else { break };
             bytes.extend_from_slice(chunk.as_slice());
             match proxy_protocol::parse(&bytes) {
-                Ok(Parsed::Incomplete) if bytes.len() < PROXY_HEADER_MAX => {}
+                Ok(Parsed::Incomplete) if bytes.len() < PROXY_HEADER_MAX => self.ask_for_the_rest(),
                 Ok(Parsed::Complete { header, consumed }) => {
                     if let Some((peer, local)) = header.addresses {
                         self.addresses = Addresses { peer, local };
@@ -297,6 +297,7 @@ impl Client {
         if let Some(start) = self.input.peek().get(..START.len()) {
             return Some(start == START);
         }
+        self.ask_for_the_rest();
         let mut bytes = Vec::new();
         while bytes.len() < START.len() && START.starts_with(&bytes) {
             let next = poll_fn(|cx| self.input.poll_chunk(&self.stream, cx));
@@ -318,6 +319,8 @@ impl Client {
             self.figures().tls.failed(Reason::Internal);
             return Err(After::Close);
         };
+        // A handshake has more pieces than one, whose sender may wait for each to be acknowledged.
+        self.ask_for_the_rest();
         let timeout = millis(self.generation.service.tls.handshake_timeout);
         self.timer.set(timeout);
         let rest = self.input.take_rest();

@@ -131,6 +131,7 @@ pub async fn discard_rest(client: &mut Client, exchange: &Exchange, body: &mut B
     if exchange.request.expect_continue || body.remaining().is_some_and(|left| left > DISCARD_MAX) {
         return false;
     }
+    client.ask_for_the_rest();
     client.timer.set(millis(client.generation.service.http.client_body_timeout));
     let (input, stream, timer) = (&mut client.input, &client.stream, &client.timer);
     let began = body.received();

@@ -193,8 +193,6 @@ pub fn listen_limited(
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     set_option(raw, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     set_option(raw, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-    // The acknowledgement of a first request rides on the response instead of going out alone.
-    set_option(raw, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
     if address.is_ipv6() {
         set_option(raw, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1)?;
     }
@@ -204,6 +202,8 @@ pub fn listen_limited(
     let backlog = libc::c_int::try_from(backlog).unwrap_or(libc::c_int::MAX);
     // SAFETY: no pointers are passed.
     check(unsafe { libc::listen(raw, backlog) })?;
+    // The acknowledgement of a first request rides on the response instead of going out alone. Set last: listen(2) forgets it.
+    set_option(raw, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0)?;
     Ok(fd)
 }
 

@@ -13,6 +13,17 @@ def lan():
         yield one
 
 
+@pytest.fixture
+def network(tmp_path):
+    """A client and three web servers on one bridge; the director is the test's own."""
+    with Lan() as lan:
+        client = lan.host()
+        servers = [Server(lan.host(), tmp_path, f"s{n}") for n in (1, 2, 3)]
+        yield lan, client, servers
+        for server in servers:
+            server.stop()
+
+
 class Site:
     """A client, one director with the virtual addresses on its interface, and three real servers: two with nginx, one
     with Ringgate, which has the role of a real server."""

@@ -87,16 +87,6 @@ class Tap:
         )  # fmt: skip
 
 
-@pytest.fixture
-def network(tmp_path):
-    with Lan() as lan:
-        client = lan.host()
-        servers = [Server(lan.host(), tmp_path, f"s{n}") for n in (1, 2, 3)]
-        yield lan, client, servers
-        for server in servers:
-            server.stop()
-
-
 def told_before(host, node, why):
     """`tune plan` finds the director's interface and says of it what the director says."""
     xdp = json.loads(host.run(binary(), "tune", "plan", node.file, "--profile", "director", "--json").stdout)["xdp"]

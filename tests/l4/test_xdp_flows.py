@@ -8,25 +8,14 @@ import socket
 
 import pytest
 
-from harness.lan import Lan
 from harness.tools import eventually
 
-from .common import VIP, Node, Server, mac, send_frames, virtual_server
+from .common import VIP, Node, mac, send_frames, virtual_server
 from .test_upgrade import PAUSES, Line
 from .test_xdp import Arrivals, Counted, Talk, await_program, frame
 
 ROOM = 1024  # the least that `flows_max` can be
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
-
-
-@pytest.fixture
-def network(tmp_path):
-    with Lan() as lan:
-        client = lan.host()
-        servers = [Server(lan.host(), tmp_path, f"s{n}") for n in (1, 2, 3)]
-        yield lan, client, servers
-        for server in servers:
-            server.stop()
 
 
 def services(servers, weights=(1, 1, 1)):
