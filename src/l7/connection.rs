@@ -148,6 +148,11 @@ impl Drop for Client {
     }
 }
 
+fn acknowledge(stream: &Channel) {
+    // A connection that is gone tells its receive.
+    let _ = socket::acknowledge_at_once(stream.transport().as_fd());
+}
+
 fn addresses_of(stream: &Stream, bound: SocketAddr) -> Option<Addresses> {
     let peer = socket::peer_address(stream.as_fd()).ok()?;
     let is_whole = !bound.ip().is_unspecified() && bound.port() != 0;
@@ -319,8 +324,6 @@ impl Client {
             self.figures().tls.failed(Reason::Internal);
             return Err(After::Close);
         };
-        // A handshake has more pieces than one, whose sender may wait for each to be acknowledged.
-        self.ask_for_the_rest();
         let timeout = millis(self.generation.service.tls.handshake_timeout);
         self.timer.set(timeout);
         let rest = self.input.take_rest();
@@ -415,6 +418,9 @@ impl Client {
         let came = poll_fn(|cx| {
             if let Poll::Ready(ready) = self.input.poll_ready(&self.stream, cx) {
                 return Poll::Ready(ready.unwrap_or(false));
+            }
+            if self.requests == 0 && self.stream.transport().has_begun() {
+                acknowledge(&self.stream);
             }
             if closes_idle() {
                 let since = self.worker.now().saturating_sub(self.last_active);
@@ -563,8 +569,7 @@ impl Client {
     /// and a client may send the rest of its request when it knows that the beginning has arrived.
     pub(super) fn ask_for_the_rest(&self) {
         if self.requests <= 1 && self.key.is_some() {
-            // A connection that is gone tells its receive.
-            let _ = socket::acknowledge_at_once(self.stream.transport().as_fd());
+            acknowledge(&self.stream);
         }
     }
 

@@ -115,6 +115,12 @@ impl Transport {
         }
     }
 
+    /// Whether a part of a TLS record has come.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.has_begun())
+    }
+
     /// See [`Stream::watch`].
     #[inline]
     pub fn watch(&self) {

@@ -1,6 +1,8 @@
 //! Handshakes, on streams of the ring, by rustls.
 
 use std::future::poll_fn;
+use std::mem;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
@@ -19,6 +21,7 @@ use crate::protocol::tls::content;
 use crate::protocol::tls::record::{HEADER_LEN, Version};
 use crate::protocol::tls::x509;
 use crate::ring::{Chunk, Stream, WriteBuf};
+use crate::sys::socket;
 
 /// Most bytes of the records of a ClientHello. Those with post-quantum key shares have about 1,800.
 const HELLO_MAX: usize = 64 * 1024;
@@ -115,7 +118,7 @@ async fn read_hello(
 ) -> Result<(Vec<u8>, Option<String>), Failure> {
     let mut greeting = Greeting::default();
     loop {
-        let record = next_record(stream, source).await?;
+        let record = next_record(stream, source, !greeting.received.is_empty()).await?;
         let name = greeting.push(&record.bytes);
         if let Some(name) = name.map_err(|text| Failure::new(Reason::Malformed, text))? {
             return Ok((greeting.received, name));
@@ -154,8 +157,20 @@ impl Greeting {
     }
 }
 
-async fn next_record(stream: &Stream, source: &mut Source) -> Result<WriteBuf, Failure> {
-    match poll_fn(|cx| source.poll_record(stream, cx)).await {
+/// The next record. If it has to be waited for, and something has come that was not answered yet, that is acknowledged.
+async fn next_record(
+    stream: &Stream,
+    source: &mut Source,
+    mut unanswered: bool,
+) -> Result<WriteBuf, Failure> {
+    let record = poll_fn(|cx| {
+        let record = source.poll_record(stream, cx);
+        if record.is_pending() && (mem::take(&mut unanswered) || source.has_begun()) {
+            ask_for_the_rest(stream);
+        }
+        record
+    });
+    match record.await {
         Ok(Some(record)) => Ok(record),
         Ok(None) => Err(Failure::new(Reason::Closed, "closed inside the handshake")),
         Err(RecordFailure::Io(error)) => {
@@ -163,6 +178,13 @@ async fn next_record(stream: &Stream, source: &mut Source) -> Result<WriteBuf, F
         }
         Err(RecordFailure::Record(_)) => Err(Failure::new(Reason::NotTls, "not a TLS record")),
     }
+}
+
+/// Connections acknowledge with what they send next, but a peer may keep the rest of its flight until it knows that the
+/// beginning has arrived (Nagle's algorithm, RFC 9293 section 3.7.4).
+fn ask_for_the_rest(stream: &Stream) {
+    // A connection that is gone tells its receive.
+    let _ = socket::acknowledge_at_once(stream.as_fd());
 }
 
 #[allow(clippy::large_enum_variant)] // lives on the task for the length of a handshake
@@ -245,16 +267,18 @@ impl Handshake<'_> {
     ) -> Result<Session, Failure> {
         let mut total = self.received.len();
         let mut out = WriteBuf::new(self.stream.ring());
+        let mut unanswered = true;
         loop {
             match self.connection.step(&mut self.received, &mut out.bytes) {
                 Step::Again => {}
                 Step::Send => {
-                    self.stream
-                        .write(std::mem::replace(&mut out, WriteBuf::new(self.stream.ring())));
+                    self.stream.write(mem::replace(&mut out, WriteBuf::new(self.stream.ring())));
+                    unanswered = false;
                 }
                 Step::Wait if !self.connection.common().is_handshaking() => break,
                 Step::Wait => {
-                    let record = next_record(self.stream, &mut self.source).await?;
+                    let record = next_record(self.stream, &mut self.source, unanswered).await?;
+                    unanswered = true;
                     total += record.bytes.len();
                     if total > HANDSHAKE_MAX {
                         return Err(Failure::new(Reason::Malformed, "too long a handshake"));
@@ -266,6 +290,10 @@ impl Handshake<'_> {
                     return Err(Failure::of(&error));
                 }
             }
+        }
+        // What ended the handshake may be all that a client sends before it is acknowledged.
+        if unanswered && self.source.is_empty() {
+            ask_for_the_rest(self.stream);
         }
         self.into_session(server_name, endpoint)
     }

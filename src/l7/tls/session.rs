@@ -165,6 +165,12 @@ impl Session {
         stream.shutdown_write();
     }
 
+    /// Whether a part of a record has come.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.state.borrow().source.has_begun()
+    }
+
     /// True while the peer has sent nothing that concerns whoever uses the connection.
     #[must_use]
     pub fn is_quiet(&self, stream: &Stream) -> bool {

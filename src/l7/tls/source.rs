@@ -24,6 +24,11 @@ impl Source {
         self.rest.is_none() && self.partial.is_none()
     }
 
+    /// Whether the beginning of a record has come.
+    pub(super) fn has_begun(&self) -> bool {
+        self.partial.is_some()
+    }
+
     /// The next bytes; `None` at the end of the stream.
     pub(super) fn poll_chunk(
         &mut self,
