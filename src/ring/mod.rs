@@ -61,7 +61,7 @@ pub use timer::Timer;
 /// Entries in the submission queue.
 const SQ_ENTRIES: u32 = 512;
 /// Entries in the completion queue: room for every submission plus bursts of multishot completions.
-const CQ_ENTRIES: u32 = 4096;
+const CQ_ENTRIES: u32 = 16_384;
 /// Completions handed out before tasks run.
 const BATCH: usize = 1024;
 /// How long an orderly end waits for the kernel to answer cancelled operations.
