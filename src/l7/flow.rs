@@ -68,6 +68,19 @@ pub async fn flush_at(
     }
 }
 
+/// Bytes that are to be queued at most before more is; `None` when there is room already.
+fn too_much_beyond(stream: &Channel) -> Option<usize> {
+    let high = stream.queue_high();
+    let low = if stream.queued_pieces() > PIECES_HIGH { 0 } else { high / 4 };
+    (low == 0 || stream.queued() > high).then_some(low)
+}
+
+/// Whether more may be queued without waiting; see [`throttle`].
+#[must_use]
+pub fn has_room(stream: &Channel) -> bool {
+    too_much_beyond(stream).is_none()
+}
+
 /// Waits only if more is queued than may be. Meanwhile `source` receives little: the kernel is not to go on filling
 /// buffers for a reader that does not keep up.
 ///
@@ -80,11 +93,7 @@ pub async fn throttle(
     timeout_ms: u64,
     pace: Option<&Pace<'_>>,
 ) -> Result<(), FlushError> {
-    let high = stream.queue_high();
-    let low = if stream.queued_pieces() > PIECES_HIGH { 0 } else { high / 4 };
-    if low > 0 && stream.queued() <= high {
-        return Ok(());
-    }
+    let Some(low) = too_much_beyond(stream) else { return Ok(()) };
     if stream.is_held_back() {
         source.receive_singly();
     }
@@ -147,29 +156,37 @@ impl Replay {
     }
 }
 
-/// Forwards a request body from the client to the server: first what `replay` has of it from an
-/// earlier attempt, then the rest.
+/// Sends what `replay` has of a request body from an earlier attempt, and its end if it was read to there. What writes the
+/// rest otherwise, for [`pump_request`].
+pub fn resume_request(
+    (body, replay): &(&mut BodyReader, &mut Replay),
+    server: &Channel,
+    coding: Coding,
+) -> Option<BodyWriter> {
+    let mut writer = BodyWriter::new(coding);
+    if !replay.bytes.is_empty() {
+        writer.write(server, None, Bytes::copy_from_slice(&replay.bytes).into());
+    }
+    if !body.is_over() {
+        return Some(writer);
+    }
+    if coding == Coding::Chunked || server.http2().is_some() {
+        writer.finish(server, None, body.trailers());
+    }
+    None
+}
+
+/// Forwards the rest of a request body from the client to the server.
 ///
 /// # Errors
 /// See [`PumpError`].
 pub async fn pump_request(
     client: (&Channel, &mut Input),
     (body, replay): (&mut BodyReader, &mut Replay),
-    server: &Channel,
-    coding: Coding,
+    (server, mut writer): (&Channel, BodyWriter),
     (limits, pace): (PumpLimits, Option<&Pace<'_>>),
     timer: &Timer,
 ) -> Result<(), PumpError> {
-    let mut writer = BodyWriter::new(coding);
-    if !replay.bytes.is_empty() {
-        writer.write(server, None, Bytes::copy_from_slice(&replay.bytes).into());
-    }
-    if body.is_over() {
-        if coding == Coding::Chunked || server.http2().is_some() {
-            writer.finish(server, None, body.trailers());
-        }
-        return Ok(());
-    }
     let (client, input) = client;
     loop {
         let left = pace.map_or(u64::MAX, |pace| pace.left_ms(body.received()));

@@ -85,6 +85,10 @@ pub struct Worker {
     exchanges: RefCell<Vec<Box<Exchange>>>,
     /// Where requests are served: idle connections do not hold that memory.
     pub(super) serving: Slots,
+    /// Where request bodies are sent on: most requests have none.
+    pub(super) pumping: Slots,
+    /// Where the rest of a response is sent on: most come whole.
+    pub(super) forwarding: Slots,
     date: Cell<(Millis, [u8; 29])>,
     /// Open client connections; a waker while one is idle.
     connections: RefCell<Slab<Option<Waker>>>,
@@ -145,6 +149,8 @@ impl Worker {
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
             serving: Slots::new(EXCHANGES_KEPT),
+            pumping: Slots::new(EXCHANGES_KEPT),
+            forwarding: Slots::new(EXCHANGES_KEPT),
             date: Cell::new((0, http_date(0))),
             connections: RefCell::default(),
             draining: Cell::new(None),

@@ -85,7 +85,7 @@ pub async fn serve(
     let replay = Replay::new(if repeats { REPLAY_MAX } else { 0 });
     let generation = &*generation;
     let attempt_began = 0;
-    let proxied = Proxied {
+    let mut proxied = Proxied {
         client,
         exchange,
         route,
@@ -127,7 +127,7 @@ impl Upgraded {
 }
 
 impl Proxied<'_> {
-    async fn run(mut self, worker: &Worker) -> Served {
+    async fn run(&mut self, worker: &Worker) -> Served {
         let metrics = self.pool.metrics();
         let config = &self.pool.upstream.config;
         let began = worker.now();
@@ -263,14 +263,14 @@ impl Proxied<'_> {
     }
 
     /// Answers for the servers that did not.
-    async fn give_up(self, status: u16) -> After {
-        let Self { client, exchange, route, mut body, .. } = self;
+    async fn give_up(&mut self, status: u16) -> After {
+        let Self { client, exchange, route, body, .. } = self;
         if status == 499 {
             exchange.outcome.status = 499;
             return After::Reset;
         }
         // After a fault of the client's it is not known where the next request starts.
-        let keep = status >= 500 && reply::discard_rest(client, exchange, &mut body).await;
+        let keep = status >= 500 && reply::discard_rest(client, exchange, body).await;
         reply::write_status(client, exchange, Some(route), status, keep);
         if keep { After::Keep } else { After::Close }
     }
@@ -365,7 +365,8 @@ impl Proxied<'_> {
             }
         }
         let Some(_place) = self.pool.admit_connect() else { return Err(Failure::Pending) };
-        let transport = self.connect(worker, lease).await?;
+        // In memory of its own, not in every request's.
+        let transport = Box::pin(self.connect(worker, lease)).await?;
         Ok(Connection::new(transport.into(), worker.now()))
     }
 
@@ -433,12 +434,12 @@ impl Proxied<'_> {
                 return Err(Failure::ConnectTimeout);
             };
             let Some(_dialing) = dialing else { continue };
-            let transport = self.connect(worker, lease).await?;
+            let transport = Box::pin(self.connect(worker, lease)).await?;
             if transport.tls().is_some_and(|tls| tls.application == Application::Http1) {
                 return Ok(Connection::new(transport.into(), now));
             }
-            let start =
-                pin!(connections.start(transport, &self.generation.limits, config, &worker.ring));
+            let limits = &self.generation.limits;
+            let start = Box::pin(connections.start(transport, limits, config, &worker.ring));
             match timer.guard(start).await {
                 Ok(Ok(mux)) => dialed = Some(mux),
                 Ok(Err(_)) => return Err(Failure::Connect),
@@ -461,8 +462,7 @@ impl Proxied<'_> {
         let name = tls::client::server_name(configured, &lease.member().config.address);
         let name = name.map_err(|_| Failure::Tls)?;
         let made = {
-            // In memory of its own, not in every request's.
-            let connecting = Box::pin(tls::handshake::connect(stream.stream(), client, name));
+            let connecting = pin!(tls::handshake::connect(stream.stream(), client, name));
             self.client.answer_timer.guard(connecting).await
         };
         match made {
@@ -511,17 +511,26 @@ impl Proxied<'_> {
             Framing::Chunked => Coding::Chunked,
             _ => Coding::Identity,
         };
-        let limits = PumpLimits {
-            client_timeout_ms: millis(self.generation.service.http.client_body_timeout),
-            server_timeout_ms: millis(config.send_timeout),
-            size_max: self.size_max,
-        };
         let body = (&mut self.body, &mut self.replay);
-        let upload = self.generation.upload_pace(addresses.peer.ip(), &worker.metrics.clients.slow);
-        let limits = (limits, upload.as_ref());
-        let pump = pump_request((stream, input), body, server, coding, limits, timer);
-        let pump = pin!(pump);
-        let mut pump = Pump::new(pump);
+        let rest = flow::resume_request(&body, server, coding);
+        let slow = &worker.metrics.clients.slow;
+        let upload =
+            rest.as_ref().and_then(|_| self.generation.upload_pace(addresses.peer.ip(), slow));
+        let mut pump = Pump::new(rest.map(|writer| {
+            let limits = PumpLimits {
+                client_timeout_ms: millis(self.generation.service.http.client_body_timeout),
+                server_timeout_ms: millis(config.send_timeout),
+                size_max: self.size_max,
+            };
+            let limits = (limits, upload.as_ref());
+            worker.pumping.hold(pump_request(
+                (stream, input),
+                body,
+                (server, writer),
+                limits,
+                timer,
+            ))
+        }));
         let timer = &*answer_timer;
         let limits = self.generation.limits;
         Waiting { worker, limits, client: stream, addresses, server, timer, read_timeout, reused }
@@ -554,14 +563,17 @@ impl Proxied<'_> {
             return Ok(Done::Upgraded);
         }
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        let slow = &worker.metrics.clients.slow;
         let pace = self.generation.download_pace(addresses.peer.ip(), slow);
         let pace = pace.as_ref();
         let respond = Respond { client: stream, server, timer, read_timeout, send_timeout, pace };
         let written = Cell::new(0);
-        let sent = {
-            let forward = pin!(respond.forward(x, server_input, head, &written));
-            pump.alongside(forward).await
+        let sent = match respond.begin(x, server_input, head, &written) {
+            Ok(None) => Ok(()),
+            Ok(Some(rest)) => {
+                let forward = respond.forward(rest, server_input, &written);
+                pump.alongside(worker.forwarding.hold(forward)).await
+            }
+            Err(cut) => Err(cut),
         };
         x.outcome.body_bytes = written.get();
         let reusable = x.response.persistent && pump.is_done() && server.queued() == 0;

@@ -3,14 +3,14 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use super::failure::Failure;
 use crate::l7::channel::Channel;
 use crate::l7::clients::Pace;
 use crate::l7::connection::After;
 use crate::l7::exchange::Exchange;
-use crate::l7::flow::{FlushError, throttle};
+use crate::l7::flow::{FlushError, has_room, throttle};
 use crate::l7::headers;
 use crate::l7::input::{BodyReader, Input};
 use crate::l7::output::BodyWriter;
@@ -41,45 +41,87 @@ pub(super) struct Respond<'a> {
     pub(super) pace: Option<&'a Pace<'a>>,
 }
 
+/// A body that has begun to go out.
+pub(super) struct Rest {
+    body: BodyReader,
+    writer: BodyWriter,
+}
+
 impl Respond<'_> {
-    /// Sends the head and then the body as it comes.
-    pub(super) async fn forward(
+    /// Sends the head and what of the body is there; the rest, if there is one. Most responses come whole, and need no more
+    /// memory than this call's.
+    pub(super) fn begin(
         &self,
         x: &Exchange,
         input: &mut Input,
         head: WriteBuf,
         written: &Cell<u64>,
-    ) -> Result<(), Cut> {
-        let mut body = BodyReader::on(self.server, x.response.framing);
-        let coding = headers::response_coding(x.response.framing, x.request.version);
-        let mut writer = BodyWriter::new(coding);
+    ) -> Result<Option<Rest>, Cut> {
         if x.response.framing.is_empty() {
             self.client.write_head(head, true);
-            return Ok(());
+            return Ok(None);
         }
+        let mut body = BodyReader::on(self.server, x.response.framing);
+        let mut writer =
+            BodyWriter::new(headers::response_coding(x.response.framing, x.request.version));
         let mut head = Some(head);
+        // Whoever goes on with the rest asks again, and waits then.
+        let mut cx = Context::from_waker(Waker::noop());
         loop {
-            let Some(piece) = self.piece(&mut body, input, head.is_some()).await? else {
-                // Nothing there yet: the head does not wait for it.
-                if let Some(head) = head.take() {
-                    self.client.write_head(head, false);
+            match body.poll_piece(input, self.server, &mut cx) {
+                Poll::Ready(Ok(Some(piece))) => {
+                    self.write(&mut writer, head.take(), piece, written);
+                    if !has_room(self.client) {
+                        break;
+                    }
                 }
-                continue;
-            };
-            match piece {
-                Some(piece) => {
-                    self.note_pace(written.get());
-                    writer.write(self.client, head.take(), piece);
-                    written.set(writer.written());
+                Poll::Ready(Ok(None)) => {
+                    writer.finish(self.client, head, body.trailers());
+                    return Ok(None);
                 }
-                None => break,
+                Poll::Ready(Err(error)) if head.is_some() => {
+                    return Err(Cut::Unbegun(Failure::of_body(&error)));
+                }
+                Poll::Ready(Err(_)) => return Err(Cut::Server),
+                Poll::Pending => break,
             }
+        }
+        // The head does not wait for the body.
+        if let Some(head) = head {
+            self.client.write_head(head, false);
+        }
+        Ok(Some(Rest { body, writer }))
+    }
+
+    /// Sends the rest as it comes.
+    pub(super) async fn forward(
+        &self,
+        rest: Rest,
+        input: &mut Input,
+        written: &Cell<u64>,
+    ) -> Result<(), Cut> {
+        let Rest { mut body, mut writer } = rest;
+        loop {
             throttle(self.client, self.server, self.timer, self.send_timeout, self.pace)
                 .await
                 .map_err(Cut::Client)?;
+            let Some(piece) = self.piece(&mut body, input).await? else { break };
+            self.write(&mut writer, None, piece, written);
         }
-        writer.finish(self.client, head, body.trailers());
+        writer.finish(self.client, None, body.trailers());
         Ok(())
+    }
+
+    fn write(
+        &self,
+        writer: &mut BodyWriter,
+        head: Option<WriteBuf>,
+        piece: Chunk,
+        written: &Cell<u64>,
+    ) {
+        self.note_pace(written.get());
+        writer.write(self.client, head, piece);
+        written.set(writer.written());
     }
 
     /// A client that has taken all there was is not slow, however much came from the server at once:
@@ -90,24 +132,12 @@ impl Respond<'_> {
         }
     }
 
-    /// The next piece of the body, `Some(None)` at its end; `None` when there is nothing yet and
-    /// `only_ready` is set, that is, while nothing of the response was sent.
-    async fn piece(
-        &self,
-        body: &mut BodyReader,
-        input: &mut Input,
-        only_ready: bool,
-    ) -> Result<Option<Option<Chunk>>, Cut> {
+    /// The next piece of the body; `None` at its end.
+    async fn piece(&self, body: &mut BodyReader, input: &mut Input) -> Result<Option<Chunk>, Cut> {
         let mut timed = false;
         poll_fn(|cx| {
-            match body.poll_piece(input, self.server, cx) {
-                Poll::Ready(Ok(piece)) => return Poll::Ready(Ok(Some(piece))),
-                Poll::Ready(Err(error)) if only_ready => {
-                    return Poll::Ready(Err(Cut::Unbegun(Failure::of_body(&error))));
-                }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Cut::Server)),
-                Poll::Pending if only_ready => return Poll::Ready(Ok(None)),
-                Poll::Pending => {}
+            if let Poll::Ready(piece) = body.poll_piece(input, self.server, cx) {
+                return Poll::Ready(piece.map_err(|_| Cut::Server));
             }
             if !timed {
                 timed = true;

@@ -2,7 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use super::failure::Failure;
 use crate::l7::channel::Channel;
@@ -12,6 +12,7 @@ use crate::l7::headers;
 use crate::l7::input::{BodyReadError, Input};
 use crate::l7::worker::Worker;
 use crate::protocol::http1::{HeadScanner, Limits, Version};
+use crate::ring::slots::Held;
 use crate::ring::{Timer, WriteBuf};
 
 /// 1xx responses a server may send before the final one.
@@ -19,18 +20,21 @@ const INTERIM_MAX: u32 = 16;
 
 /// The request body on its way, polled along with whatever else happens.
 pub(super) struct Pump<'a, F> {
-    future: Pin<&'a mut F>,
+    future: Option<Held<'a, F>>,
     end: Option<Result<(), PumpError>>,
 }
 
 impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
-    pub(super) fn new(future: Pin<&'a mut F>) -> Self {
-        Self { future, end: None }
+    /// None: there is nothing left to be sent.
+    pub(super) fn new(future: Option<Held<'a, F>>) -> Self {
+        let end = if future.is_none() { Some(Ok(())) } else { None };
+        Self { future, end }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) {
         if self.end.is_none()
-            && let Poll::Ready(end) = self.future.as_mut().poll(cx)
+            && let Some(future) = &mut self.future
+            && let Poll::Ready(end) = Pin::new(future).poll(cx)
         {
             self.end = Some(end);
         }
@@ -57,13 +61,10 @@ impl<'a, F: Future<Output = Result<(), PumpError>>> Pump<'a, F> {
     }
 
     /// Runs `forward` to its end while the body goes on as long as it can.
-    pub(super) async fn alongside<T>(
-        &mut self,
-        mut forward: Pin<&mut impl Future<Output = T>>,
-    ) -> T {
+    pub(super) async fn alongside<T>(&mut self, mut forward: impl Future<Output = T> + Unpin) -> T {
         poll_fn(|cx| {
             self.poll(cx);
-            forward.as_mut().poll(cx)
+            Pin::new(&mut forward).poll(cx)
         })
         .await
     }
@@ -90,21 +91,27 @@ impl Waiting<'_> {
         input: &mut Input,
         x: &mut Exchange,
     ) -> Result<(), Failure> {
-        for interim in 0..=INTERIM_MAX {
-            x.answer.clear();
-            self.head(pump, input, x).await?;
-            let parsed = x.response.parse(&x.answer, &self.limits, x.request.method);
-            if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
-                return Err(Failure::Malformed);
-            }
-            if !x.response.is_interim() {
-                return Ok(());
-            }
-            if interim < INTERIM_MAX {
+        let (mut scanner, mut timed, mut interim) = (HeadScanner::for_response(), false, 0);
+        x.answer.clear();
+        poll_fn(|cx| {
+            loop {
+                ready!(self.poll_head(pump, input, x, (&mut scanner, &mut timed), cx))?;
+                let parsed = x.response.parse(&x.answer, &self.limits, x.request.method);
+                if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
+                    return Poll::Ready(Err(Failure::Malformed));
+                }
+                if !x.response.is_interim() {
+                    return Poll::Ready(Ok(()));
+                }
+                if interim == INTERIM_MAX {
+                    return Poll::Ready(Err(Failure::Malformed));
+                }
                 self.forward_interim(x);
+                x.answer.clear();
+                (scanner, timed, interim) = (HeadScanner::for_response(), false, interim + 1);
             }
-        }
-        Err(Failure::Malformed)
+        })
+        .await
     }
 
     /// Passes a 1xx response on; HTTP/1.0 clients do not know them.
@@ -126,38 +133,33 @@ impl Waiting<'_> {
     }
 
     /// Collects the next response head, pumping the request body meanwhile.
-    async fn head<F: Future<Output = Result<(), PumpError>>>(
+    fn poll_head<F: Future<Output = Result<(), PumpError>>>(
         &self,
         pump: &mut Pump<'_, F>,
         input: &mut Input,
         x: &mut Exchange,
-    ) -> Result<(), Failure> {
-        let mut scanner = HeadScanner::for_response();
-        let limits = self.limits;
-        let mut timed = false;
-        poll_fn(|cx| {
-            pump.poll(cx);
-            let Exchange { answer, response, .. } = &mut *x;
-            let take = |bytes: &[u8]| response.take(bytes, &limits);
-            let read = input.poll_head(self.server, (take, &mut scanner), &limits, answer, cx);
-            if let Poll::Ready(read) = read {
-                return Poll::Ready(read.map_err(|error| Failure::of_head(&error, self.reused)));
-            }
-            if let Some(failure) = pump.take_client_failure() {
-                return Poll::Ready(Err(failure));
-            }
-            if pump.end.is_none() {
-                return Poll::Pending; // its own deadlines apply
-            }
-            if !timed {
-                timed = true;
-                self.timer.set(self.read_timeout);
-            }
-            if self.client.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Failure::ClientGone));
-            }
-            self.timer.poll_fired(cx).map(|()| Err(Failure::Timeout))
-        })
-        .await
+        (scanner, timed): (&mut HeadScanner, &mut bool),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Failure>> {
+        pump.poll(cx);
+        let Exchange { answer, response, .. } = x;
+        let take = |bytes: &[u8]| response.take(bytes, &self.limits);
+        let read = input.poll_head(self.server, (take, scanner), &self.limits, answer, cx);
+        if let Poll::Ready(read) = read {
+            return Poll::Ready(read.map_err(|error| Failure::of_head(&error, self.reused)));
+        }
+        if let Some(failure) = pump.take_client_failure() {
+            return Poll::Ready(Err(failure));
+        }
+        if pump.end.is_none() {
+            return Poll::Pending; // its own deadlines apply
+        }
+        if !std::mem::replace(timed, true) {
+            self.timer.set(self.read_timeout);
+        }
+        if self.client.poll_reset(cx).is_ready() {
+            return Poll::Ready(Err(Failure::ClientGone));
+        }
+        self.timer.poll_fired(cx).map(|()| Err(Failure::Timeout))
     }
 }

@@ -13,21 +13,20 @@ use crate::ring::timer::keep_waker;
 use crate::ring::{Ring, Tag, user_data};
 use crate::sys::socket::{self, RawAddr};
 
-#[derive(Default)]
+/// A connect(2) under way.
 pub(super) struct Connect {
-    address: Option<Box<RawAddr>>,
+    /// Where the kernel reads it: the box does not move.
+    address: RawAddr,
     result: Option<i32>,
     pub(super) waker: Option<Waker>,
 }
 
 impl Inner {
     pub(in crate::ring) fn on_connect(&self, ring: &Ring, result: i32) {
-        let waker = {
-            let mut connect = self.connect.borrow_mut();
+        let waker = self.connect.borrow_mut().as_mut().and_then(|connect| {
             connect.result = Some(result);
-            connect.address = None;
             connect.waker.take()
-        };
+        });
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -36,7 +35,7 @@ impl Inner {
 
     /// The handle is gone.
     pub(super) fn stop_connecting(&self) {
-        if self.connect.borrow().address.is_some() {
+        if self.connect.borrow().as_ref().is_some_and(|connect| connect.result.is_none()) {
             self.ring.cancel(user_data(Tag::Connect, self.key.get()));
         }
     }
@@ -52,18 +51,21 @@ impl Stream {
         let stream = Self::new(ring, socket::eager_stream(address)?);
         {
             let mut connect = stream.0.connect.borrow_mut();
-            let address = connect.address.insert(Box::new(RawAddr::from(address)));
+            let begun = Connect { address: RawAddr::from(address), result: None, waker: None };
+            let address = &connect.insert(Box::new(begun)).address;
             let entry = opcode::Connect::new(stream.0.raw(), address.as_ptr(), address.len());
             stream.0.submit(ring, Tag::Connect, entry.build());
         }
         let result = poll_fn(|cx| {
-            let mut connect = stream.0.connect.borrow_mut();
-            match connect.result {
-                Some(result) => Poll::Ready(result),
-                None => {
-                    keep_waker(&mut connect.waker, cx);
+            let connect = &mut *stream.0.connect.borrow_mut();
+            match connect {
+                Some(begun) if begun.result.is_none() => {
+                    keep_waker(&mut begun.waker, cx);
                     Poll::Pending
                 }
+                _ => Poll::Ready(
+                    connect.take().and_then(|done| done.result).unwrap_or(-libc::ECANCELED),
+                ),
             }
         })
         .await;

@@ -38,7 +38,8 @@ pub(super) struct Inner {
     closed: Cell<bool>,
     recv: RefCell<Receive>,
     send: RefCell<Send>,
-    connect: RefCell<Connect>,
+    /// While it is being connected.
+    connect: RefCell<Option<Box<Connect>>>,
 }
 
 impl Inner {
@@ -70,7 +71,9 @@ impl Inner {
     pub(super) fn abandon(&self) {
         self.recv.borrow_mut().waker = None;
         self.send.borrow_mut().waker = None;
-        self.connect.borrow_mut().waker = None;
+        if let Some(connect) = self.connect.borrow_mut().as_mut() {
+            connect.waker = None;
+        }
     }
 
     fn close(&self) {

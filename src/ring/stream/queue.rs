@@ -10,12 +10,13 @@ use crate::ring::Chunk;
 pub(in crate::ring) struct Queue {
     /// `None` only if `rest` is empty.
     first: Option<Chunk>,
-    rest: VecDeque<Chunk>,
+    #[allow(clippy::box_collection)] // each stream has two of them, nearly always empty
+    rest: Option<Box<VecDeque<Chunk>>>,
 }
 
 impl Queue {
     pub(in crate::ring) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -25,16 +26,16 @@ impl Queue {
     pub(super) fn push_back(&mut self, chunk: Chunk) {
         match self.first {
             None => self.first = Some(chunk),
-            Some(_) => self.rest.push_back(chunk),
+            Some(_) => self.rest.get_or_insert_default().push_back(chunk),
         }
     }
 
     pub(super) fn pop_front(&mut self) -> Option<Chunk> {
         let chunk = self.first.take();
-        if !self.rest.is_empty() {
-            self.first = self.rest.pop_front();
-            if self.rest.is_empty() {
-                self.rest = VecDeque::new();
+        if let Some(rest) = &mut self.rest {
+            self.first = rest.pop_front();
+            if rest.is_empty() {
+                self.rest = None;
             }
         }
         chunk
@@ -49,11 +50,11 @@ impl Queue {
     }
 
     pub(super) fn back_mut(&mut self) -> Option<&mut Chunk> {
-        self.rest.back_mut().or(self.first.as_mut())
+        self.rest.as_mut().and_then(|rest| rest.back_mut()).or(self.first.as_mut())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Chunk> {
-        self.first.iter().chain(&self.rest)
+        self.first.iter().chain(self.rest.iter().flat_map(|rest| rest.iter()))
     }
 
     pub(super) fn clear(&mut self) {
