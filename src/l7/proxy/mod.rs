@@ -462,7 +462,8 @@ impl Proxied<'_> {
         let name = tls::client::server_name(configured, &lease.member().config.address);
         let name = name.map_err(|_| Failure::Tls)?;
         let made = {
-            let connecting = pin!(tls::handshake::connect(stream.stream(), client, name));
+            // Not in the memory of connections without TLS.
+            let connecting = Box::pin(tls::handshake::connect(stream.stream(), client, name));
             self.client.answer_timer.guard(connecting).await
         };
         match made {
