@@ -47,6 +47,8 @@ use io_uring::{IoUring, opcode, squeue};
 use slab::Slab;
 
 use crate::counter::Counter;
+use crate::sys::limits::{self, Resource, UNLIMITED};
+use crate::sys::privileges::{self, Capability};
 use buffers::{BufferPool, WriteBuffers};
 use busy::Busy;
 use gather::Gather;
@@ -61,7 +63,11 @@ pub use timer::Timer;
 /// Entries in the submission queue.
 const SQ_ENTRIES: u32 = 512;
 /// Entries in the completion queue: room for every submission plus bursts of multishot completions.
-const CQ_ENTRIES: u32 = 16_384;
+const CQ_ENTRIES: u32 = 4096;
+/// Where thousands of connections may be busy at once, and memory for it does not count against a limit.
+const CQ_ENTRIES_MANY: u32 = 16_384;
+/// Receive buffers there may be for so many connections, at least.
+const BUFFERS_MANY: u16 = 1024;
 /// Completions handed out before tasks run.
 const BATCH: usize = 1024;
 /// How long an orderly end waits for the kernel to answer cancelled operations.
@@ -150,6 +156,13 @@ fn millis_since(epoch: Instant) -> Millis {
     u64::try_from(epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Rings count against RLIMIT_MEMLOCK since Linux 6.13, which is 8 MiB by default for all of a user's processes.
+fn completion_entries(settings: &Settings) -> u32 {
+    let is_free = limits::read(Resource::LockedMemory).is_ok_and(|limit| limit.soft == UNLIMITED)
+        || privileges::has(Capability::IpcLock);
+    if is_free && settings.buffers_limit >= BUFFERS_MANY { CQ_ENTRIES_MANY } else { CQ_ENTRIES }
+}
+
 impl Ring {
     /// Makes the ring of the calling thread.
     ///
@@ -161,7 +174,7 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_coop_taskrun()
             .setup_taskrun_flag()
-            .setup_cqsize(CQ_ENTRIES)
+            .setup_cqsize(completion_entries(&settings))
             .setup_submit_all()
             .dontfork()
             .build(SQ_ENTRIES)?;

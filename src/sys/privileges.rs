@@ -87,6 +87,12 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the calling thread may make use of it.
+#[must_use]
+pub fn has(capability: Capability) -> bool {
+    permitted().is_ok_and(|mask| mask & capability.bit() != 0)
+}
+
 /// Gives up every capability but those of `wanted` that this process has, for good; a successor started by
 /// execve(2) has them too. Returns what was kept.
 ///
