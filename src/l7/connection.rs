@@ -377,7 +377,9 @@ impl Client {
             }
             let mut exchange = self.worker.exchange();
             exchange.outcome.started = self.worker.now();
-            let after = worker.serving.hold(self.serve_request(&mut exchange)).await;
+            let memory = &raw const *exchange;
+            let serving = self.serve_request(&mut exchange);
+            let after = worker.serving.hold_beside(memory, serving).await;
             self.finish(&exchange);
             self.worker.recycle(exchange);
             if after != After::Keep {

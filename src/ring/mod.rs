@@ -19,6 +19,7 @@
 pub mod accept;
 pub mod buffers;
 mod busy;
+mod cache;
 pub mod chunk;
 pub mod event;
 pub mod executor;

@@ -11,6 +11,8 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
+use super::cache::prefetch;
+
 /// Places for futures of one layout; those of another have memory of their own.
 ///
 /// Invariant: what is in `free` was allocated with `layout` and nothing points to it any more.
@@ -31,10 +33,16 @@ impl Slots {
     /// Puts a future into a place, which is given back when what is returned is dropped.
     #[inline]
     pub fn hold<F: Future>(&self, future: F) -> Held<'_, F> {
+        self.hold_beside(std::ptr::null::<()>(), future)
+    }
+
+    /// The same for a future that works on this value: each poll asks the cache for both. The value is not read.
+    #[inline]
+    pub fn hold_beside<F: Future, B>(&self, value: *const B, future: F) -> Held<'_, F, B> {
         let place = self.take(layout_of::<F>()).cast::<F>();
         // SAFETY: the place has the size and alignment of an `F` and nothing else points to it.
         unsafe { place.write(future) };
-        Held { slots: self, place }
+        Held { slots: self, place, beside: value }
     }
 
     fn take(&self, layout: Layout) -> NonNull<u8> {
@@ -86,16 +94,20 @@ fn layout_of<F>() -> Layout {
 /// A future in a place.
 ///
 /// Invariant: `place` holds an `F` that does not move until it is dropped with this.
-pub struct Held<'a, F> {
+pub struct Held<'a, F, B = ()> {
     slots: &'a Slots,
     place: NonNull<F>,
+    /// What the future works on.
+    beside: *const B,
 }
 
-impl<F: Future> Future for Held<'_, F> {
+impl<F: Future, B> Future for Held<'_, F, B> {
     type Output = F::Output;
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        prefetch(self.place.as_ptr());
+        prefetch(self.beside);
         // SAFETY: the place holds an `F`, which only this owns and borrows here.
         let future = unsafe { self.place.as_mut() };
         // SAFETY: it stays in its place until it is dropped there.
@@ -103,7 +115,7 @@ impl<F: Future> Future for Held<'_, F> {
     }
 }
 
-impl<F> Drop for Held<'_, F> {
+impl<F, B> Drop for Held<'_, F, B> {
     fn drop(&mut self) {
         // SAFETY: the place holds an `F`, which nobody uses any more.
         unsafe { self.place.drop_in_place() };
@@ -111,7 +123,7 @@ impl<F> Drop for Held<'_, F> {
     }
 }
 
-impl<F> fmt::Debug for Held<'_, F> {
+impl<F, B> fmt::Debug for Held<'_, F, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held").finish_non_exhaustive()
     }
@@ -133,7 +145,7 @@ mod tests {
         (*first + large[39], Rc::strong_count(&count))
     }
 
-    fn poll<F: Future>(held: &mut Held<'_, F>) -> Poll<F::Output> {
+    fn poll<F: Future, B>(held: &mut Held<'_, F, B>) -> Poll<F::Output> {
         Pin::new(held).poll(&mut Context::from_waker(Waker::noop()))
     }
 
@@ -158,6 +170,19 @@ mod tests {
         assert_eq!(Rc::strong_count(&count), 5);
         drop(waiting);
         assert_eq!((Rc::strong_count(&count), slots.free.borrow().len()), (1, 2));
+    }
+
+    #[test]
+    fn what_a_future_works_on_stays_its_own() {
+        let (slots, mut value) = (Slots::new(2), [1_u64; 100]);
+        let address = &raw const value;
+        let mut held = slots.hold_beside(address, async {
+            value[99] = 2;
+            value.iter().sum::<u64>()
+        });
+        assert_eq!(poll(&mut held), Poll::Ready(101));
+        drop(held);
+        assert_eq!((value[99], slots.free.borrow().len()), (2, 1));
     }
 
     #[test]

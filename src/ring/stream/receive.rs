@@ -9,6 +9,7 @@ use io_uring::{cqueue, opcode, squeue};
 use super::queue::Queue;
 use super::{Inner, Stream};
 use crate::ring::buffers::GROUP;
+use crate::ring::cache::prefetch_task;
 use crate::ring::share::Pressure;
 use crate::ring::timer::keep_waker;
 use crate::ring::{Chunk, Ring, Tag, user_data};
@@ -88,6 +89,7 @@ impl Inner {
         let waker = recv.waker.take();
         drop(recv);
         if let Some(waker) = waker {
+            prefetch_task(&waker); // it runs when the round's other completions have been handed out
             waker.wake();
         }
         if !more {
