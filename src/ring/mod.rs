@@ -19,7 +19,6 @@
 pub mod accept;
 pub mod buffers;
 mod busy;
-mod cache;
 pub mod chunk;
 pub mod event;
 pub mod executor;

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
-use super::cache::prefetch;
+use crate::sys::memory::prefetch_all;
 
 /// Places for futures of one layout; those of another have memory of their own.
 ///
@@ -106,8 +106,9 @@ impl<F: Future, B> Future for Held<'_, F, B> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        prefetch(self.place.as_ptr());
-        prefetch(self.beside);
+        // With hundreds of connections this memory has left the cache since the last poll.
+        prefetch_all(self.place.as_ptr().cast(), size_of::<F>());
+        prefetch_all(self.beside.cast(), size_of::<B>());
         // SAFETY: the place holds an `F`, which only this owns and borrows here.
         let future = unsafe { self.place.as_mut() };
         // SAFETY: it stays in its place until it is dropped there.

@@ -3,15 +3,29 @@
 /// Starts to load the cache line in which `value` begins, without waiting for it. Nothing on CPUs other than x86-64.
 #[inline]
 pub fn prefetch<T>(value: &T) {
+    prefetch_line(std::ptr::from_ref(value).cast());
+}
+
+/// The same for each line of the `len` bytes from `start`, together, where touching them one by one would wait for each.
+/// Nothing is read: the pointer need not be valid.
+#[inline]
+pub fn prefetch_all(start: *const u8, len: usize) {
+    const LINE: usize = 64;
+    for offset in (0..len).step_by(LINE) {
+        prefetch_line(start.wrapping_add(offset));
+    }
+}
+
+#[inline]
+fn prefetch_line(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing as far as a program can see and never faults; the address is that of
-        // a reference.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+        // SAFETY: a prefetch reads nothing as far as a program can see and faults at no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = value;
+    let _ = at;
 }
 
 /// Which of 16 words are not zero and have the bits of `tag` outside `mask`, whose own bits do not count: bit n for word n.
@@ -98,6 +112,9 @@ mod tests {
         prefer_huge_pages(&memory[..7]);
         prefer_huge_pages::<u32>(&[]);
         memory.iter().step_by(1000).for_each(prefetch);
+        prefetch_all(memory.as_ptr().cast(), 4096);
+        prefetch_all(std::ptr::null(), 4096);
+        prefetch_all(std::ptr::without_provenance(usize::MAX - 64), 4096);
         assert!(memory.iter().zip(0..).all(|(value, n)| *value == n));
     }
 }

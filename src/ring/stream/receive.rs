@@ -9,13 +9,16 @@ use io_uring::{cqueue, opcode, squeue};
 use super::queue::Queue;
 use super::{Inner, Stream};
 use crate::ring::buffers::GROUP;
-use crate::ring::cache::prefetch_task;
 use crate::ring::share::Pressure;
 use crate::ring::timer::keep_waker;
 use crate::ring::{Chunk, Ring, Tag, user_data};
+use crate::sys::memory::prefetch_all;
 
 /// Received chunks a stream may hold before it is paused.
 const RECV_QUEUE_MAX: usize = 8;
+
+/// Bytes of a task that a wake-up asks the cache for: those of a connection's task, header included.
+const TASK_LEN: usize = 704;
 
 #[derive(Default)]
 pub(super) struct Receive {
@@ -89,7 +92,8 @@ impl Inner {
         let waker = recv.waker.take();
         drop(recv);
         if let Some(waker) = waker {
-            prefetch_task(&waker); // it runs when the round's other completions have been handed out
+            // What glommio's wakers point to is the task. It runs when the round's other completions have been handed out.
+            prefetch_all(waker.data().cast(), TASK_LEN);
             waker.wake();
         }
         if !more {
