@@ -16,15 +16,15 @@ use crate::l7::input::{HeadReadError, Input};
 use crate::l7::metrics::ListenerMetrics;
 use crate::l7::output::buffer_of;
 use crate::l7::pool::millis;
-use crate::l7::proxy::Served;
+use crate::l7::proxy::{Proxied, Served};
 use crate::l7::tls::metrics::Reason;
 use crate::l7::tls::{Application, handshake};
 use crate::l7::tracing::{Span, shortened};
 use crate::l7::worker::{Worker, unix_ms};
-use crate::l7::{access_log, forwarded, http2, proxy, reply};
+use crate::l7::{access_log, forwarded, http2, reply};
 use crate::protocol::http1::{HeadScanner, Method, Version, encode};
 use crate::protocol::proxy_protocol::{self, Parsed};
-use crate::ring::timer::Elapsed;
+use crate::ring::timer::{Elapsed, Millis};
 use crate::ring::{Stream, Timer, WriteBuf};
 use crate::sys::socket;
 
@@ -94,7 +94,9 @@ pub struct Client {
     /// For [`Worker::leave`]; `None` for a stream, whose connection has it.
     pub(super) key: Option<usize>,
     counted: Counted,
-    last_active: u64,
+    last_active: Millis,
+    /// Its place among the connections of its client's address.
+    seat: Option<Seat>,
 }
 
 /// Bytes already added to the listener's figures.
@@ -106,32 +108,21 @@ struct Counted {
 
 /// Serves a connection that a listener accepted and [`Worker::enter`] gave this key. `seat` is
 /// dropped when it has ended.
-pub async fn serve<S>(
+pub fn serve<S>(
     worker: Rc<Worker>,
     stream: Stream,
     listening: Rc<Listening>,
     key: usize,
     seat: S,
-) {
-    let Some(addresses) = addresses_of(&stream, listening.bind) else { return worker.leave(key) };
-    listening.figures().accepted.increment();
-    worker.metrics.opened.increment();
-    let mut client = Client::new(worker, stream.into(), listening, addresses, Some(key));
-    let limited = if client.read_proxy_header().await { client.sit_down() } else { None };
-    if let Some(_limited) = limited {
-        let after = match client.secure().await {
-            Ok(()) => client.serve_protocol().await,
-            Err(after) => after,
-        };
-        match after {
-            After::Reset => client.stream.reset_on_close(),
-            After::CloseIdle => client.say_goodbye().await,
-            after => client.close(after == After::Finish).await,
+) -> impl Future<Output = ()> {
+    let mut client = Client::accepted(worker, stream, listening, key);
+    // It stays where it is for as long as the connection lasts: a move would be room for two.
+    async move {
+        if let Some(client) = &mut client {
+            client.serve_connection().await;
         }
-    } else {
-        client.close(false).await; // what a refusal said, if anything
+        drop((client, seat));
     }
-    drop((client, seat));
 }
 
 impl Drop for Client {
@@ -187,6 +178,38 @@ impl Client {
             key,
             counted: Counted::default(),
             last_active,
+            seat: None,
+        }
+    }
+
+    /// A client that a listener accepted; `None` if it has gone again.
+    fn accepted(
+        worker: Rc<Worker>,
+        stream: Stream,
+        listening: Rc<Listening>,
+        key: usize,
+    ) -> Option<Self> {
+        let Some(addresses) = addresses_of(&stream, listening.bind) else {
+            worker.leave(key);
+            return None;
+        };
+        listening.figures().accepted.increment();
+        worker.metrics.opened.increment();
+        Some(Self::new(worker, stream.into(), listening, addresses, Some(key)))
+    }
+
+    async fn serve_connection(&mut self) {
+        if !self.read_proxy_header().await || !self.sit_down() {
+            return self.close(false).await; // what a refusal said, if anything
+        }
+        let after = match self.secure().await {
+            Ok(()) => self.serve_protocol().await,
+            Err(after) => after,
+        };
+        match after {
+            After::Reset => self.stream.reset_on_close(),
+            After::CloseIdle => self.say_goodbye().await,
+            after => self.close(after == After::Finish).await,
         }
     }
 
@@ -255,16 +278,16 @@ impl Client {
         false
     }
 
-    /// Counts the connection for its client's address; `None` when that has too many already.
-    fn sit_down(&mut self) -> Option<Option<Seat>> {
+    /// Counts the connection for its client's address; false when that has too many already.
+    fn sit_down(&mut self) -> bool {
         let worker = &self.worker;
-        let Some(clients) = &self.generation.service.clients else { return Some(None) };
+        let Some(clients) = &self.generation.service.clients else { return true };
         let address = self.addresses.peer.ip();
         match Clients::connect(clients, address, worker.now()) {
-            Verdict::Admitted(seat) => Some(Some(seat)),
+            Verdict::Admitted(seat) => self.seat = Some(seat),
             Verdict::Untracked(seat) => {
                 worker.metrics.clients.untracked.increment();
-                Some(Some(seat))
+                self.seat = Some(seat);
             }
             Verdict::Refused => {
                 worker.metrics.clients.connections_refused.increment();
@@ -272,9 +295,10 @@ impl Client {
                 if self.generation.service.listeners[self.listener].tls.is_none() {
                     self.stream.write(refusal(worker, clients.settings.status));
                 }
-                None
+                return false;
             }
         }
+        true
     }
 
     /// Serves HTTP/2 or HTTP/1.1, as TLS has settled or the first bytes tell.
@@ -385,21 +409,23 @@ impl Client {
             if after != After::Keep {
                 return after;
             }
-            if !self.wait_for_reader().await {
+            if self.is_behind() && !Box::pin(self.wait_for_reader()).await {
                 return After::Reset;
             }
         }
     }
 
-    /// Holds back a client that sends requests and does not take the answers: the next one would need buffers of its
-    /// own. False once it has taken nothing for too long.
+    /// Whether the client sends requests and does not take the answers.
+    fn is_behind(&self) -> bool {
+        let stream = &self.stream;
+        stream.queued() > stream.queue_high() || stream.transport().is_full()
+    }
+
+    /// Holds back a client that is behind: the next request would need buffers of its own. False once it has taken
+    /// nothing for too long.
     async fn wait_for_reader(&self) -> bool {
         let send_timeout = millis(self.generation.service.http.send_timeout);
-        let stream = &self.stream;
-        if stream.queued() <= stream.queue_high() && !stream.transport().is_full() {
-            return true;
-        }
-        match flush(stream, 0, &self.answer_timer, send_timeout).await {
+        match flush(&self.stream, 0, &self.answer_timer, send_timeout).await {
             Ok(()) => return true,
             Err(FlushError::Timeout) => self.worker.metrics.client_timeouts.increment(),
             Err(FlushError::Io(_)) => self.worker.metrics.client_aborts.increment(),
@@ -506,10 +532,9 @@ impl Client {
         let route = &routes[index];
         let upgraded = match &route.action {
             Action::Proxy(upstream) => {
-                let size_max = route
-                    .client_max_body_size
-                    .unwrap_or(generation.service.http.client_max_body_size);
-                match proxy::serve(self, exchange, route, *upstream, size_max).await {
+                let shared = (&*worker, &*generation);
+                let mut proxied = Proxied::new(shared, (route, *upstream), self, exchange);
+                match proxied.serve().await {
                     Served::Over(after) => return after,
                     Served::Upgraded(upgraded) => upgraded,
                 }

@@ -10,6 +10,7 @@ use crate::l7::channel::Channel;
 use crate::l7::clients::Pace;
 use crate::l7::input::{BodyReadError, BodyReader, Input};
 use crate::l7::output::{BodyWriter, Coding};
+use crate::protocol::http1::Framing;
 use crate::ring::Timer;
 
 /// Pieces that may wait: tiny chunks make many buffers of few bytes.
@@ -124,28 +125,42 @@ pub struct PumpLimits {
     pub size_max: u64,
 }
 
-/// A copy of the request body as far as it was read, to be sent again to another server; given up
-/// when the body gets too long for it.
+/// A request body on its way to one server after the other.
 #[derive(Debug)]
-pub struct Replay {
+pub struct Upload {
+    /// Takes it off the client's input.
+    pub body: BodyReader,
+    replay: Replay,
+}
+
+impl Upload {
+    /// For a body framed like this; `None` when there is none. It is boxed because most requests have none, and
+    /// need not carry the room for one. Up to `replay_max` bytes are kept for another attempt.
+    #[must_use]
+    pub fn on(client: &Channel, framing: Framing, replay_max: usize) -> Option<Box<Self>> {
+        let upload = || Self {
+            body: BodyReader::on(client, framing),
+            replay: Replay { bytes: Vec::new(), max: replay_max, whole: true },
+        };
+        (!framing.is_empty()).then(|| Box::new(upload()))
+    }
+
+    /// True while all that was read can be sent again.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        self.replay.whole
+    }
+}
+
+/// A copy of a request body as far as it was read; given up when the body gets too long for it.
+#[derive(Debug)]
+struct Replay {
     bytes: Vec<u8>,
     max: usize,
     whole: bool,
 }
 
 impl Replay {
-    /// Keeps up to `max` bytes.
-    #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self { bytes: Vec::new(), max, whole: true }
-    }
-
-    /// True while it holds all of the body that was read.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.whole
-    }
-
     fn keep(&mut self, piece: &[u8]) {
         self.whole = self.whole && piece.len() <= self.max - self.bytes.len();
         if self.whole {
@@ -156,13 +171,10 @@ impl Replay {
     }
 }
 
-/// Sends what `replay` has of a request body from an earlier attempt, and its end if it was read to there. What writes the
+/// Sends what is kept of a request body from an earlier attempt, and its end if it was read to there. What writes the
 /// rest otherwise, for [`pump_request`].
-pub fn resume_request(
-    (body, replay): &(&mut BodyReader, &mut Replay),
-    server: &Channel,
-    coding: Coding,
-) -> Option<BodyWriter> {
+pub fn resume_request(upload: &Upload, server: &Channel, coding: Coding) -> Option<BodyWriter> {
+    let Upload { body, replay } = upload;
     let mut writer = BodyWriter::new(coding);
     if !replay.bytes.is_empty() {
         writer.write(server, None, Bytes::copy_from_slice(&replay.bytes).into());
@@ -181,13 +193,12 @@ pub fn resume_request(
 /// # Errors
 /// See [`PumpError`].
 pub async fn pump_request(
-    client: (&Channel, &mut Input),
-    (body, replay): (&mut BodyReader, &mut Replay),
+    (client, input): (&Channel, &mut Input),
+    Upload { body, replay }: &mut Upload,
     (server, mut writer): (&Channel, BodyWriter),
     (limits, pace): (PumpLimits, Option<&Pace<'_>>),
     timer: &Timer,
 ) -> Result<(), PumpError> {
-    let (client, input) = client;
     loop {
         let left = pace.map_or(u64::MAX, |pace| pace.left_ms(body.received()));
         timer.set(limits.client_timeout_ms.min(left));
@@ -286,23 +297,27 @@ pub async fn tunnel(
 mod tests {
     use super::*;
 
+    fn replay(max: usize) -> Replay {
+        Replay { bytes: Vec::new(), max, whole: true }
+    }
+
     #[test]
     fn a_body_is_kept_whole_or_not_at_all() {
-        let mut replay = Replay::new(5);
+        let mut replay = replay(5);
         replay.keep(b"abc");
         replay.keep(b"de");
-        assert!(replay.is_whole() && replay.bytes == b"abcde");
+        assert!(replay.whole && replay.bytes == b"abcde");
         replay.keep(b"f");
-        assert!(!replay.is_whole() && replay.bytes.is_empty());
+        assert!(!replay.whole && replay.bytes.is_empty());
         replay.keep(b"g");
-        assert!(!replay.is_whole() && replay.bytes.is_empty(), "a gap stays one");
+        assert!(!replay.whole && replay.bytes.is_empty(), "a gap stays one");
     }
 
     #[test]
     fn nothing_is_kept_for_who_may_not_repeat() {
-        let mut replay = Replay::new(0);
-        assert!(replay.is_whole(), "nothing was read yet");
+        let mut replay = replay(0);
+        assert!(replay.whole, "nothing was read yet");
         replay.keep(b"a");
-        assert!(!replay.is_whole());
+        assert!(!replay.whole);
     }
 }

@@ -16,6 +16,7 @@ use crate::l7::input::{BodyReader, Input};
 use crate::l7::output::BodyWriter;
 use crate::l7::pool::Lease;
 use crate::l7::worker::Worker;
+use crate::ring::timer::Millis;
 use crate::ring::{Chunk, Timer, WriteBuf};
 
 /// Why a response did not get through whole.
@@ -35,10 +36,16 @@ pub(super) enum Cut {
 pub(super) struct Respond<'a> {
     pub(super) client: &'a Channel,
     pub(super) server: &'a Channel,
+    /// Bytes of the body so far.
+    pub(super) written: &'a Cell<u64>,
+}
+
+/// How long each side is waited for.
+pub(super) struct Patience<'a> {
     pub(super) timer: &'a Timer,
-    pub(super) read_timeout: u64,
-    pub(super) send_timeout: u64,
-    pub(super) pace: Option<&'a Pace<'a>>,
+    pub(super) read_timeout: Millis,
+    pub(super) send_timeout: Millis,
+    pub(super) pace: Option<Pace<'a>>,
 }
 
 /// A body that has begun to go out.
@@ -55,7 +62,6 @@ impl Respond<'_> {
         x: &Exchange,
         input: &mut Input,
         head: WriteBuf,
-        written: &Cell<u64>,
     ) -> Result<Option<Rest>, Cut> {
         if x.response.framing.is_empty() {
             self.client.write_head(head, true);
@@ -70,7 +76,7 @@ impl Respond<'_> {
         loop {
             match body.poll_piece(input, self.server, &mut cx) {
                 Poll::Ready(Ok(Some(piece))) => {
-                    self.write(&mut writer, head.take(), piece, written);
+                    self.write(&mut writer, head.take(), piece);
                     if !has_room(self.client) {
                         break;
                     }
@@ -96,44 +102,43 @@ impl Respond<'_> {
     /// Sends the rest as it comes.
     pub(super) async fn forward(
         &self,
-        rest: Rest,
+        Rest { mut body, mut writer }: Rest,
         input: &mut Input,
-        written: &Cell<u64>,
+        patience: &Patience<'_>,
     ) -> Result<(), Cut> {
-        let Rest { mut body, mut writer } = rest;
+        let Patience { timer, send_timeout, pace, .. } = patience;
         loop {
-            throttle(self.client, self.server, self.timer, self.send_timeout, self.pace)
+            throttle(self.client, self.server, timer, *send_timeout, pace.as_ref())
                 .await
                 .map_err(Cut::Client)?;
-            let Some(piece) = self.piece(&mut body, input).await? else { break };
-            self.write(&mut writer, None, piece, written);
+            let Some(piece) = self.piece(&mut body, input, patience).await? else { break };
+            self.write(&mut writer, None, piece);
         }
         writer.finish(self.client, None, body.trailers());
         Ok(())
     }
 
-    fn write(
-        &self,
-        writer: &mut BodyWriter,
-        head: Option<WriteBuf>,
-        piece: Chunk,
-        written: &Cell<u64>,
-    ) {
-        self.note_pace(written.get());
+    fn write(&self, writer: &mut BodyWriter, head: Option<WriteBuf>, piece: Chunk) {
+        self.note_pace();
         writer.write(self.client, head, piece);
-        written.set(writer.written());
+        self.written.set(writer.written());
     }
 
     /// A client that has taken all there was is not slow, however much came from the server at once:
     /// its response is not to crawl behind those that never came in a burst.
-    fn note_pace(&self, written: u64) {
-        if written > 0 && self.client.queued() == 0 && !self.client.is_held_back() {
+    fn note_pace(&self) {
+        if self.written.get() > 0 && self.client.queued() == 0 && !self.client.is_held_back() {
             self.server.end_bulk();
         }
     }
 
     /// The next piece of the body; `None` at its end.
-    async fn piece(&self, body: &mut BodyReader, input: &mut Input) -> Result<Option<Chunk>, Cut> {
+    async fn piece(
+        &self,
+        body: &mut BodyReader,
+        input: &mut Input,
+        Patience { timer, read_timeout, .. }: &Patience<'_>,
+    ) -> Result<Option<Chunk>, Cut> {
         let mut timed = false;
         poll_fn(|cx| {
             if let Poll::Ready(piece) = body.poll_piece(input, self.server, cx) {
@@ -141,13 +146,13 @@ impl Respond<'_> {
             }
             if !timed {
                 timed = true;
-                self.timer.set(self.read_timeout);
+                timer.set(*read_timeout);
             }
             if self.client.poll_reset(cx).is_ready() {
                 let gone = io::Error::from_raw_os_error(libc::ECONNRESET);
                 return Poll::Ready(Err(Cut::Client(FlushError::Io(gone))));
             }
-            self.timer.poll_fired(cx).map(|()| Err(Cut::ServerTimeout))
+            timer.poll_fired(cx).map(|()| Err(Cut::ServerTimeout))
         })
         .await
     }

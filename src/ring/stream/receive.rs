@@ -18,7 +18,7 @@ use crate::sys::memory::prefetch_all;
 const RECV_QUEUE_MAX: usize = 8;
 
 /// Bytes of a task that a wake-up asks the cache for: those of a connection's task, header included.
-const TASK_LEN: usize = 704;
+const TASK_LEN: usize = 600;
 
 #[derive(Default)]
 pub(super) struct Receive {
