@@ -138,11 +138,12 @@ impl Upload {
     /// need not carry the room for one. Up to `replay_max` bytes are kept for another attempt.
     #[must_use]
     pub fn on(client: &Channel, framing: Framing, replay_max: usize) -> Option<Box<Self>> {
-        let upload = || Self {
-            body: BodyReader::on(client, framing),
-            replay: Replay { bytes: Vec::new(), max: replay_max, whole: true },
-        };
-        (!framing.is_empty()).then(|| Box::new(upload()))
+        if framing.is_empty() {
+            return None;
+        }
+        let body = BodyReader::on(client, framing);
+        let replay = Replay { bytes: Vec::new(), max: replay_max, whole: true };
+        Some(Box::new(Self { body, replay }))
     }
 
     /// True while all that was read can be sent again.
