@@ -10,14 +10,14 @@ use std::process::ExitCode;
 
 use ringgate::control::config;
 use ringgate::l7::config::Service;
-use ringgate::l7::exchange::{Addresses, Exchange};
+use ringgate::l7::exchange::{Addresses, Answer, Exchange};
 use ringgate::l7::headers::{write_request, write_response};
 use ringgate::l7::request_id::Generator;
 use ringgate::l7::router::Router;
 use ringgate::protocol::http1::{BodyDecoder, Framing, Limits, Step};
 
 const LIMITS: Limits = Limits { head_bytes: 32 * 1024, headers: 100 };
-const DATE: &[u8; 29] = b"Sun, 22 Nov 2026 00:00:00 GMT";
+const DATE: [u8; 29] = *b"Sun, 22 Nov 2026 00:00:00 GMT";
 /// What ringgate-bench sends.
 const SMALL: &[u8] = b"GET /team7/service327/item HTTP/1.1\r\nHost: shop.example\r\n\r\n";
 /// What a browser sends.
@@ -168,6 +168,7 @@ struct Bench {
     service: Service,
     router: Router,
     exchange: Exchange,
+    answer: Answer,
     addresses: Addresses,
     ids: Generator,
     route: usize,
@@ -188,6 +189,7 @@ impl Bench {
             router: Router::new(&service.routes, service.listeners.len()),
             service,
             exchange: Exchange::default(),
+            answer: Answer::default(),
             addresses: Addresses { peer: client, local: ([127, 0, 0, 1], 8080).into() },
             ids: Generator::new(1),
             route: 0,
@@ -219,15 +221,15 @@ impl Bench {
 
     /// The response head from a server: taken apart, copied, parsed and written for the client.
     fn response(&mut self) {
-        let exchange = &mut self.exchange;
-        let length = exchange.response.take(black_box(ANSWER), &LIMITS).expect("a plain head");
-        exchange.answer.clear();
-        exchange.answer.extend_from_slice(&ANSWER[..length]);
-        let method = exchange.request.method;
-        exchange.response.parse(&exchange.answer, &LIMITS, method).expect("a valid response");
+        let Answer { bytes, head } = &mut self.answer;
+        let length = head.take(black_box(ANSWER), &LIMITS).expect("a plain head");
+        bytes.clear();
+        bytes.extend_from_slice(&ANSWER[..length]);
+        head.parse(bytes, &LIMITS, self.exchange.request.method).expect("a valid response");
         self.out.clear();
         let edits = &self.service.routes[self.route].response_headers;
-        write_response(&mut self.out, &self.exchange, &self.addresses, edits, true, DATE);
+        let response = (&self.exchange, &self.answer);
+        write_response(&mut self.out, response, &self.addresses, edits, true, || DATE);
         black_box(&self.out);
     }
 }

@@ -512,7 +512,7 @@ impl Client {
         }
         if let Some(tls) = &exchange.tls {
             exchange.hsts.clone_from(&generation.service.listeners[self.listener].hsts);
-            if !tls.serves(&exchange.host) {
+            if !tls.serves(exchange.host()) {
                 return reply::status(self, exchange, None, 421).await;
             }
         }
@@ -521,7 +521,7 @@ impl Client {
         if let Some(redirect) = &generation.service.listeners[self.listener].redirect_https
             && !found.is_some_and(|index| routes[index].listeners.contains(&self.listener))
         {
-            if exchange.host.is_empty() {
+            if exchange.host().is_empty() {
                 return reply::status(self, exchange, None, 400).await;
             }
             return reply::redirect(self, exchange, None, redirect).await;
@@ -674,7 +674,7 @@ impl Client {
 
     fn log_entry<'a>(&'a self, exchange: &'a Exchange, listener: &'a str) -> access_log::Entry<'a> {
         let (request, head, outcome) = (&exchange.request, &exchange.head, &exchange.outcome);
-        let parsed = !exchange.id.is_empty();
+        let parsed = exchange.is_identified();
         let micros = |from: u64, to: u64| to.saturating_sub(from) * 1000;
         let client = if parsed { exchange.identity().client } else { self.addresses.peer.ip() };
         access_log::Entry {
@@ -688,13 +688,13 @@ impl Client {
                 Version::Http10 => b"HTTP/1.0",
                 Version::Http11 => b"HTTP/1.1",
             },
-            host: parsed.then_some(exchange.http_host.as_slice()),
+            host: parsed.then(|| exchange.http_host()),
             status: outcome.status,
             bytes_sent: outcome.body_bytes + outcome.head_bytes,
             body_bytes_sent: outcome.body_bytes,
             referer: if parsed { request.header(head, "referer") } else { None },
             user_agent: if parsed { request.header(head, "user-agent") } else { None },
-            request_id: &exchange.id,
+            request_id: exchange.id(),
             request_time_us: micros(outcome.started, self.last_active),
             upstream: outcome.server,
             upstream_time_us: outcome

@@ -13,8 +13,8 @@ use crate::l7::template::{Values, Variable};
 use crate::l7::tls::Info;
 use crate::l7::tracing::Traces;
 use crate::protocol::http1::{
-    Field, FieldId, Limits, RequestError, RequestHead, ResponseHead, Target, TargetError, encode,
-    normalise_host,
+    Field, FieldId, Limits, RequestError, RequestHead, ResponseHead, Span, Target, TargetError,
+    encode, normalise_host,
 };
 use crate::protocol::trace_context::{Parent, SAMPLED, SPAN_LEN, identifier};
 use crate::ring::timer::Millis;
@@ -28,6 +28,34 @@ pub struct Addresses {
     pub local: SocketAddr,
 }
 
+/// Bytes of a buffer that is kept for the next request.
+const KEPT_MAX: usize = 16 * 1024;
+
+/// A response's head; recycled. It is needed from its arrival until it has been passed on, so the next one finds it still in
+/// the cache.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// As received.
+    pub bytes: Vec<u8>,
+    /// What it says.
+    pub head: ResponseHead,
+}
+
+impl Answer {
+    /// Makes it as good as new.
+    pub fn clear(&mut self) {
+        empty(&mut self.bytes);
+    }
+}
+
+/// Keeps the memory unless it is a lot.
+fn empty(bytes: &mut Vec<u8>) {
+    bytes.clear();
+    if bytes.capacity() > KEPT_MAX {
+        *bytes = Vec::new();
+    }
+}
+
 /// Everything about one request; recycled, so that a request allocates nothing.
 #[derive(Debug, Default)]
 pub struct Exchange {
@@ -35,18 +63,11 @@ pub struct Exchange {
     pub head: Vec<u8>,
     /// What it says.
     pub request: RequestHead,
-    /// Its target, normalised.
-    pub target: Target,
-    /// Its host, normalised; empty when there is none.
-    pub host: Vec<u8>,
-    /// `Host` to forward: as received, or the authority of an absolute target.
-    pub http_host: Vec<u8>,
-    /// The request id.
-    pub id: Vec<u8>,
-    /// The response head as received.
-    pub answer: Vec<u8>,
-    /// What it says.
-    pub response: ResponseHead,
+    target: Target,
+    /// Its host in lower case, where that is not what was received.
+    host: Vec<u8>,
+    /// The request id if the client brings none.
+    id: [u8; 32],
     /// How it went.
     pub outcome: Outcome,
     /// What the connection's TLS handshake agreed on; `None` without TLS.
@@ -121,16 +142,9 @@ impl Refusal {
 impl Exchange {
     /// Makes it as good as new, keeping the memory unless a request needed a lot.
     pub fn clear(&mut self) {
-        const KEEP: usize = 16 * 1024;
-        let Self { head, host, http_host, id, answer, outcome, identity, .. } = self;
-        for bytes in [head, host, http_host, id, answer] {
-            bytes.clear();
-            if bytes.capacity() > KEEP {
-                *bytes = Vec::new();
-            }
-        }
-        *outcome = Outcome::default();
-        *identity = None;
+        empty(&mut self.head);
+        self.host.clear();
+        (self.outcome, self.identity) = (Outcome::default(), None);
         (self.tls, self.hsts, self.pool, self.trace) = (None, None, None, None);
         self.sampled = None;
         // A refusal may have to be written before the next head is parsed.
@@ -145,30 +159,103 @@ impl Exchange {
         self.request.parse(&self.head, limits).map_err(Refusal::Head)?;
         let raw = self.request.target.of(&self.head);
         self.target.parse(self.request.method, raw).map_err(Refusal::Target)?;
-        match self.target.authority() {
-            Some(authority) => {
-                self.http_host.extend_from_slice(authority);
-                let error = |error| Refusal::Head(RequestError::Host(error));
-                normalise_host(authority, &mut self.host).map_err(error)
-            }
-            None => {
-                let received = self.request.host.unwrap_or_default();
-                self.http_host.extend_from_slice(received.of(&self.head));
-                self.host.extend_from_slice(self.request.host_name.of(&self.head));
-                self.host.make_ascii_lowercase();
-                Ok(())
-            }
+        if let Some(authority) = self.target.authority(raw) {
+            let error = |error| Refusal::Head(RequestError::Host(error));
+            return normalise_host(authority, &mut self.host).map_err(error);
         }
+        let name = self.request.host_name.of(&self.head);
+        if name.iter().any(u8::is_ascii_uppercase) {
+            self.host.extend(name.iter().map(u8::to_ascii_lowercase));
+        }
+        Ok(())
+    }
+
+    fn raw_target(&self) -> &[u8] {
+        self.request.target.of(&self.head)
+    }
+
+    /// The normalised path of the target; `*` for the asterisk form.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        self.target.path(self.raw_target())
+    }
+
+    /// The query of the target without its `?`; empty and absent differ.
+    #[must_use]
+    pub fn query(&self) -> Option<&[u8]> {
+        self.target.query(self.raw_target())
+    }
+
+    /// The target to forward, in origin form (or asterisk form).
+    #[must_use]
+    pub fn path_and_query(&self) -> &[u8] {
+        self.target.path_and_query(self.raw_target())
+    }
+
+    /// `*`: the request is about the server as a whole.
+    #[must_use]
+    pub fn is_asterisk(&self) -> bool {
+        self.target.is_asterisk(self.raw_target())
+    }
+
+    /// The request line, if it is to the byte what goes to a server that is sent the same target.
+    #[must_use]
+    pub fn plain_line(&self) -> Option<Span> {
+        let line = self.request.plain_line(&self.head)?;
+        self.target.is_as_received(self.raw_target()).then_some(line)
+    }
+
+    /// The host, normalised; empty when there is none.
+    #[must_use]
+    pub fn host(&self) -> &[u8] {
+        if self.host.is_empty() { self.request.host_name.of(&self.head) } else { &self.host }
+    }
+
+    /// `Host` as received, unless an absolute target overrides it.
+    fn own_host(&self) -> Option<&[u8]> {
+        match self.target.authority(self.raw_target()) {
+            Some(_) => None,
+            None => self.request.host.map(|host| host.of(&self.head)),
+        }
+    }
+
+    /// Whether the `Host` to forward is the field that was received.
+    #[must_use]
+    pub fn has_own_host(&self) -> bool {
+        self.own_host().is_some()
+    }
+
+    /// `Host` to forward: as received, or the authority of an absolute target. Where there is neither, it is the upstream's
+    /// name, as nginx's `$proxy_host`: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
+    #[must_use]
+    pub fn http_host(&self) -> &[u8] {
+        let host = self.own_host().or_else(|| self.target.authority(self.raw_target()));
+        host.unwrap_or_else(|| self.pool.as_ref().map_or(b"", |pool| pool.name().as_bytes()))
+    }
+
+    /// The request id; empty before [`Exchange::identify`].
+    #[must_use]
+    pub fn id(&self) -> &[u8] {
+        if self.is_identified() { self.claims().request_id.unwrap_or(&self.id) } else { b"" }
+    }
+
+    /// The id that it has here, which goes upstream unless a trusted client brought one.
+    #[must_use]
+    pub fn own_id(&self) -> &[u8; 32] {
+        &self.id
+    }
+
+    /// Whether its head has been understood, and the client is known.
+    #[must_use]
+    pub fn is_identified(&self) -> bool {
+        self.identity.is_some()
     }
 
     /// Finds out who the client is.
     pub fn identify(&mut self, addresses: &Addresses, trusted: &[ipnet::IpNet], id: [u8; 32]) {
         let identity =
             forwarded::identify(addresses.peer.ip(), trusted, self.values(FieldId::XForwardedFor));
-        self.identity = Some(identity);
-        let mut own = std::mem::take(&mut self.id);
-        own.extend_from_slice(self.claims().request_id.unwrap_or(&id));
-        self.id = own;
+        (self.identity, self.id) = (Some(identity), id);
     }
 
     /// Takes part in the client's trace, or begins one; `ids` makes fresh identifiers. Whoever began the trace has
@@ -249,11 +336,11 @@ impl Exchange {
 
 impl router::Request for Exchange {
     fn host(&self) -> &[u8] {
-        &self.host
+        self.host()
     }
 
     fn path(&self) -> &[u8] {
-        self.target.path()
+        self.path()
     }
 
     fn method(&self) -> &[u8] {
@@ -285,14 +372,14 @@ impl Values for Context<'_> {
             Variable::RemotePort => {
                 encode::push_decimal(out, u64::from(self.addresses.peer.port()));
             }
-            Variable::Host => out.extend_from_slice(&x.host),
-            Variable::HttpHost => out.extend_from_slice(&x.http_host),
+            Variable::Host => out.extend_from_slice(x.host()),
+            Variable::HttpHost => out.extend_from_slice(x.http_host()),
             Variable::Scheme => out.extend_from_slice(x.scheme()),
-            Variable::RequestId => out.extend_from_slice(&x.id),
+            Variable::RequestId => out.extend_from_slice(x.id()),
             Variable::RequestMethod => out.extend_from_slice(x.request.method_span.of(&x.head)),
-            Variable::RequestUri => out.extend_from_slice(x.target.path_and_query()),
-            Variable::Uri => out.extend_from_slice(x.target.path()),
-            Variable::QueryString => out.extend_from_slice(x.target.query().unwrap_or_default()),
+            Variable::RequestUri => out.extend_from_slice(x.path_and_query()),
+            Variable::Uri => out.extend_from_slice(x.path()),
+            Variable::QueryString => out.extend_from_slice(x.query().unwrap_or_default()),
             Variable::ServerAddr => forwarded::write_ip(out, self.addresses.local.ip()),
             Variable::ServerPort => {
                 encode::push_decimal(out, u64::from(self.addresses.local.port()));

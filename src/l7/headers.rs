@@ -1,7 +1,7 @@
 //! Heads on their way out: what is forwarded, replaced and added.
 
 use crate::l7::config::{HeaderEdits, Rewrite, Route};
-use crate::l7::exchange::{Addresses, Context, Exchange};
+use crate::l7::exchange::{Addresses, Answer, Context, Exchange};
 use crate::l7::forwarded;
 use crate::l7::output::Coding;
 use crate::l7::template::Template;
@@ -16,34 +16,57 @@ pub fn write_request(
     underscores: bool,
 ) {
     let context = Context { exchange, addresses };
-    out.extend_from_slice(exchange.request.method_span.of(&exchange.head));
-    out.push(b' ');
-    push_target(out, exchange, route.rewrite.as_ref());
-    out.extend_from_slice(b" HTTP/1.1\r\n");
     let edits = &route.request_headers;
-    if !replaces(edits, b"host") {
-        encode::push_field(out, b"Host", &exchange.http_host);
-    }
+    // Most of a head goes on as it is, in one piece.
     let mut copied = Copied::new(&exchange.head);
+    match exchange.plain_line().filter(|_| route.rewrite.is_none()) {
+        Some(line) => copied.push_stretch(out, line),
+        None => push_request_line(out, exchange, route.rewrite.as_ref()),
+    }
+    let host_stays = exchange.has_own_host() && !replaces(edits, b"host");
+    if !host_stays && !replaces(edits, b"host") {
+        copied.finish(out);
+        encode::push_field(out, b"Host", exchange.http_host());
+    }
+    let mut length_stays = false;
     for field in &exchange.request.fields {
-        if is_forwarded(exchange, field, underscores, edits) {
+        let stays = match field.id {
+            FieldId::Host => host_stays,
+            FieldId::ContentLength => {
+                length_stays = is_length(exchange.request.framing, field.value.of(&exchange.head));
+                length_stays
+            }
+            _ => is_forwarded(exchange, field, underscores, edits),
+        };
+        if stays {
             copied.push(out, field);
         }
     }
     copied.finish(out);
     push_identity(out, exchange, addresses, edits);
     push_edits(out, edits, &context);
-    push_request_framing(out, exchange);
+    push_request_framing(out, exchange, length_stays);
     out.extend_from_slice(b"\r\n");
 }
 
+/// Whether the value of `Content-Length`, which has been parsed, is what would be written for this body.
+fn is_length(framing: Framing, value: &[u8]) -> bool {
+    matches!(framing, Framing::Length(_)) && (value.first() != Some(&b'0') || value.len() == 1)
+}
+
+fn push_request_line(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>) {
+    out.extend_from_slice(exchange.request.method_span.of(&exchange.head));
+    out.push(b' ');
+    push_target(out, exchange, rewrite);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
 fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>) {
-    let target = &exchange.target;
-    let Some(rewrite) = rewrite.filter(|_| !target.is_asterisk()) else {
-        out.extend_from_slice(target.path_and_query());
+    let Some(rewrite) = rewrite.filter(|_| !exchange.is_asterisk()) else {
+        out.extend_from_slice(exchange.path_and_query());
         return;
     };
-    let path = target.path();
+    let path = exchange.path();
     match rewrite {
         Rewrite::StripPrefix(prefix) => {
             let rest = path.strip_prefix(prefix.as_bytes()).unwrap_or(path);
@@ -69,7 +92,7 @@ fn push_target(out: &mut Vec<u8>, exchange: &Exchange, rewrite: Option<&Rewrite>
             }
         }
     }
-    if let Some(query) = target.query() {
+    if let Some(query) = exchange.query() {
         out.push(b'?');
         out.extend_from_slice(query);
     }
@@ -95,9 +118,7 @@ fn is_forwarded(
 ) -> bool {
     let ours = matches!(
         field.id,
-        FieldId::Host
-            | FieldId::ContentLength
-            | FieldId::Expect
+        FieldId::Expect
             | FieldId::XForwardedFor
             | FieldId::XForwardedProto
             | FieldId::XForwardedHost
@@ -157,33 +178,42 @@ fn push_identity(
         );
     }
     if wanted(b"x-forwarded-host") {
-        encode::push_field(out, b"X-Forwarded-Host", claims.host.unwrap_or(&exchange.http_host));
+        encode::push_field(
+            out,
+            b"X-Forwarded-Host",
+            claims.host.unwrap_or_else(|| exchange.http_host()),
+        );
     }
     if wanted(b"x-request-id") {
-        encode::push_field(out, b"X-Request-Id", &exchange.id);
+        match claims.request_id {
+            Some(id) => encode::push_field(out, b"X-Request-Id", id),
+            None => encode::push_field(out, b"X-Request-Id", exchange.own_id()),
+        }
     }
     if let Some(trace) = exchange.trace.as_ref().filter(|_| wanted(b"traceparent")) {
         encode::push_field(out, b"traceparent", &trace.own.value());
     }
 }
 
-fn push_request_framing(out: &mut Vec<u8>, exchange: &Exchange) {
+fn push_request_framing(out: &mut Vec<u8>, exchange: &Exchange, length_stays: bool) {
     let request = &exchange.request;
     if request.upgrade_websocket {
         out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
     }
     match request.framing {
-        Framing::Length(length) => {
-            out.extend_from_slice(b"Content-Length: ");
-            encode::push_decimal(out, length);
-            out.extend_from_slice(b"\r\n");
-        }
+        Framing::Length(length) if !length_stays => push_length(out, length),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-        Framing::None | Framing::Close => {}
+        Framing::Length(_) | Framing::None | Framing::Close => {}
     }
     if request.expect_continue {
         out.extend_from_slice(b"Expect: 100-continue\r\n");
     }
+}
+
+fn push_length(out: &mut Vec<u8>, length: u64) {
+    out.extend_from_slice(b"Content-Length: ");
+    encode::push_decimal(out, length);
+    out.extend_from_slice(b"\r\n");
 }
 
 fn push_edits(out: &mut Vec<u8>, edits: &HeaderEdits, context: &Context<'_>) {
@@ -231,15 +261,18 @@ pub fn is_delimited(framing: Framing, client: Version) -> bool {
 /// Writes the head of an upstream's response as it goes to the client.
 pub fn write_response(
     out: &mut Vec<u8>,
-    exchange: &Exchange,
+    (exchange, Answer { head: response, bytes }): (&Exchange, &Answer),
     addresses: &Addresses,
     edits: &HeaderEdits,
     keep: bool,
-    date: &[u8; 29],
+    date: impl FnOnce() -> [u8; 29],
 ) {
-    let (response, bytes) = (&exchange.response, &exchange.answer);
     let context = Context { exchange, addresses };
-    encode::push_status_line(out, response.status, response.reason.of(bytes));
+    let mut copied = Copied::new(bytes);
+    match response.plain_line(bytes) {
+        Some(line) => copied.push_stretch(out, line),
+        None => encode::push_status_line(out, response.status, response.reason.of(bytes)),
+    }
     let mut dated = response.is_interim() || response.upgrade;
     // The trailers that `Trailer` announces end with the chunks (RFC 9110 section 6.6.2).
     let dechunked = response.framing == Framing::Chunked
@@ -247,7 +280,7 @@ pub fn write_response(
     // What nearly no response has to be looked through for.
     let picky =
         response.connection.others || exchange.hsts.is_some() || dechunked || !edits.is_empty();
-    let mut copied = Copied::new(bytes);
+    let mut length_stays = false;
     for field in &response.fields {
         let is_dropped = || {
             let name = field.name.of(bytes);
@@ -257,23 +290,28 @@ pub fn write_response(
                 || removes(edits, name)
                 || replaces(edits, name)
         };
-        let skipped = field.id.is_hop_by_hop()
-            || field.id == FieldId::ContentLength
-            || (picky && is_dropped());
+        let stays = if field.id == FieldId::ContentLength {
+            length_stays = is_length(response.framing, field.value.of(bytes));
+            length_stays
+        } else {
+            !(field.id.is_hop_by_hop() || (picky && is_dropped()))
+        };
         dated |= field.id == FieldId::Date;
-        if !skipped {
+        if stays {
             copied.push(out, field);
         }
     }
     copied.finish(out);
     if !dated {
-        encode::push_field(out, b"Date", date);
+        encode::push_field(out, b"Date", &date());
     }
     push_hsts(out, exchange, edits);
     if !edits.is_empty() {
         push_edits(out, edits, &context);
     }
-    push_response_framing(out, response, bytes, exchange.request.version);
+    if !length_stays {
+        push_response_framing(out, response, bytes, exchange.request.version);
+    }
     push_connection(out, response.upgrade, keep, exchange.request.version);
     out.extend_from_slice(b"\r\n");
 }
@@ -285,11 +323,7 @@ fn push_response_framing(
     client: Version,
 ) {
     match response.framing {
-        Framing::Length(length) => {
-            out.extend_from_slice(b"Content-Length: ");
-            encode::push_decimal(out, length);
-            out.extend_from_slice(b"\r\n");
-        }
+        Framing::Length(length) => push_length(out, length),
         Framing::Chunked | Framing::Close if client == Version::Http11 => {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
@@ -332,9 +366,7 @@ pub fn write_own(
         }
     }
     if status >= 200 && status != 204 && status != 304 {
-        out.extend_from_slice(b"Content-Length: ");
-        encode::push_decimal(out, body_len as u64);
-        out.extend_from_slice(b"\r\n");
+        push_length(out, body_len as u64);
     }
 }
 

@@ -447,12 +447,12 @@ impl Pool {
         current.set.members[index].metrics[self.shard].idle.set(idle.len() as u64);
     }
 
-    /// Whether this response is one to ask another server for instead: its status is listed in
+    /// Whether a response of this status is one to ask another server for instead: its status is listed in
     /// `on_status`, there are tries and servers left, and the request can be sent again.
     #[must_use]
-    pub fn wants_repeated(&self, x: &Exchange) -> bool {
+    pub fn wants_repeated(&self, x: &Exchange, status: u16) -> bool {
         let retry = &self.upstream.config.retry;
-        retry.on_status.contains(&x.response.status)
+        retry.on_status.contains(&status)
             && x.request.framing.is_empty()
             && (x.request.method.is_idempotent() || retry.non_idempotent)
             && x.outcome.tries < retry.tries

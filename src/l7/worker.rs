@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use slab::Slab;
 
-use crate::l7::exchange::Exchange;
+use crate::l7::exchange::{Answer, Exchange};
 use crate::l7::generation::Generation;
 use crate::l7::log::AccessLog;
 use crate::l7::metrics::Metrics;
@@ -83,6 +83,8 @@ pub struct Worker {
     ids: RefCell<Generator>,
     #[allow(clippy::vec_box)] // what is handed out and taken back is the box
     exchanges: RefCell<Vec<Box<Exchange>>>,
+    #[allow(clippy::vec_box)] // likewise
+    answers: RefCell<Vec<Box<Answer>>>,
     /// Where requests are served: idle connections do not hold that memory.
     pub(super) serving: Slots,
     /// Where request bodies are sent on: most requests have none.
@@ -148,6 +150,7 @@ impl Worker {
             client_reported: Cell::new(None),
             ids: RefCell::new(Generator::new(seed)),
             exchanges: RefCell::default(),
+            answers: RefCell::default(),
             serving: Slots::new(EXCHANGES_KEPT),
             pumping: Slots::new(EXCHANGES_KEPT),
             forwarding: Slots::new(EXCHANGES_KEPT),
@@ -246,6 +249,21 @@ impl Worker {
         if kept.len() < EXCHANGES_KEPT {
             exchange.clear();
             kept.push(exchange);
+        }
+    }
+
+    /// A place for a response's head; give it back with [`Worker::recycle_answer`].
+    #[must_use]
+    pub fn answer(&self) -> Box<Answer> {
+        self.answers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps its memory for the next response.
+    pub fn recycle_answer(&self, mut answer: Box<Answer>) {
+        let mut kept = self.answers.borrow_mut();
+        if kept.len() < EXCHANGES_KEPT {
+            answer.clear();
+            kept.push(answer);
         }
     }
 

@@ -50,6 +50,58 @@ def test_order_duplicates_and_case_are_kept(web):
     assert origin.request.all("x-many") == ["1", "2"] and origin.request.header("cookie") == "a=1"
 
 
+ODD_REQUESTS = [
+    # What came, and how what goes upstream begins.
+    (b"GET /a?b HTTP/1.1\r\nX-A: 1\r\nhost: a.example:8080\r\nX-B: 2\r\n\r\n",
+     b"GET /a?b HTTP/1.1\r\nX-A: 1\r\nhost: a.example:8080\r\nX-B: 2\r\nX-Real-IP: "),
+    (b"\r\nGET /a HTTP/1.1\r\nHost:a.example\r\nX-A:\t1 \r\n\r\n",
+     b"GET /a HTTP/1.1\r\nHost: a.example\r\nX-A: 1\r\nX-Real-IP: "),
+    (b"GET //a/./b/%41?c HTTP/1.1\r\nHost: a.example\r\n\r\n",
+     b"GET /a/b/A?c HTTP/1.1\r\nHost: a.example\r\nX-Real-IP: "),
+    (b"GET http://b.example:81/c HTTP/1.1\r\nX-A: 1\r\nHost: a.example\r\n\r\n",
+     b"GET /c HTTP/1.1\r\nHost: b.example:81\r\nX-A: 1\r\nX-Real-IP: "),
+    (b"GET /a HTTP/1.0\r\nX-A: 1\r\n\r\n", b"GET /a HTTP/1.1\r\nHost: up\r\nX-A: 1\r\nX-Real-IP: "),
+    (b"POST /a HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nok",
+     b"POST /a HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\nX-A: 1\r\nX-Real-IP: "),
+    (b"POST /a HTTP/1.1\r\nHost: a.example\r\nContent-Length: 002\r\nX-A: 1\r\n\r\nok",
+     b"POST /a HTTP/1.1\r\nHost: a.example\r\nX-A: 1\r\nX-Real-IP: "),
+]
+
+
+@pytest.mark.parametrize(("received", "forwarded"), ODD_REQUESTS)
+def test_a_request_goes_on_in_the_one_form_whatever_form_it_came_in(web, received, forwarded):
+    proxy, origin = web()
+    with Client(proxy.address) as client:
+        assert client.ask(received).status == 200
+    assert origin.request.raw.startswith(forwarded), origin.request.raw
+    hosts, lengths = origin.request.all("host"), origin.request.all("content-length")
+    assert len(hosts) == 1 and lengths == (["2"] if b"POST" in received else [])
+    assert origin.request.header("x-forwarded-host") == hosts[0]
+
+
+ODD_RESPONSES = [
+    (b"HTTP/1.1 200 Very  Fine\r\nDate: x\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nok",
+     b"HTTP/1.1 200 Very  Fine\r\nDate: x\r\nContent-Length: 2\r\nX-A: 1\r\n\r\nok"),
+    (b"HTTP/1.1 200 \r\nDate:x\r\nContent-Length: 002\r\nX-A:\t1 \r\n\r\nok",
+     b"HTTP/1.1 200 \r\nDate: x\r\nX-A: 1\r\nContent-Length: 2\r\n\r\nok"),
+    (b"HTTP/1.0 201 Made\r\nContent-Length: 2\r\nConnection: keep-alive\r\nDate: x\r\n\r\nok",
+     b"HTTP/1.1 201 Made\r\nContent-Length: 2\r\nDate: x\r\n\r\nok"),
+]
+
+
+@pytest.mark.parametrize(("received", "forwarded"), ODD_RESPONSES)
+def test_a_response_goes_on_in_the_one_form_whatever_form_it_came_in(web, received, forwarded):
+    def handler(connection):
+        for _ in connection.requests():
+            connection.send(received)
+
+    proxy, _ = web(handler)
+    with Client(proxy.address) as client:
+        for _ in range(2):
+            client.ask(message())
+        assert bytes(client.stream.received) == 2 * forwarded
+
+
 def test_host_is_kept(web):
     proxy, origin = web()
     get(proxy.address, host="Shop.Example:8080")

@@ -11,7 +11,7 @@ use super::respond::{Cut, Patience, Respond, Rest, cut_short};
 use crate::l7::channel::Channel;
 use crate::l7::config::Route;
 use crate::l7::connection::{After, Client};
-use crate::l7::exchange::{Addresses, Exchange, is_extended_connect, response_edits};
+use crate::l7::exchange::{Addresses, Answer, Exchange, is_extended_connect, response_edits};
 use crate::l7::flow::{self, FlushError, PumpError, PumpLimits, pump_request};
 use crate::l7::generation::{Generation, Listening};
 use crate::l7::headers;
@@ -19,7 +19,7 @@ use crate::l7::input::{BodyReadError, Input};
 use crate::l7::output::Coding;
 use crate::l7::pool::{Connection, Lease, Pool, millis};
 use crate::l7::worker::Worker;
-use crate::protocol::http1::{Framing, HeadScanner, Version};
+use crate::protocol::http1::{Framing, HeadScanner, ResponseHead, Version};
 use crate::ring::slots::Held;
 use crate::ring::timer::Millis;
 use crate::ring::{Timer, WriteBuf};
@@ -44,9 +44,9 @@ impl Proxied<'_> {
         connection: &mut Connection,
     ) -> Result<Answered, Failure> {
         let mut conversation = self.begin(lease, connection);
-        poll_fn(|cx| conversation.poll_response(cx)).await?;
-        conversation.judge()?;
-        let sent = match conversation.answer() {
+        let answer = poll_fn(|cx| conversation.poll_response(cx)).await?;
+        conversation.judge(&answer.head)?;
+        let sent = match conversation.pass_on(&answer) {
             Ok(None) => Ok(()),
             Ok(Some(rest)) => {
                 let worker = conversation.worker;
@@ -54,7 +54,10 @@ impl Proxied<'_> {
             }
             Err(cut) => Err(cut),
         };
-        conversation.end(sent)
+        let worker = conversation.worker;
+        let ended = conversation.end(&answer.head, sent);
+        worker.recycle_answer(answer);
+        ended
     }
 
     fn begin<'a>(
@@ -82,7 +85,6 @@ impl Proxied<'_> {
         let (client, timer): (&Channel, &Timer) = (stream, timer);
         let address = addresses.peer.ip();
         let x = &mut *self.exchange;
-        x.answer.clear();
         let coding = match x.request.framing {
             Framing::Chunked => Coding::Chunked,
             _ => Coding::Identity,
@@ -112,6 +114,7 @@ impl Proxied<'_> {
             input: server_input,
             pump: Pump::new(pumping),
             scanner: HeadScanner::for_response(),
+            partial: None,
             interim: 0,
             timed: false,
             reused,
@@ -140,6 +143,8 @@ struct Conversation<'a, F> {
     input: &'a mut Input,
     pump: Pump<'a, F>,
     scanner: HeadScanner,
+    /// The beginning of a response's head.
+    partial: Option<Box<Answer>>,
     /// 1xx responses so far.
     interim: u32,
     /// The timer runs.
@@ -154,36 +159,43 @@ struct Conversation<'a, F> {
 
 impl<F: Future<Output = Result<(), PumpError>>> Conversation<'_, F> {
     /// Waits for the final response head and parses it; 1xx responses before it are passed on.
-    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Answer>, Failure>> {
         loop {
-            ready!(self.poll_head(cx))?;
-            let x = &mut *self.x;
-            let parsed = x.response.parse(&x.answer, &self.generation.limits, x.request.method);
-            if parsed.is_err() || (x.response.upgrade && !x.request.upgrade_websocket) {
+            let mut answer = ready!(self.poll_head(cx))?;
+            let (request, Answer { bytes, head }) = (&self.x.request, &mut *answer);
+            let parsed = head.parse(bytes, &self.generation.limits, request.method);
+            if parsed.is_err() || (head.upgrade && !request.upgrade_websocket) {
                 return Poll::Ready(Err(Failure::Malformed));
             }
-            if !x.response.is_interim() {
-                return Poll::Ready(Ok(()));
+            if !head.is_interim() {
+                return Poll::Ready(Ok(answer));
             }
             if self.interim == INTERIM_MAX {
                 return Poll::Ready(Err(Failure::Malformed));
             }
-            self.forward_interim();
-            self.x.answer.clear();
+            self.forward_interim(&answer);
+            self.worker.recycle_answer(answer);
             (self.scanner, self.timed) = (HeadScanner::for_response(), false);
             self.interim += 1;
         }
     }
 
     /// Collects the next response head, pumping the request body meanwhile.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Box<Answer>, Failure>> {
         self.pump.poll(cx);
         let limits = &self.generation.limits;
-        let Exchange { answer, response, .. } = &mut *self.x;
-        let take = |bytes: &[u8]| response.take(bytes, limits);
+        let mut answer = self.partial.take().unwrap_or_else(|| self.worker.answer());
+        let Answer { bytes, head } = &mut *answer;
+        let take = |bytes: &[u8]| head.take(bytes, limits);
         let found = (take, &mut self.scanner);
-        if let Poll::Ready(read) = self.input.poll_head(self.server, found, limits, answer, cx) {
-            return Poll::Ready(read.map_err(|error| Failure::of_head(&error, self.reused)));
+        if let Poll::Ready(read) = self.input.poll_head(self.server, found, limits, bytes, cx) {
+            let failed = |error| Failure::of_head(&error, self.reused);
+            return Poll::Ready(read.map(|()| answer).map_err(failed));
+        }
+        if answer.bytes.is_empty() {
+            self.worker.recycle_answer(answer);
+        } else {
+            self.partial = Some(answer);
         }
         if let Some(failure) = self.pump.take_client_failure() {
             return Poll::Ready(Err(failure));
@@ -205,24 +217,24 @@ impl<F: Future<Output = Result<(), PumpError>>> Conversation<'_, F> {
     }
 
     /// Passes a 1xx response on; HTTP/1.0 clients do not know them.
-    fn forward_interim(&self) {
+    fn forward_interim(&self, answer: &Answer) {
         if self.x.request.version == Version::Http10 {
             return;
         }
         let mut head = WriteBuf::new(&self.worker.ring);
-        let (edits, date) = (response_edits(None), self.worker.date());
-        headers::write_response(&mut head.bytes, self.x, self.addresses, edits, true, &date);
+        let (edits, date) = (response_edits(None), || self.worker.date());
+        let response = (&*self.x, answer);
+        headers::write_response(&mut head.bytes, response, self.addresses, edits, true, date);
         self.client.write_head(head, false);
     }
 
     /// Whether the response is one to be passed on, which is counted either way.
-    fn judge(&mut self) -> Result<(), Failure> {
-        let status = self.x.response.status;
+    fn judge(&mut self, &ResponseHead { status, .. }: &ResponseHead) -> Result<(), Failure> {
         self.x.outcome.upstream_status = Some(status);
         let figures = self.lease.metrics();
         figures.responses.count(status);
         figures.response_ms.add(self.worker.now().saturating_sub(self.began));
-        if self.pump.is_done() && self.pool.wants_repeated(self.x) {
+        if self.pump.is_done() && self.pool.wants_repeated(self.x, status) {
             return Err(Failure::Status(status));
         }
         self.lease.member().passive.success(self.worker.now());
@@ -233,26 +245,27 @@ impl<F: Future<Output = Result<(), PumpError>>> Conversation<'_, F> {
     }
 
     /// Sends the response's head and what of its body is there. What is left then, if anything is.
-    fn answer(&mut self) -> Result<Option<Rest>, Cut> {
-        let (worker, x) = (self.worker, &mut *self.x);
+    fn pass_on(&mut self, answer: &Answer) -> Result<Option<Rest>, Cut> {
+        let (worker, x, response) = (self.worker, &mut *self.x, &answer.head);
         // The client may send more of a body that the server did not wait for: the connection
         // cannot go on then, and the client is told.
         self.keep = self.keep
             && worker.draining().is_none()
             && !self.listening.is_removed()
             && self.pump.is_done()
-            && headers::is_delimited(x.response.framing, x.request.version);
+            && headers::is_delimited(response.framing, x.request.version);
         let mut head = WriteBuf::new(&worker.ring);
-        let (edits, date) = (&self.route.response_headers, worker.date());
-        headers::write_response(&mut head.bytes, x, self.addresses, edits, self.keep, &date);
-        x.outcome.status = x.response.status;
+        let (edits, date) = (&self.route.response_headers, || worker.date());
+        let (out, addresses) = (&mut head.bytes, self.addresses);
+        headers::write_response(out, (x, answer), addresses, edits, self.keep, date);
+        x.outcome.status = response.status;
         x.outcome.head_bytes = head.bytes.len() as u64;
-        if x.response.upgrade {
+        if response.upgrade {
             self.client.write_head(head, false);
             return Ok(None);
         }
         let respond = Respond { client: self.client, server: self.server, written: &self.written };
-        respond.begin(x, self.input, head)
+        respond.begin((response.framing, x.request.version), self.input, head)
     }
 
     /// Sends the rest of the response while the request body goes on as long as it can.
@@ -275,13 +288,13 @@ impl<F: Future<Output = Result<(), PumpError>>> Conversation<'_, F> {
     }
 
     /// What becomes of both connections.
-    fn end(self, sent: Result<(), Cut>) -> Result<Answered, Failure> {
+    fn end(self, response: &ResponseHead, sent: Result<(), Cut>) -> Result<Answered, Failure> {
         let x = self.x;
-        if x.response.upgrade {
+        if response.upgrade {
             return Ok(Answered::Upgraded);
         }
         x.outcome.body_bytes = self.written.get();
-        let reusable = x.response.persistent && self.pump.is_done() && self.server.queued() == 0;
+        let reusable = response.persistent && self.pump.is_done() && self.server.queued() == 0;
         match sent {
             Ok(()) if self.keep => Ok(Answered::Over { after: After::Keep, reusable }),
             // Of a body the client may send more than was read.
@@ -291,7 +304,7 @@ impl<F: Future<Output = Result<(), PumpError>>> Conversation<'_, F> {
             Ok(()) => Ok(Answered::Over { after: After::Close, reusable }),
             Err(Cut::Unbegun(failure)) => Err(failure),
             Err(cut) => {
-                let after = cut_short(self.worker, self.lease, x, &cut);
+                let after = cut_short(self.worker, self.lease, (x, response.framing), &cut);
                 Ok(Answered::Over { after, reusable: false })
             }
         }

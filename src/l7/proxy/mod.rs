@@ -94,10 +94,6 @@ impl<'a> Proxied<'a> {
             return Served::Over(self.give_up(413).await);
         }
         self.exchange.pool = Some(Rc::clone(&self.generation.pools[self.upstream]));
-        if self.exchange.http_host.is_empty() {
-            // As nginx's $proxy_host: HTTP/1.0 may do without, HTTP/1.1 servers refuse that.
-            self.exchange.http_host.extend_from_slice(pool.name().as_bytes());
-        }
         let began = self.worker.now();
         self.exchange.outcome.upstream_started = Some(began);
         pool.count_request(began);

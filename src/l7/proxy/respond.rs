@@ -16,6 +16,7 @@ use crate::l7::input::{BodyReader, Input};
 use crate::l7::output::BodyWriter;
 use crate::l7::pool::Lease;
 use crate::l7::worker::Worker;
+use crate::protocol::http1::{Framing, Version};
 use crate::ring::timer::Millis;
 use crate::ring::{Chunk, Timer, WriteBuf};
 
@@ -59,17 +60,16 @@ impl Respond<'_> {
     /// memory than this call's.
     pub(super) fn begin(
         &self,
-        x: &Exchange,
+        (framing, version): (Framing, Version),
         input: &mut Input,
         head: WriteBuf,
     ) -> Result<Option<Rest>, Cut> {
-        if x.response.framing.is_empty() {
+        if framing.is_empty() {
             self.client.write_head(head, true);
             return Ok(None);
         }
-        let mut body = BodyReader::on(self.server, x.response.framing);
-        let mut writer =
-            BodyWriter::new(headers::response_coding(x.response.framing, x.request.version));
+        let mut body = BodyReader::on(self.server, framing);
+        let mut writer = BodyWriter::new(headers::response_coding(framing, version));
         let mut head = Some(head);
         // Whoever goes on with the rest asks again, and waits then.
         let mut cx = Context::from_waker(Waker::noop());
@@ -160,7 +160,12 @@ impl Respond<'_> {
 
 /// The client must not take half a response for a whole one: its connection is reset, unless the
 /// framing shows by itself that something is missing.
-pub(super) fn cut_short(worker: &Worker, lease: &Lease, x: &mut Exchange, cut: &Cut) -> After {
+pub(super) fn cut_short(
+    worker: &Worker,
+    lease: &Lease,
+    (x, framing): (&mut Exchange, Framing),
+    cut: &Cut,
+) -> After {
     match cut {
         Cut::Server | Cut::ServerTimeout => {
             worker.metrics.responses_cut.increment();
@@ -169,7 +174,7 @@ pub(super) fn cut_short(worker: &Worker, lease: &Lease, x: &mut Exchange, cut: &
                 Cut::Server => "the server closed the connection inside the response",
                 _ => "the server stalled inside the response",
             });
-            let shows = headers::is_delimited(x.response.framing, x.request.version);
+            let shows = headers::is_delimited(framing, x.request.version);
             if shows { After::Close } else { After::Reset }
         }
         Cut::Unbegun(_) => After::Close,

@@ -45,6 +45,11 @@ impl Span {
     pub(super) fn start(&self) -> usize {
         usize::from(self.start)
     }
+
+    /// Behind its last byte.
+    pub(super) fn end(&self) -> usize {
+        self.start() + self.len()
+    }
 }
 
 /// One field line.
@@ -84,12 +89,22 @@ impl<'a> Copied<'a> {
         if !field.plain {
             return self.rewrite(out, field);
         }
-        let start = field.name.start();
-        if start != self.to {
+        self.put_off(out, field.name.start(), field.value.end() + 2);
+    }
+
+    /// The same for a stretch that is copied as it is, a line or several.
+    #[inline]
+    pub fn push_stretch(&mut self, out: &mut Vec<u8>, stretch: Span) {
+        self.put_off(out, stretch.start(), stretch.end());
+    }
+
+    #[inline]
+    fn put_off(&mut self, out: &mut Vec<u8>, from: usize, to: usize) {
+        if from != self.to {
             self.finish(out);
-            self.from = start;
+            self.from = from;
         }
-        self.to = field.value.start() + field.value.len() + 2;
+        self.to = to;
     }
 
     #[cold]

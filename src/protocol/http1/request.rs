@@ -140,6 +140,7 @@ impl RequestHead {
     /// Forgets what was taken and the first line; the fields stay until the next are parsed.
     pub fn clear(&mut self) {
         (self.method, self.version, self.taken) = (Method::default(), Version::default(), None);
+        (self.target, self.host, self.host_name) = (Span::default(), None, Span::default());
     }
 
     /// Takes apart the head that `bytes` begin with, in one look, if all of it is there and as plain as nearly all
@@ -170,6 +171,15 @@ impl RequestHead {
             gathered.note(field, head)?;
         }
         self.conclude(&gathered, head)
+    }
+
+    /// The request line with its line end, if it is to the byte what would be written anew in HTTP/1.1.
+    pub fn plain_line(&self, head: &[u8]) -> Option<Span> {
+        const END: &[u8; 11] = b" HTTP/1.1\r\n";
+        let (method, target) = (&self.method_span, &self.target);
+        let parted = head.get(method.end()..target.start()) == Some(b" ");
+        let ends = head.get(target.end()..).and_then(<[u8]>::first_chunk) == Some(END);
+        (parted && ends).then(|| Span::between(method.start(), target.end() + END.len()))?
     }
 
     /// The value of the first field of this name, in any case.

@@ -133,6 +133,16 @@ impl ResponseHead {
         self.conclude(framing.framing(self.version)?, request_method)
     }
 
+    /// The status line with its line end, if it is to the byte what would be written anew in HTTP/1.1.
+    pub fn plain_line(&self, head: &[u8]) -> Option<Span> {
+        const BEGIN: &[u8] = b"HTTP/1.1 ";
+        const REASON: usize = b"HTTP/1.1 200 ".len();
+        let begins = head.starts_with(BEGIN) && head.get(REASON - 1) == Some(&b' ');
+        let end = self.reason.end() + 2;
+        let ends = head.get(self.reason.end()..end) == Some(b"\r\n");
+        (begins && ends && self.reason.start() == REASON).then(|| Span::between(0, end))?
+    }
+
     /// The value of the first field of this name, in any case.
     pub fn header<'a>(&self, head: &'a [u8], name_lowercase: &str) -> Option<&'a [u8]> {
         find(&self.fields, head, name_lowercase.as_bytes())

@@ -5,7 +5,7 @@ use std::{error::Error, fmt};
 use memchr::memchr2;
 
 use super::{
-    Fault, HEAD_BYTES_MAX, HostError, Method,
+    Fault, HEAD_BYTES_MAX, HostError, Method, Span,
     error::write_within,
     host::{port, validate_host},
 };
@@ -72,17 +72,21 @@ impl fmt::Display for TargetError {
 
 impl Error for TargetError {}
 
-/// A normalised target; meant to be reused, so that parsing allocates nothing.
+/// A normalised target, beside the bytes it came as, which most already are in normal form; meant to be reused, so that
+/// parsing allocates nothing. What reads it is given the bytes that were parsed.
 ///
 /// In the path, escapes of unreserved characters are decoded and the hexadecimal digits of others
 /// are upper case (RFC 3986 section 6.2.2), dot segments are resolved, and slashes in a row are one.
 /// The query stays as it is.
 #[derive(Debug, Default)]
 pub struct Target {
-    /// Path, then the query with its `?`.
+    /// Where path and query lie in what came, if they are in normal form there.
+    received: Span,
+    /// Otherwise the path, then the query with its `?`.
     text: Vec<u8>,
     path_len: usize,
-    authority: Vec<u8>,
+    /// Where the authority of an absolute target lies in what came.
+    authority: Span,
 }
 
 impl Target {
@@ -103,35 +107,39 @@ impl Target {
     }
 
     /// The normalised path; `*` for the asterisk form.
-    pub fn path(&self) -> &[u8] {
-        self.text.get(..self.path_len).unwrap_or_default()
+    pub fn path<'a>(&'a self, raw: &'a [u8]) -> &'a [u8] {
+        self.path_and_query(raw).get(..self.path_len).unwrap_or_default()
     }
 
     /// The query without its `?`; empty and absent differ.
-    pub fn query(&self) -> Option<&[u8]> {
-        self.text.get(self.path_len + 1..)
+    pub fn query<'a>(&'a self, raw: &'a [u8]) -> Option<&'a [u8]> {
+        self.path_and_query(raw).get(self.path_len + 1..)
     }
 
     /// What to forward, in origin form (or asterisk form).
-    pub fn path_and_query(&self) -> &[u8] {
-        &self.text
+    pub fn path_and_query<'a>(&'a self, raw: &'a [u8]) -> &'a [u8] {
+        if self.text.is_empty() { self.received.of(raw) } else { &self.text }
     }
 
     /// The authority of an absolute target, checked but not normalised; it takes the place of `Host`
     /// (RFC 9112 section 3.2.2).
-    pub fn authority(&self) -> Option<&[u8]> {
-        Some(&self.authority[..]).filter(|authority| !authority.is_empty())
+    pub fn authority<'a>(&self, raw: &'a [u8]) -> Option<&'a [u8]> {
+        Some(self.authority.of(raw)).filter(|authority| !authority.is_empty())
     }
 
     /// `*`: the request is about the server as a whole.
-    pub fn is_asterisk(&self) -> bool {
-        self.text == b"*"
+    pub fn is_asterisk(&self, raw: &[u8]) -> bool {
+        self.path_and_query(raw) == b"*"
+    }
+
+    /// Whether what came is what to forward, to the byte.
+    pub fn is_as_received(&self, raw: &[u8]) -> bool {
+        self.received.len() == raw.len()
     }
 
     fn clear(&mut self) {
         self.text.clear();
-        self.path_len = 0;
-        self.authority.clear();
+        (self.received, self.authority, self.path_len) = (Span::default(), Span::default(), 0);
     }
 
     fn parse_form(&mut self, method: Method, raw: &[u8]) -> Result<(), TargetError> {
@@ -140,12 +148,12 @@ impl Target {
         }
         match raw {
             _ if method == Method::Connect => Err(connect_error(raw)),
-            [b'/', ..] => self.push_origin(raw),
+            [b'/', ..] => self.take_origin(raw, raw),
             b"*" if method == Method::Options => {
                 self.push_asterisk();
                 Ok(())
             }
-            _ => self.push_absolute(method, raw),
+            _ => self.take_absolute(method, raw),
         }
     }
 
@@ -155,48 +163,49 @@ impl Target {
     }
 
     /// `scheme://authority` and an origin form, or less than one.
-    fn push_absolute(&mut self, method: Method, raw: &[u8]) -> Result<(), TargetError> {
+    fn take_absolute(&mut self, method: Method, raw: &[u8]) -> Result<(), TargetError> {
         let rest = strip_scheme(raw).ok_or(TargetError::Form)?;
         let end = memchr2(b'/', b'?', rest).unwrap_or(rest.len());
         let (authority, origin) = rest.split_at_checked(end).ok_or(TargetError::Form)?;
         validate_host(authority).map_err(TargetError::Authority)?;
-        self.authority.extend_from_slice(authority);
+        self.authority = Span::locate(raw, authority).ok_or(TargetError::TooLong)?;
         match origin {
-            [b'/', ..] => self.push_origin(origin),
+            [b'/', ..] => self.take_origin(raw, origin),
             // RFC 9112 section 3.2.4
             [] if method == Method::Options => {
                 self.push_asterisk();
                 Ok(())
             }
             query => {
+                check_query(query)?;
                 self.text.push(b'/');
+                self.text.extend_from_slice(query);
                 self.path_len = 1;
-                self.push_query(query)
+                Ok(())
             }
         }
     }
 
-    /// A path that starts with a slash, and perhaps a query.
-    fn push_origin(&mut self, raw: &[u8]) -> Result<(), TargetError> {
-        let (len, is_normal) = survey(raw)?;
-        let (path, query) = raw.split_at_checked(len).ok_or(TargetError::Form)?;
+    /// A path that starts with a slash, and perhaps a query, at the end of `raw`.
+    fn take_origin(&mut self, raw: &[u8], origin: &[u8]) -> Result<(), TargetError> {
+        let (len, is_normal) = survey(origin)?;
+        let (path, query) = origin.split_at_checked(len).ok_or(TargetError::Form)?;
+        check_query(query)?;
         if is_normal {
-            self.text.extend_from_slice(path);
+            self.received = Span::locate(raw, origin).ok_or(TargetError::TooLong)?;
+            self.path_len = len;
         } else {
             push_normalised(&mut self.text, path)?;
+            self.path_len = self.text.len();
+            self.text.extend_from_slice(query);
         }
-        self.path_len = self.text.len();
-        self.push_query(query)
-    }
-
-    fn push_query(&mut self, query: &[u8]) -> Result<(), TargetError> {
-        let is_refused = |&byte: &u8| class(byte) == Class::Refused;
-        if query.iter().any(is_refused) {
-            return Err(TargetError::Character);
-        }
-        self.text.extend_from_slice(query);
         Ok(())
     }
+}
+
+fn check_query(query: &[u8]) -> Result<(), TargetError> {
+    let is_refused = |&byte: &u8| class(byte) == Class::Refused;
+    if query.iter().any(is_refused) { Err(TargetError::Character) } else { Ok(()) }
 }
 
 /// CONNECT takes `host:port` (RFC 9112 section 3.2.3) and is refused either way.

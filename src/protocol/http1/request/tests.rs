@@ -21,6 +21,23 @@ fn error(head: impl AsRef<[u8]>) -> RequestError {
 }
 
 #[test]
+fn a_plain_line_is_what_would_be_written() {
+    for (head, line) in [
+        ("GET /a HTTP/1.1\r\nHost: a\r\n\r\n", Some("GET /a HTTP/1.1\r\n")),
+        (
+            "\r\nM-SEARCH http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            Some("M-SEARCH http://a/ HTTP/1.1\r\n"),
+        ),
+        ("GET /a HTTP/1.0\r\nHost: a\r\n\r\n", None),
+    ] {
+        let head = head.as_bytes();
+        let found = parse(head).unwrap().plain_line(head);
+        assert_eq!(found.map(|span| span.of(head)), line.map(str::as_bytes));
+    }
+    assert_eq!(RequestHead::new().plain_line(b""), None);
+}
+
+#[test]
 fn parts() {
     let head = b"\r\n\r\nPOST /a?b HTTP/1.1\r\nHost: \t example.com:8080\t \r\nX-Empty:\r\nX-Obs: \xe9\t!\r\ncontent-length:5\r\n\r\n";
     let request = parse(head).unwrap();

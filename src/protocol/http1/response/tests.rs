@@ -15,6 +15,22 @@ fn get(head: impl AsRef<[u8]>) -> Result<ResponseHead, ResponseError> {
 }
 
 #[test]
+fn a_plain_line_is_what_would_be_written() {
+    for (head, line) in [
+        ("HTTP/1.1 200 OK\r\nA: b\r\n\r\n", Some("HTTP/1.1 200 OK\r\n")),
+        ("HTTP/1.1 404 Not  Found\r\n\r\n", Some("HTTP/1.1 404 Not  Found\r\n")),
+        ("HTTP/1.1 200 \r\n\r\n", Some("HTTP/1.1 200 \r\n")),
+        ("HTTP/1.1 200\r\n\r\n", None),
+        ("HTTP/1.0 200 OK\r\n\r\n", None),
+    ] {
+        let head = head.as_bytes();
+        let found = get(head).unwrap().plain_line(head);
+        assert_eq!(found.map(|span| span.of(head)), line.map(str::as_bytes), "{line:?}");
+    }
+    assert_eq!(ResponseHead::new().plain_line(b""), None);
+}
+
+#[test]
 fn parts() {
     let head = b"HTTP/1.1 404 Not  Found\r\nContent-Length: 3\r\nX-A: b\r\nConnection: X-A\r\n\r\n";
     let response = get(head).unwrap();

@@ -2,9 +2,35 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn parse(method: Method, raw: &[u8]) -> Result<Target, TargetError> {
+/// A target with what it was parsed from.
+#[derive(Debug)]
+struct Parsed<'a>(Target, &'a [u8]);
+
+impl Parsed<'_> {
+    fn path(&self) -> &[u8] {
+        self.0.path(self.1)
+    }
+
+    fn query(&self) -> Option<&[u8]> {
+        self.0.query(self.1)
+    }
+
+    fn path_and_query(&self) -> &[u8] {
+        self.0.path_and_query(self.1)
+    }
+
+    fn authority(&self) -> Option<&[u8]> {
+        self.0.authority(self.1)
+    }
+
+    fn is_asterisk(&self) -> bool {
+        self.0.is_asterisk(self.1)
+    }
+}
+
+fn parse(method: Method, raw: &[u8]) -> Result<Parsed<'_>, TargetError> {
     let mut target = Target::new();
-    target.parse(method, raw).map(|()| target)
+    target.parse(method, raw).map(|()| Parsed(target, raw))
 }
 
 fn path(raw: &str) -> Result<String, TargetError> {
@@ -165,11 +191,31 @@ fn asterisk_and_connect() {
 #[test]
 fn reuse_leaves_nothing_behind() {
     let mut target = Target::new();
-    target.parse(Method::Get, b"http://a/b?c").unwrap();
-    target.parse(Method::Get, b"/d").unwrap();
-    assert_eq!((target.path_and_query(), target.authority()), (&b"/d"[..], None));
-    assert!(target.parse(Method::Get, b"http://a/b/%").is_err());
-    assert_eq!((target.path_and_query(), target.authority()), (&b""[..], None));
+    target.parse(Method::Get, b"http://a//b?c").unwrap();
+    let raw = b"/d";
+    target.parse(Method::Get, raw).unwrap();
+    assert_eq!((target.path_and_query(raw), target.authority(raw)), (&b"/d"[..], None));
+    let raw = b"http://a/b/%";
+    assert!(target.parse(Method::Get, raw).is_err());
+    assert_eq!((target.path_and_query(raw), target.authority(raw)), (&b""[..], None));
+}
+
+#[test]
+fn what_is_forwarded_to_the_byte_is_known() {
+    for (raw, is_as_received) in [
+        ("/", true),
+        ("/a/b?c//d", true),
+        ("/a//b", false),
+        ("/a/./b?c", false),
+        ("/%41", false),
+        ("http://a/b", false),
+        ("http://a", false),
+    ] {
+        let Parsed(target, raw) = parse(Method::Get, raw.as_bytes()).unwrap();
+        assert_eq!(target.is_as_received(raw), is_as_received, "{raw:?}");
+        assert_eq!(target.path_and_query(raw) == raw, is_as_received, "{raw:?}");
+    }
+    assert!(!parse(Method::Options, b"*").unwrap().0.is_as_received(b"*"), "it has its own form");
 }
 
 fn check_normal(raw: &[u8]) {
