@@ -35,6 +35,12 @@ impl Span {
         Some(Self { start: u16::try_from(start).ok()?, len })
     }
 
+    /// The same within a head, where both are [`HEAD_BYTES_MAX`](super::HEAD_BYTES_MAX) at most and in order.
+    #[expect(clippy::cast_possible_truncation, reason = "16 bits hold that")]
+    pub(super) const fn within_head(start: usize, end: usize) -> Self {
+        Self { start: start as u16, len: end.wrapping_sub(start) as u16 }
+    }
+
     /// Where `part`, a slice of `bytes`, lies in it.
     pub(super) fn locate(bytes: &[u8], part: &[u8]) -> Option<Self> {
         let start = part.as_ptr().addr().checked_sub(bytes.as_ptr().addr())?;
@@ -175,23 +181,21 @@ pub enum FieldId {
 impl FieldId {
     /// The field of this name, in any case.
     pub fn of(name: &[u8]) -> Self {
-        let mut block = [0; block::NAME_LEN];
-        if name.len() > block.len() {
-            return Self::of_long(name);
-        }
-        block.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
-        let of_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
-        if name.iter().all(of_name) { Self::of_short(&block, name.len()) } else { Self::Other }
+        let is_plain = block::name_length(name, 0) == name.len();
+        if is_plain { Self::of_plain(name, 0, name.len()) } else { Self::Other }
     }
 
-    /// The same for a name that is the beginning of the block, and all letters, digits and hyphens.
-    #[inline(always)] // likewise for each line
-    pub(super) fn of_short(block: &[u8; block::NAME_LEN], length: usize) -> Self {
+    /// The same for the name of this length at this place, all letters, digits and hyphens.
+    #[inline(always)] // for each line
+    pub(super) fn of_plain(head: &[u8], at: usize, length: usize) -> Self {
+        if length > block::LEN {
+            return Self::of_long(head.get(at..at + length).unwrap_or_default());
+        }
         // Sets the bit of lower case, which digits and hyphens have anyway.
         const LOWER: u128 = u128::MAX / 0xff * 0x20;
-        let unused = 8 * block::NAME_LEN.saturating_sub(length);
+        let unused = 8 * block::LEN.saturating_sub(length);
         let unused = u32::try_from(unused).unwrap_or(u128::BITS);
-        let name = (u128::from_le_bytes(*block) | LOWER).unbounded_shl(unused);
+        let name = (u128::from_le_bytes(block::load(head, at)) | LOWER).unbounded_shl(unused);
         let is = |known: u128| name == known;
         match length {
             2 if is(key("te")) => Self::Te,
@@ -277,7 +281,7 @@ const fn key(name: &str) -> u128 {
         place -= 1;
         key = (key << 8) | bytes[place] as u128;
     }
-    key << (8 * (block::NAME_LEN - bytes.len()))
+    key << (8 * (block::LEN - bytes.len()))
 }
 
 /// Puts httparse's fields, which are slices of `head`, into `fields`.

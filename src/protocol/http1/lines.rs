@@ -3,7 +3,7 @@
 //! What is not plain is left to httparse, which says what is wrong with it, or takes it after all; what is taken here,
 //! httparse takes in the same way (a test compares them).
 
-use super::{Field, FieldId, Span, Version, block};
+use super::{Field, FieldId, HEAD_BYTES_MAX, Span, Version, block};
 
 /// Goes through a head, line by line. Each step gives `None` when what comes next is not plain.
 #[derive(Debug)]
@@ -13,15 +13,16 @@ pub(super) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    /// The lines from `at` on.
+    /// The lines from `at` on; of more than the longest head there may be, the beginning.
     pub(super) fn new(head: &'a [u8], at: usize) -> Self {
+        let head = head.get(..HEAD_BYTES_MAX).unwrap_or(head);
         Self { head, at }
     }
 
     /// `method SP target SP HTTP/1.x CRLF` (RFC 9112 section 3).
     pub(super) fn request_line(&mut self) -> Option<(Span, Span, Version)> {
         let (method, _) = self.token(b' ')?;
-        let target = self.until(block::find_invisible(self.rest())?)?;
+        let target = self.until(block::find_invisible(self.head, self.at)?);
         if target.is_empty() || !self.take(b" ") {
             return None;
         }
@@ -37,7 +38,7 @@ impl<'a> Lines<'a> {
             digit.is_ascii_digit().then(|| status * 10 + u16::from(digit - b'0'))
         })?;
         self.at += 5;
-        let reason = self.until(find_text_end(self.rest())?)?;
+        let reason = self.until(self.find_text_end(self.at)?);
         self.take(b"\r\n").then_some((version, status, reason))
     }
 
@@ -56,44 +57,39 @@ impl<'a> Lines<'a> {
     /// `name: value CRLF` (RFC 9112 section 5).
     #[inline]
     fn field(&mut self) -> Option<Field> {
-        let (name, id, underscore) = match self.short_name() {
-            Some((name, id)) => (name, id, false),
-            None => {
-                let (name, underscore) = self.token(b':')?;
-                (name, FieldId::of(name.of(self.head)), underscore)
-            }
-        };
+        let (name, id, underscore) = self.name()?;
         let rest = self.rest();
         let (blanks, one_space) = match rest {
             [b' ', next, ..] if !is_blank(*next) => (1, true),
             _ => (rest.iter().position(|&byte| !is_blank(byte))?, false),
         };
-        let text = rest.get(blanks..)?;
-        let end = find_text_end(text)?;
-        if text.get(end..)?.first_chunk() != Some(b"\r\n") {
+        let start = self.at + blanks;
+        let end = self.find_text_end(start)?;
+        if self.head.get(end..)?.first_chunk() != Some(b"\r\n") {
             return None;
         }
-        let mut length = end;
-        while let Some(b' ' | b'\t') = text.get(..length)?.last() {
-            length -= 1;
-        }
-        let start = self.at + blanks;
-        let value = Span::between(start, start + length)?;
-        self.at = start + end + 2;
-        Some(Field { name, value, id, plain: one_space && length == end, underscore })
+        let text = self.head.get(start..end)?;
+        let trailing = text.iter().rev().take_while(|&&byte| is_blank(byte)).count();
+        let value = Span::within_head(start, end - trailing);
+        self.at = end + 2;
+        Some(Field { name, value, id, plain: one_space && trailing == 0, underscore })
     }
 
-    /// A name of fifteen letters, digits and hyphens at most with a colon behind it, which is gone past.
+    /// A name and the colon behind it; which field that is, and whether there is an underscore in it.
     #[inline]
-    fn short_name(&mut self) -> Option<(Span, FieldId)> {
-        let block = self.rest().first_chunk()?;
-        let length = block::name_length(block);
-        if length == 0 || block.get(length) != Some(&b':') {
-            return None;
+    fn name(&mut self) -> Option<(Span, FieldId, bool)> {
+        let (start, length) = (self.at, block::name_length(self.head, self.at));
+        let end = start + length;
+        if length > 0 && self.head.get(end) == Some(&b':') {
+            self.at = end + 1;
+            return Some((
+                Span::within_head(start, end),
+                FieldId::of_plain(self.head, start, length),
+                false,
+            ));
         }
-        let name = self.until(length)?;
-        self.at += 1;
-        Some((name, FieldId::of_short(block, length)))
+        let (name, underscore) = self.token(b':')?;
+        Some((name, FieldId::Other, underscore))
     }
 
     /// A token with this behind it, which is gone past; and whether there is an underscore in it.
@@ -104,7 +100,7 @@ impl<'a> Lines<'a> {
             seen |= class;
             class == 0
         })?;
-        let token = self.until(length)?;
+        let token = self.until(self.at + length);
         (!token.is_empty() && self.take(&[end])).then_some((token, seen & UNDERSCORE != 0))
     }
 
@@ -118,10 +114,10 @@ impl<'a> Lines<'a> {
         Some(version)
     }
 
-    /// Goes `length` on; what that was.
-    fn until(&mut self, length: usize) -> Option<Span> {
-        let span = Span::between(self.at, self.at + length);
-        self.at += length;
+    /// Goes on to `end`; what lies before it.
+    fn until(&mut self, end: usize) -> Span {
+        let span = Span::within_head(self.at, end);
+        self.at = end;
         span
     }
 
@@ -132,19 +128,19 @@ impl<'a> Lines<'a> {
         comes
     }
 
+    /// Where the first control character other than HTAB at or behind `at` is.
+    #[inline(always)] // called for each line, of which most have a word or two
+    fn find_text_end(&self, at: usize) -> Option<usize> {
+        let mut end = block::find_control(self.head, at)?;
+        while self.head.get(end) == Some(&b'\t') {
+            end = block::find_control(self.head, end + 1)?;
+        }
+        Some(end)
+    }
+
     fn rest(&self) -> &'a [u8] {
         self.head.get(self.at..).unwrap_or_default()
     }
-}
-
-/// Where the first control character other than HTAB is.
-#[inline(always)] // called for each line, of which most have a word or two
-fn find_text_end(text: &[u8]) -> Option<usize> {
-    let mut end = block::find_control(text)?;
-    while text.get(end) == Some(&b'\t') {
-        end += 1 + block::find_control(text.get(end + 1..)?)?;
-    }
-    Some(end)
 }
 
 fn is_blank(byte: u8) -> bool {
