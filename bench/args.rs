@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Verdict(VerdictBench),
     /// Random and mutated frames for a director, judged here or put on a wire of yours
     Hostile(Hostile),
+    /// Measure how long a cache line takes from one CPU to another
+    Cores(Cores),
     /// Make load for `run --agents` on another host; for trusted networks only
     #[command(after_help = AGENT_NOTES)]
     Agent(Agent),
@@ -120,6 +122,17 @@ pub(crate) struct Hostile {
     /// The director's hardware address
     #[arg(long, default_value = "02:00:00:00:00:01", value_name = "MAC")]
     pub(crate) to: Hardware,
+}
+
+/// `cores`
+#[derive(Debug, clap::Args)]
+pub(crate) struct Cores {
+    /// A CPU's number
+    #[arg(value_name = "CPU")]
+    pub(crate) first: usize,
+    /// Another's
+    #[arg(value_name = "OTHER")]
+    pub(crate) second: usize,
 }
 
 /// A hardware address as text has it.

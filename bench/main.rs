@@ -12,6 +12,7 @@
 //! - `reflect` is the floor for a director with packet sockets ([`reflect`]).
 //! - `xdp` measures the director's XDP program in the kernel ([`xdp`]), `verdict` its decision in user space ([`verdict`]); `hostile`
 //!   makes frames that mean no good ([`hostile`]).
+//! - `cores` measures how far two CPUs are from each other ([`cores`]).
 //! - `agent` is the same on another host: [`agent`] puts a connection ([`wire`]) in place of the queue.
 //!
 //! The open loop: [`pace`] says when each request is due, as arithmetic from the start of the run.
@@ -24,6 +25,7 @@ mod agent;
 mod args;
 mod blast;
 mod client;
+mod cores;
 mod fleet;
 mod hostile;
 mod live;
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
         Command::Reflect(options) => reflect::run(&options),
         Command::Verdict(options) => verdict::run(&options),
         Command::Hostile(options) => hostile::run(&options),
+        Command::Cores(options) => cores::run(&options),
         Command::Agent(options) => agent::serve(&options).map(|()| 0),
         Command::Run(options) => match run::plan(&options) {
             Ok(plan) => run::run(&options, plan),
