@@ -127,12 +127,9 @@ pub(crate) struct Hostile {
 /// `cores`
 #[derive(Debug, clap::Args)]
 pub(crate) struct Cores {
-    /// A CPU's number
-    #[arg(value_name = "CPU")]
-    pub(crate) first: usize,
-    /// Another's
-    #[arg(value_name = "OTHER")]
-    pub(crate) second: usize,
+    /// Two CPUs, as in 0,1
+    #[arg(value_name = "CPUS", value_parser = cpu_list)]
+    pub(crate) cpus: CpuList,
 }
 
 /// A hardware address as text has it.

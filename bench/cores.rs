@@ -1,4 +1,4 @@
-//! `ringgate-bench cores A B`: how long a cache line takes from one CPU to another.
+//! `ringgate-bench cores A,B`: how long a cache line takes from one CPU to another.
 //!
 //! Two threads, one on each CPU, hand a counter to and fro; half of a round trip is the figure. Over loopback
 //! every segment crosses from the sender's CPU to the receiver's so, sockets and packet alike, which makes it a
@@ -18,7 +18,7 @@ use crate::args::Cores;
 /// Round trips of a batch.
 const TRIPS: u32 = 400;
 /// Batches; the fastest counts, as the others were interrupted or began before both threads ran.
-const BATCHES: usize = 8;
+const BATCHES: u32 = 8;
 /// A thread that has not got its turn for so long will not get it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -44,7 +44,10 @@ impl Line {
 
 /// Prints the figure as JSON.
 pub(crate) fn run(options: &Cores) -> Result<u8, String> {
-    let time = one_way(options.first, options.second)?;
+    let [first, second] = options.cpus.0[..] else {
+        return Err("name two CPUs, as in 0,1".to_owned());
+    };
+    let time = one_way(first, second)?;
     let line = json!({ "one_way_ns": time.as_secs_f64() * 1e9 });
     writeln!(io::stdout(), "{line}").map_err(|why| why.to_string())?;
     Ok(0)
@@ -52,21 +55,12 @@ pub(crate) fn run(options: &Cores) -> Result<u8, String> {
 
 /// The time a cache line takes from one CPU to the other.
 fn one_way(first: usize, second: usize) -> Result<Duration, String> {
-    if first == second {
-        return Err("name two CPUs that differ".to_owned());
-    }
-    for named in [first, second] {
-        if !cpu::allowed().contains(&named) {
-            return Err(forbidden(named));
-        }
-    }
     let line = Line::default();
     let deadline = Instant::now() + PATIENCE;
-    let trips = TRIPS * u32::try_from(BATCHES).unwrap_or(u32::MAX);
     let batches = thread::scope(|scope| {
         let answers = scope.spawn(|| {
             pin(second)?;
-            (0..trips).try_for_each(|trip| answer(&line, trip, deadline))
+            (0..TRIPS * BATCHES).try_for_each(|trip| answer(&line, trip, deadline))
         });
         let batches: Result<Vec<Duration>, String> =
             pin(first).and_then(|()| (0..BATCHES).map(|_| batch(&line, deadline)).collect());
@@ -80,11 +74,7 @@ fn one_way(first: usize, second: usize) -> Result<Duration, String> {
 }
 
 fn pin(to: usize) -> Result<(), String> {
-    if cpu::pin(to) { Ok(()) } else { Err(forbidden(to)) }
-}
-
-fn forbidden(named: usize) -> String {
-    format!("CPU {named} is not among those this process may use")
+    if cpu::pin(to) { Ok(()) } else { Err(format!("cannot pin a thread to CPU {to}")) }
 }
 
 /// The time of a batch: odd values are ours, even ones the other's.
@@ -127,8 +117,14 @@ mod tests {
 
     #[test]
     fn two_cpus_are_needed_and_they_have_to_be_there() {
-        assert!(one_way(0, 0).unwrap_err().contains("differ"));
-        let absent = 100_000;
-        assert!(one_way(0, absent).unwrap_err().contains("100000"));
+        use clap::Parser as _;
+        let refused = |cpus: &str| {
+            let parsed = crate::args::Args::try_parse_from(["ringgate-bench", "cores", cpus]);
+            parsed.expect_err(cpus).to_string()
+        };
+        assert!(refused("0,0").contains("named twice"));
+        assert!(refused("0,100000").contains("100000"));
+        let one = cpu::allowed().into_iter().take(1).collect();
+        assert!(run(&Cores { cpus: crate::args::CpuList(one) }).unwrap_err().contains("two CPUs"));
     }
 }
