@@ -113,6 +113,20 @@ fn shrink(socket: &impl AsRawFd, option: libc::c_int, bytes: libc::c_int) {
     assert_eq!(done, 0);
 }
 
+/// Whether the kernel keeps acknowledgements back for what is sent next (`TCP_QUICKACK` of tcp(7) reads 0).
+fn acknowledges_late(socket: &impl AsRawFd) -> bool {
+    let mut quick: libc::c_int = -1;
+    let mut len = libc::socklen_t::try_from(size_of_val(&quick)).expect("4");
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_QUICKACK);
+    // SAFETY: the call writes at most `len` bytes to `quick`, which is that long.
+    let result = unsafe {
+        let to = (&raw mut quick).cast();
+        libc::getsockopt(socket.as_raw_fd(), level, option, to, &raw mut len)
+    };
+    assert_eq!(result, 0);
+    quick == 0
+}
+
 /// Makes the peer's close a reset.
 fn reset(peer: TcpStream) {
     crate::sys::socket::reset_on_close(peer.as_fd()).expect("a socket");

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, Waker};
 
 use io_uring::{cqueue, opcode, squeue};
@@ -13,9 +14,14 @@ use crate::ring::share::Pressure;
 use crate::ring::timer::keep_waker;
 use crate::ring::{Chunk, Ring, Tag, user_data};
 use crate::sys::memory::prefetch_all;
+use crate::sys::socket;
 
 /// Received chunks a stream may hold before it is paused.
 const RECV_QUEUE_MAX: usize = 8;
+
+/// Bytes that come one after the other, with nothing sent between, from which on they are one long message. More than two
+/// buffers, so that small messages ask for nothing.
+const ONE_WAY: u32 = 40 * 1024;
 
 /// Bytes of a task that a wake-up asks the cache for: those of a connection's task, header included.
 const TASK_LEN: usize = 600;
@@ -31,6 +37,8 @@ pub(super) struct Receive {
     /// Receive a buffer at a time instead of multishot.
     single: bool,
     eof: bool,
+    /// Bytes received since something was sent, no more than [`ONE_WAY`].
+    one_way: u32,
     /// Receiving was shut down: the operation that is armed ends by itself.
     pub(super) ending: bool,
     error: Option<i32>,
@@ -58,6 +66,7 @@ impl Inner {
     pub(in crate::ring) fn on_recv(&self, ring: &Ring, result: i32, flags: u32) {
         let more = cqueue::more(flags);
         let mut recv = self.recv.borrow_mut();
+        self.note_one_way(&mut recv, u32::try_from(result).unwrap_or(0));
         if let Some(id) = cqueue::buffer_select(flags) {
             // Taken even when the result says that there is nothing in it, so that it goes back.
             let chunk = ring.pool.take(id, u32::try_from(result).unwrap_or(0));
@@ -101,6 +110,20 @@ impl Inner {
         }
     }
 
+    /// The kernel takes a connection on which something was sent for a conversation, and delays acknowledgements by 40 ms
+    /// in case there is something to send with them. A sender that has filled the window would wait for that in the
+    /// middle of a long message.
+    fn note_one_way(&self, recv: &mut Receive, received: u32) {
+        if recv.one_way == ONE_WAY {
+            return;
+        }
+        recv.one_way = ONE_WAY.min(recv.one_way.saturating_add(received));
+        if let Some(fd) = self.fd.as_ref().filter(|_| recv.one_way == ONE_WAY) {
+            // Fails only for a connection that is gone, of which the receive tells.
+            let _ = socket::acknowledge_at_once(fd.as_fd());
+        }
+    }
+
     fn pause_if_full(&self, ring: &Ring, recv: &mut Receive) {
         if recv.queue.len() >= RECV_QUEUE_MAX {
             self.take_one_at_a_time(ring, recv);
@@ -139,6 +162,11 @@ impl Inner {
 }
 
 impl Receive {
+    /// Something is being sent: what comes from now on may be the answer to it.
+    pub(super) fn note_sent(&mut self) {
+        self.one_way = 0;
+    }
+
     /// Whether the next operation is to bring one buffer only: multishot takes 32 before anybody can say stop.
     fn takes_one(&self, ring: &Ring) -> bool {
         self.single || ring.pressure() > Pressure::Low

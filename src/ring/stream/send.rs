@@ -116,6 +116,7 @@ impl Inner {
                 opcode::SendMsg::new(self.raw(), header).flags(flags as u32).build()
             }
         };
+        self.recv.borrow_mut().note_sent();
         send.active = true;
         send.began = ring.now();
         send.carried = send.queue.len().min(SEND_CHUNKS_MAX);

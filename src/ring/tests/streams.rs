@@ -45,6 +45,41 @@ fn a_large_vectored_write_reaches_a_slow_reader_intact() {
     });
 }
 
+/// A sender that has filled the window is not to wait 40 ms for an acknowledgement that waits for an answer.
+#[test]
+fn a_long_message_is_no_conversation() {
+    let _alone = alone();
+    run(16, 16, |ring| async move {
+        let (listener, _) = listener();
+        let (stream, mut peer) = connection(&ring, &listener);
+        peer.set_nodelay(true).expect("a socket"); // else it waits for an acknowledgement, which tells the kernel too
+        for _ in 0..2 {
+            let mut short = 0;
+            // Unless this thread had to wait for the CPU, three are enough.
+            while short < 3 || !acknowledges_late(&stream.as_fd()) {
+                peer.write_all(&[b'?'; 9000]).expect("an empty socket");
+                receive(&stream, 9000).await;
+                stream.write(bytes::Bytes::from_static(b"!"));
+                flushed(&stream).await.expect("an empty socket");
+                peer.read_exact(&mut [0]).expect("the answer");
+                short += 1;
+            }
+            for _ in 0..20 {
+                peer.write_all(&[b'.'; 9000]).expect("the receiver reads");
+                receive(&stream, 9000).await;
+            }
+            assert!(!acknowledges_late(&stream.as_fd()), "a long one");
+        }
+    });
+}
+
+async fn receive(stream: &Stream, mut bytes: usize) {
+    while bytes > 0 {
+        let chunk = stream.recv().await.expect("no reset").expect("no end");
+        bytes = bytes.checked_sub(chunk.len()).expect("no more than was sent");
+    }
+}
+
 #[test]
 fn after_the_half_close_the_other_direction_goes_on() {
     let _alone = alone();
