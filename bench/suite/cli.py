@@ -26,7 +26,7 @@ examples:
   bench/run --base main                              has the working tree become slower than main?
   bench/run --base HEAD~3 --scenario body-16k --pairs 60
   bench/run --base target/old/ringgate --ringgate target/release/ringgate      two binaries
-  bench/run --report bench/results/2026-11-23.json   the report again from the figures
+  bench/run --report bench/results/2026-11-24.json   the report again from the figures
   bench/run --contender-cpus 0-7 --load-cpus 8-11 --origin-cpus 12-15
 """
 
@@ -129,7 +129,9 @@ def write(path, result):
 def run(settings):
     """Measures; returns lines for the terminal and whether there were failures."""
     chosen, bed, began = choose_scenarios(settings), make_bed(settings), time.time()
-    machine.need_tools("nginx", "openssl", "taskset")
+    peers = set() if settings.base else {"haproxy"} & set(settings.only.split(","))
+    # nginx, whether it is measured or not: it says what each contender has sent it.
+    machine.need_tools("nginx", "openssl", "taskset", *peers)
     machine.raise_file_limit(contenders.FILES)
     machine.orderly_exit()
     date = time.strftime("%Y-%m-%d", time.gmtime(began))

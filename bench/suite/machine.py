@@ -37,11 +37,16 @@ def check_cpus(contender, load, origin):
         raise BenchError(f"only the CPUs {sorted(usable)} may be used")
 
 
+# Debian's, where they are called differently.
+PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux"}
+
+
 def need_tools(*tools):
     """Fails when a program that the measurement needs is missing."""
     missing = [tool for tool in tools if find(tool) is None]
     if missing:
-        raise BenchError("missing: " + ", ".join(missing) + " (Debian packages of about the same names)")
+        packages = " ".join(PACKAGES.get(tool, tool) for tool in missing)
+        raise BenchError(f"missing: {', '.join(missing)}; apt-get install {packages}")
 
 
 def find(tool):

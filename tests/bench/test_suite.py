@@ -344,6 +344,16 @@ def bench_run(*options, code=0, timeout=240):
     return done
 
 
+@pytest.mark.parametrize(
+    "only, missing",
+    [([], "nginx, haproxy; apt-get install nginx-light haproxy$"), (["--only", "ringgate,relay"], "nginx; apt-get install nginx-light$")],
+)
+def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, only, missing):
+    monkeypatch.setattr(cli.machine, "find", lambda tool: None if tool in ("nginx", "haproxy") else f"/usr/bin/{tool}")
+    with pytest.raises(SystemExit, match=f"^bench/run: missing: {missing}"):
+        cli.main(["--scenario", "keepalive-16", "--out", str(tmp_path / "out.json"), *only])
+
+
 @pytest.mark.slow
 def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
     path = tmp_path / "out.json"
