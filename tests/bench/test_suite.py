@@ -350,6 +350,7 @@ def bench_run(*options, code=0, timeout=240):
 )
 def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, only, missing):
     monkeypatch.setattr(cli.machine, "find", lambda tool: None if tool in ("nginx", "haproxy") else f"/usr/bin/{tool}")
+    monkeypatch.setattr(cli, "make_bed", lambda settings: BED)  # which would keep this process to one CPU
     with pytest.raises(SystemExit, match=f"^bench/run: missing: {missing}"):
         cli.main(["--scenario", "keepalive-16", "--out", str(tmp_path / "out.json"), *only])
 
