@@ -5,9 +5,11 @@ import json
 import os
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from . import BenchError, compare, contenders, crypto, machine, measure, report, scenarios, usage
+from .bed import LOOPBACK, Bed, namespaces
 
 RESULTS = machine.ROOT / "bench/results"
 DESCRIPTION = """\
@@ -16,7 +18,7 @@ memory, system calls. Writes bench/results/DATE.json and a report with charts be
 working tree next to an older revision instead, in many short interleaved runs.
 
 A contender has its CPUs to itself, and is started afresh for every slice; load (ringgate-bench run) and origin
-(ringgate-bench serve) have other CPUs. Who was the bottleneck is measured too: requests/s of a slice in which the
+(ringgate-bench serve) have other CPUs and, as root, another network namespace. Who was the bottleneck is measured too: requests/s of a slice in which the
 contender had idle time are marked, as they are not its maximum.
 """
 EXAMPLES = """\
@@ -27,6 +29,7 @@ examples:
   bench/run --base HEAD~3 --scenario body-16k --pairs 60
   bench/run --base target/old/ringgate --ringgate target/release/ringgate      two binaries
   bench/run --report bench/results/2026-11-24.json   the report again from the figures
+  bench/run --network loopback --scenario keepalive-256
   bench/run --contender-cpus 0-7 --load-cpus 8-11 --origin-cpus 12-15
 """
 
@@ -54,12 +57,16 @@ def parse(argv):
     add("--contender-cpus", "--contender-cpu", default="0", metavar="LIST", help="default: %(default)s")
     add("--load-cpus", "--load-cpu", default="1", metavar="LIST", help="default: %(default)s")
     add("--origin-cpus", "--origin-cpu", metavar="LIST", help="default: those of the load")
+    add("--network", choices=("namespaces", "loopback"),
+        help="between the contender and the others (default: namespaces as root, loopback otherwise and with --base)")
     add("--out", type=Path, help="the JSON file; the report goes beside it (default: bench/results/DATE.json)")
     add("--report", type=Path, metavar="JSON", help="only write the report of these results again")
     settings = parser.parse_args(argv)
     fill_in(settings)
     bounds = {"rounds": (1, 200), "seconds": (0.2, 60), "warmup": (0.1, 10), "latency_rounds": (0, 50),
               "idle": (1, 500_000), "pairs": (3, 1000)}
+    if settings.base and settings.network != "loopback":
+        parser.error("--base compares over loopback, where the CPU time of short slices is exact")
     for name, (least, most) in bounds.items():
         if not least <= getattr(settings, name) <= most:
             parser.error(f"--{name.replace('_', '-')} is {least} to {most}")
@@ -70,6 +77,7 @@ def fill_in(settings):
     """Defaults that depend on other settings."""
     quick = settings.quick
     default = lambda value, usual, short: value if value is not None else short if quick else usual
+    settings.network = settings.network or ("loopback" if settings.base or os.geteuid() != 0 else "namespaces")
     settings.rounds = default(settings.rounds, 5, 2)
     settings.latency_rounds = default(settings.latency_rounds, 2, 1)
     settings.seconds = default(settings.seconds, 0.2 if settings.base else 0.8, 0.2 if settings.base else 0.5)
@@ -79,14 +87,17 @@ def fill_in(settings):
         settings.idle = min(settings.idle, 2000)
 
 
+@contextmanager
 def make_bed(settings):
-    """The CPUs of everybody."""
+    """The CPUs of everybody, and the network between them; afterwards this process is where it was."""
     cpus = [tuple(machine.cpu_list(text)) for text in
             (settings.contender_cpus, settings.load_cpus, settings.origin_cpus or settings.load_cpus)]
     machine.check_cpus(*cpus)
     # The harness itself stays off the contender's CPUs.
     os.sched_setaffinity(0, {*cpus[1], *cpus[2]})
-    return measure.Bed(*cpus, irq_time=usage.irq_time() is True)
+    between = nullcontext(LOOPBACK) if settings.network == "loopback" else namespaces(cpus[0], {*cpus[1], *cpus[2]})
+    with between as network:
+        yield Bed(*cpus, irq_time=usage.irq_time() is True, network=network)
 
 
 def choose_scenarios(settings):
@@ -114,7 +125,7 @@ def document(kind, settings, bed, entered, began, **results):
     return {"kind": kind, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "seconds": round(time.time() - began), "machine": machine.describe() | {"irq_time": bed.irq_time},
             "settings": plain, "cpus": {"contender": bed.contender_cpus, "load": bed.load_cpus,
-                                        "origin": bed.origin_cpus},
+                                        "origin": bed.origin_cpus}, "network": bed.network.name,
             "contenders": {who.label: {"kind": who.kind, "binary": who.binary, "version": who.version()}
                            for who in entered}} | results
 
@@ -128,32 +139,39 @@ def write(path, result):
 
 def run(settings):
     """Measures; returns lines for the terminal and whether there were failures."""
-    chosen, bed, began = choose_scenarios(settings), make_bed(settings), time.time()
+    chosen, began = choose_scenarios(settings), time.time()
     peers = set() if settings.base else {"haproxy"} & set(settings.only.split(","))
     # nginx, whether it is measured or not: it says what each contender has sent it.
-    machine.need_tools("nginx", "openssl", "taskset", *peers)
+    tools = ("ip", "unshare") if settings.network == "namespaces" else ()
+    machine.need_tools("nginx", "openssl", "taskset", *tools, *peers)
     machine.raise_file_limit(contenders.FILES)
     machine.orderly_exit()
     date = time.strftime("%Y-%m-%d", time.gmtime(began))
-    if settings.base:
-        pair, pure = compare.prepare(settings)
-        with machine.lock():
-            results = compare.run(pair, chosen, bed, settings)
-        result = document("compare", settings, bed, pair, began, scenarios=results, pure=pure)
-        path = settings.out or RESULTS / f"{date}-compare.json"
-    else:
-        entered = choose_contenders(settings)
-        minutes = measure.plan_seconds(chosen, entered, settings) / 60
-        print(f"about {minutes:.0f} minutes when the machine is left alone", file=sys.stderr)
-        with machine.lock():
-            results = measure.run_all(entered, chosen, bed, settings)
-            speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
-        left_out = {} if all(who.can_reload() for who in entered if who.kind == "ringgate") else scenarios.LEFT_OUT
-        result = document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=left_out)
-        path = settings.out or RESULTS / f"{date}{'-quick' if settings.quick else ''}.json"
+    with machine.lock(), make_bed(settings) as bed:
+        result = compared(settings, bed, chosen, began) if settings.base else measured(settings, bed, chosen, began)
+    kind = "-compare" if settings.base else "-quick" if settings.quick else ""
+    path = settings.out or RESULTS / f"{date}{kind}.json"
     page = write(path, result)
-    failures = [f"{one['name']}: {failure}" for one in results for failure in one["failures"]]
+    failures = [f"{one['name']}: {failure}" for one in result["scenarios"] for failure in one["failures"]]
     return report.terminal(result) + ["", f"{path}", f"{page}"], failures
+
+
+def compared(settings, bed, chosen, began):
+    """Two revisions."""
+    pair, pure = compare.prepare(settings)
+    results = compare.run(pair, chosen, bed, settings)
+    return document("compare", settings, bed, pair, began, scenarios=results, pure=pure)
+
+
+def measured(settings, bed, chosen, began):
+    """Everybody."""
+    entered = choose_contenders(settings)
+    minutes = measure.plan_seconds(chosen, entered, settings) / 60
+    print(f"about {minutes:.0f} minutes when the machine is left alone", file=sys.stderr)
+    results = measure.run_all(entered, chosen, bed, settings)
+    speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
+    left_out = {} if all(who.can_reload() for who in entered if who.kind == "ringgate") else scenarios.LEFT_OUT
+    return document("run", settings, bed, entered, began, scenarios=results, crypto=speed, left_out=left_out)
 
 
 def main(argv=None):

@@ -106,7 +106,7 @@ def run(pair, scenarios, bed, settings):
     progress = Progress(2 * settings.pairs * len(scenarios))
     results = []
     for scenario in scenarios:
-        origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
+        origin = Origin(bed, scenario.body, scenario.servers)
         slices = []
         try:
             for first in range(0, settings.pairs, PAIRS_A_START):

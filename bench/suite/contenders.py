@@ -17,6 +17,8 @@ RINGGATE = RELEASE / "ringgate"
 BENCH = Path(os.environ.get("RINGGATE_BENCH_BIN", RELEASE / "ringgate-bench"))
 NAMES = ("ringgate", "nginx", "haproxy", "relay")
 LABELS = {"relay": "byte relay"}
+# Those that are no contenders: they run where the load does.
+BESIDE = ("origin", "echo")
 RELOAD = {"ringgate": signal.SIGHUP, "nginx": signal.SIGHUP, "haproxy": signal.SIGUSR2}
 # Room for the 10,000 idle connections, and for 5,000 with a server connection each; nginx counts both kinds.
 MAXCONN = 12000
@@ -68,59 +70,60 @@ def named(kind, binary=None, label=None):
 class Origin:
     """`ringgate-bench serve`: cheaper than any proxy before it. One process, an address for each server."""
 
-    def __init__(self, cpus, body, servers=1):
-        self.ports = machine.free_ports(servers)
-        binds = ",".join(f"127.0.0.1:{port}" for port in self.ports)
-        command = [BENCH, "serve", "--bind", binds, "--body", body, "--threads", len(cpus)]
-        self.server = launch("origin", cpus, self.ports[0], command)
+    def __init__(self, bed, body, servers=1):
+        self.servers = [f"{bed.network.others}:{port}" for port in machine.free_ports(servers)]
+        command = [BENCH, "serve", "--bind", ",".join(self.servers), "--body", body, "--threads", len(bed.origin_cpus)]
+        self.server = launch("origin", bed, int(self.servers[0].split(":")[1]), command)
 
     def stop(self):
         """Ends it."""
         self.server.stop()
 
 
-def start(who, cpus, origin, scenario, echo_port=None):
+def start(who, bed, origin, scenario, echo=None):
     """Starts a contender alone on its CPUs, configured for a scenario; returns it once it answers."""
-    port = machine.free_ports()[0]
+    port, workers = machine.free_ports()[0], len(bed.contender_cpus)
+    bind = f"{bed.network.contender}:{port}"
     if who.kind == "relay":
-        command = [who.binary, "relay", "--bind", f"127.0.0.1:{port}", "--to", f"127.0.0.1:{origin.ports[0]}",
-                   "--threads", len(cpus)]
-        return launch(who.label, cpus, port, command)
+        command = [who.binary, "relay", "--bind", bind, "--to", origin.servers[0], "--threads", workers]
+        return launch(who.label, bed, port, command)
     directory = Path(tempfile.mkdtemp(prefix=f"ringgate-bench-{who.kind}-"))
-    config = write_config(who.kind, directory, port, len(cpus), origin.ports, scenario, echo_port)
+    config = write_config(who.kind, directory, bind, workers, origin.servers, scenario, echo)
     command = {
         "haproxy": [who.binary, *(["-W"] if scenario.reload else []), "-db", "-f", config],
         "ringgate": [who.binary, "run", config],
         "nginx": [who.binary, "-p", directory, "-e", directory / "error.log", "-c", config],
     }[who.kind]
-    server = launch(who.label, cpus, port, command, directory, scenario.path, scenario.tls)
+    server = launch(who.label, bed, port, command, directory, scenario.path, scenario.tls)
     if scenario.reload:
         counts = itertools.cycle((scenario.routes + 1, scenario.routes))
 
         def reload():
             changed = replace(scenario, routes=next(counts))
-            write_config(who.kind, directory, port, len(cpus), origin.ports, changed, echo_port)
+            write_config(who.kind, directory, bind, workers, origin.servers, changed, echo)
             server.process.send_signal(RELOAD[who.kind])
 
         server.reload = reload
     return server
 
 
-def start_echo(cpus):
+def start_echo(bed):
     """nginx, which says what it was sent; only for the check of features."""
     directory = Path(tempfile.mkdtemp(prefix="ringgate-bench-echo-"))
     port = machine.free_ports()[0]
-    config = fill("backend.conf", directory, DIR=directory, PORT=port)
+    config = fill("backend.conf", directory, DIR=directory, BIND=f"{bed.network.others}:{port}")
     command = [machine.find("nginx"), "-p", directory, "-e", directory / "error.log", "-c", config]
-    return launch("echo", cpus, port, command, directory)
+    return launch("echo", bed, port, command, directory)
 
 
-def launch(label, cpus, port, command, directory=None, path="/", over_tls=False):
-    """Starts a server and waits for its first answer."""
+def launch(label, bed, port, command, directory=None, path="/", over_tls=False):
+    """Starts a server, an origin on its side of the network, and waits for its first answer."""
+    network, beside = bed.network, label in BESIDE
     directory = directory or Path(tempfile.mkdtemp(prefix="ringgate-bench-"))
     with open(directory / "output.log", "wb") as output:
-        process = spawn(cpus, command, stdout=output, stderr=subprocess.STDOUT)
-    server = Server(label, port, directory, process, tls=over_tls)
+        process = spawn(bed.origin_cpus if beside else bed.contender_cpus, command,
+                        None if beside else network.namespace, stdout=output, stderr=subprocess.STDOUT)
+    server = Server(label, network.others if beside else network.contender, port, directory, process, tls=over_tls)
     try:
         return server.wait_ready(path)
     except BaseException:
@@ -143,14 +146,14 @@ def filled(template, **values):
     return text
 
 
-def write_config(kind, directory, port, workers, servers, scenario, echo_port):
+def write_config(kind, directory, bind, workers, servers, scenario, echo):
     """The configuration of a proxy for a scenario."""
     lines = {"ringgate": ringgate_parts, "nginx": nginx_parts, "haproxy": haproxy_parts}[kind]
     balance = BALANCE[scenario.balance][kind]
     template = {"ringgate": "ringgate.toml", "nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[kind]
     routes = route_paths(scenario.routes)
-    parts = lines(directory, servers, balance, routes, echo_port) | tls_parts(kind, directory, scenario)
-    return fill(template, directory, DIR=directory, PORT=port, MAXCONN=MAXCONN, WORKERS=workers, **parts)
+    parts = lines(directory, servers, balance, routes, echo) | tls_parts(kind, directory, scenario)
+    return fill(template, directory, DIR=directory, BIND=bind, MAXCONN=MAXCONN, WORKERS=workers, **parts)
 
 
 def tls_parts(kind, directory, scenario):
@@ -169,50 +172,50 @@ def route_paths(count):
     return [f"/team{number % 40}/service{number}/" for number in range(count)]
 
 
-def ringgate_parts(_directory, servers, balance, routes, echo_port):
+def ringgate_parts(_directory, servers, balance, routes, echo):
     """What stands for @NAMES@ in ringgate.toml."""
-    listed = ",\n".join(f'  {{ address = "127.0.0.1:{port}" }}' for port in servers)
+    listed = ",\n".join(f'  {{ address = "{server}" }}' for server in servers)
     table = lambda path, upstream: f'[[route]]\npath = {path}\nupstream = "{upstream}"\n'
-    echo = table('{ exact = "/echo" }', "echo") if echo_port else ""
-    upstream = f'[upstream.echo]\nservers = [{{ address = "127.0.0.1:{echo_port}" }}]' if echo_port else ""
+    route = table('{ exact = "/echo" }', "echo") if echo else ""
+    upstream = f'[upstream.echo]\nservers = [{{ address = "{echo}" }}]' if echo else ""
     return {"BALANCE": balance, "SERVERS": f"[\n{listed},\n]", "ECHO": upstream,
-            "ROUTES": echo + "\n".join(table(f'"{path}"', "origin") for path in routes)}
+            "ROUTES": route + "\n".join(table(f'"{path}"', "origin") for path in routes)}
 
 
-def nginx_parts(_directory, servers, balance, routes, echo_port):
+def nginx_parts(_directory, servers, balance, routes, echo):
     """What stands for @NAMES@ in nginx.conf."""
     to = lambda path, upstream: f"        location {path} {{ proxy_pass http://{upstream}; }}\n"
-    echo = f"    upstream echo {{ server 127.0.0.1:{echo_port}; keepalive 16; }}" if echo_port else ""
-    return {"BALANCE": balance, "SERVERS": "\n".join(f"        server 127.0.0.1:{port};" for port in servers),
-            "ECHO": echo, "ROUTES": (to("= /echo", "echo") if echo_port else "")
+    upstream = f"    upstream echo {{ server {echo}; keepalive 16; }}" if echo else ""
+    return {"BALANCE": balance, "SERVERS": "\n".join(f"        server {server};" for server in servers),
+            "ECHO": upstream, "ROUTES": (to("= /echo", "echo") if echo else "")
             + "".join(to(path, "origin") for path in routes)}
 
 
-def haproxy_parts(directory, servers, balance, routes, echo_port):
+def haproxy_parts(directory, servers, balance, routes, echo):
     """What stands for @NAMES@ in haproxy.cfg; many routes go through a map, which is a tree."""
-    use = "    use_backend echo if { path /echo }\n" if echo_port else ""
+    use = "    use_backend echo if { path /echo }\n" if echo else ""
     if routes:
         (directory / "routes.map").write_text("".join(f"{path} origin\n" for path in routes))
         use += f"    use_backend %[path,map_beg({directory}/routes.map,origin)]\n"
-    echo = f"backend echo\n    server one 127.0.0.1:{echo_port}" if echo_port else ""
-    listed = [f"    server s{number} 127.0.0.1:{port} pool-max-conn 8192 pool-purge-delay 60s"
-              for number, port in enumerate(servers)]
-    return {"BALANCE": balance, "SERVERS": "\n".join(listed), "ECHO": echo, "ROUTES": use.rstrip("\n")}
+    upstream = f"backend echo\n    server one {echo}" if echo else ""
+    listed = [f"    server s{number} {server} pool-max-conn 8192 pool-purge-delay 60s"
+              for number, server in enumerate(servers)]
+    return {"BALANCE": balance, "SERVERS": "\n".join(listed), "ECHO": upstream, "ROUTES": use.rstrip("\n")}
 
 
-def check_same_work(who, cpus, origin, scenario, echo):
+def check_same_work(who, bed, origin, scenario, echo):
     """Fails unless the contender does the work all of them are measured at: headers, upstream keep-alive."""
     if who.kind == "relay":
         return
-    server = start(who, cpus, origin, scenario, echo.port)
+    server = start(who, bed, origin, scenario, f"{echo.address}:{echo.port}")
     try:
         if scenario.tls:
             tls.check(server)
-        answers = [tls.get_http2(server.port, "/echo") for _ in range(2)] if scenario.http2 else echoed(server)
+        answers = [tls.get_http2(server, "/echo") for _ in range(2)] if scenario.http2 else echoed(server)
     finally:
         server.stop()
     echoes = [dict(line.split("=", 1) for line in answer.splitlines()) for answer in answers]
-    expected = {"host": HOST, "forwarded_for": "127.0.0.1", "real_ip": "127.0.0.1", "proto": "https" if scenario.tls else "http",
+    expected = {"host": HOST, "forwarded_for": bed.network.others, "real_ip": bed.network.others, "proto": "https" if scenario.tls else "http",
                 "connection": "", "version": "HTTP/1.1"}
     wrong = [f"{key}={echoes[0][key]!r}, not {value!r}" for key, value in expected.items() if echoes[0][key] != value]
     if not echoes[0]["request_id"] or echoes[0]["request_id"] == echoes[1]["request_id"]:
@@ -225,15 +228,15 @@ def check_same_work(who, cpus, origin, scenario, echo):
 
 def echoed(server):
     """What two requests on a connection look like at the server behind."""
-    connection = connect(server.port, server.tls)
+    connection = connect(server)
     try:
-        return [get(server.port, "/echo", connection)[1].decode() for _ in range(2)]
+        return [get(server, "/echo", connection)[1].decode() for _ in range(2)]
     finally:
         connection.close()
 
 
 def check_answer(server, scenario):
     """Fails unless the contender answers a scenario's request with the whole body."""
-    status, body = get(server.port, scenario.path, tls=server.tls)
+    status, body = get(server, scenario.path)
     if (status, len(body)) != (200, scenario.body):
         raise BenchError(f"{server.label}: status {status} and {len(body)} bytes, not 200 and {scenario.body}")

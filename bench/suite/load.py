@@ -9,7 +9,7 @@ import time
 from . import BenchError
 from .contenders import BENCH, route_paths
 from .process import HOST, process_tree, spawn
-from .usage import TICKS, Moment
+from .usage import TICKS, Foreign, Moment
 
 # How long the generator may take to get ready, and to end after the measured time.
 READY_SECONDS = 30
@@ -26,7 +26,7 @@ TICKS_ROUNDED = 2
 def command(server, scenario, bed, warmup, seconds, rate=None):
     """The generator's command line."""
     scheme = "https" if scenario.tls else "http"
-    line = [BENCH, "run", f"{scheme}://127.0.0.1:{server.port}{scenario.path}", "--json", "-", "--no-live",
+    line = [BENCH, "run", f"{scheme}://{server.address}:{server.port}{scenario.path}", "--json", "-", "--no-live",
             "--connections", scenario.connections, "--warmup", f"{warmup * 1000:.0f}ms",
             "--duration", f"{seconds * 1000:.0f}ms", "--timeout", "10s", "--header", f"Host: {HOST}",
             "--threads", len(bed.load_cpus), *scenario.options]
@@ -44,6 +44,7 @@ def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
 
     The generator says when its measured time begins and ends, and the kernel's counters are read then.
     """
+    foreign = Foreign(bed.contender_cpus, server.process.pid) if bed.apart else None
     process = spawn(bed.load_cpus, [*command(server, scenario, bed, warmup, seconds, rate), "--marks"],
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
     deadline = time.monotonic() + READY_SECONDS + warmup + seconds
@@ -52,15 +53,15 @@ def run(server, scenario, bed, warmup, seconds, rate=None, during=None):
         pids = [server.process.pid] if scenario.reload else process_tree(server.process.pid)
         begun = await_mark(process, "measuring", deadline)
         reloads = Reloads(server) if scenario.reload and begun else None
-        before = Moment.of(pids, bed.cpus)
+        before = Moment.of(pids, bed)
         seen = during(pids, 0.9 * seconds) if during and begun else None
         if begun:
             await_mark(process, "measured", deadline)
         if reloads:
             reloads.stop()
-        seen = seen or Moment.of(pids, bed.cpus).since(before, bed.cpus)
+        seen = seen or Moment.of(pids, bed).since(before)
         result = finish(process, server, scenario)
-        return result | {"reloads": reloads.count if reloads else 0}, seen
+        return result | {"reloads": reloads.count if reloads else 0}, seen | {"foreign": foreign.cpus_taken() if foreign else None}
     finally:
         end(process)
 
@@ -119,14 +120,14 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
     price is that opening the connections is in it.
     """
     pids = process_tree(server.process.pid)
-    before = Moment.of(pids, bed.cpus)
+    before = Moment.of(pids, bed)
     process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds), stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE)
     try:
         result = finish(process, server, scenario)
     finally:
         end(process)
-    seen = Moment.of(pids, bed.cpus).since(before, bed.cpus)
+    seen = Moment.of(pids, bed).since(before)
     responses, span = result["requests"]["responses"], seen["seconds"]
     own = bed.share(seen, bed.contender_cpus)
     cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
@@ -151,11 +152,7 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     if measured == 0:
         raise BenchError(f"{server.label}, {scenario.name}: no response in the measured time\n{server.tail()}")
     own = bed.share(seen, bed.contender_cpus)
-    # Kept apart from the threads' time by some kernels, but spent for them.
-    cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
-    if scenario.reload:
-        cpu = own["busy"] * len(bed.contender_cpus)
-    foreign = max(0.0, own["busy"] * len(bed.contender_cpus) - cpu)
+    cpu, foreign = cpu_taken(seen, own, bed, scenario)
     idle = {"contender": own["idle"], "load": bed.share(seen, bed.load_cpus)["idle"],
             "origin": bed.share(seen, bed.origin_cpus)["idle"]}
     latency = result["latency_us"]
@@ -174,7 +171,7 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
         "unsent": result["requests"]["unsent"] + result["errors"]["overdue"],
         "switches_per_request": per_request(seen["switches_per_second"]),
         "segments_per_request": per_request(seen["segments_per_second"]),
-        "loopback_bytes_per_request": per_request(seen["loopback_bytes_per_second"]),
+        "link_bytes_per_request": per_request(seen["link_bytes_per_second"]),
         "body_bytes_per_second": result["bytes_per_second"],
         "rss": seen["rss"], "reloads": result["reloads"], "connections_opened": result["connections_opened"],
         "idle": idle, "foreign": foreign, "steal": own["steal"],
@@ -183,6 +180,18 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
         "valid": idle["contender"] <= IDLE_MAX and not disturbed,
         "errors": {kind: count for kind, count in result["errors"].items() if count and kind != "overdue"},
     }
+
+
+def cpu_taken(seen, own, bed, scenario):
+    """CPUs' time that the contender took, and that others did of its CPUs."""
+    count = len(bed.contender_cpus)
+    if bed.apart:
+        # Idle time is exact, what was busy is sampled by the tick and misses what interrupts do to a CPU that sleeps.
+        return max(0.0, (1.0 - own["idle"] - own["steal"]) * count - seen["foreign"]), seen["foreign"]
+    busy = own["busy"] * count
+    # Kept apart from the threads' time by some kernels, but spent for them.
+    cpu = busy if scenario.reload else seen["cpu"] + (own["softirq"] * count if bed.irq_time else 0.0)
+    return cpu, max(0.0, busy - cpu)
 
 
 def is_disturbed(foreign, steal, seconds, bed):

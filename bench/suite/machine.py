@@ -38,7 +38,7 @@ def check_cpus(contender, load, origin):
 
 
 # Debian's, where they are called differently.
-PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux"}
+PACKAGES = {"nginx": "nginx-light", "taskset": "util-linux", "unshare": "util-linux", "ip": "iproute2"}
 
 
 def need_tools(*tools):
@@ -82,7 +82,7 @@ def is_free(port):
     """Whether the port can be bound."""
     with socket.socket() as probe:
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))
             return True
         except OSError:
             return False

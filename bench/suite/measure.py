@@ -9,7 +9,6 @@ import math
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from . import BenchError, memory, probe, stats
 from .contenders import Origin, check_answer, check_same_work, start, start_echo
@@ -17,33 +16,13 @@ from .load import slice_of
 
 LEVELS = (30, 70, 100)
 FIGURES = ("requests_per_second", "cpu_us_per_request", "busy_us_per_request", "p50_us", "p99_us", "p99_9_us", "switches_per_request",
-           "segments_per_request", "loopback_bytes_per_request", "rss")
+           "segments_per_request", "link_bytes_per_request", "rss")
 IDLE_FIGURES = ("rss_per_connection", "slab_per_connection", "rss_before", "rss")
 RATIOS = ("cpu_us_per_request", "requests_per_second", "p99_us")
 # Large bodies in flight leave the pools of connections unsettled for longer.
 WARMUP_MAX_SECONDS = 1.5
 # What starting and stopping a contender and the load takes, and a slice of 10,000 idle connections; for the estimate.
 START_SECONDS, IDLE_SECONDS = 0.25, 7.0
-
-
-@dataclass(frozen=True)
-class Bed:
-    """The CPUs, and how the kernel counts."""
-
-    contender_cpus: tuple
-    load_cpus: tuple
-    origin_cpus: tuple
-    irq_time: bool
-
-    @property
-    def cpus(self):
-        """All of them."""
-        return sorted({*self.contender_cpus, *self.load_cpus, *self.origin_cpus})
-
-    @staticmethod
-    def share(seen, cpus):
-        """Mean shares of time over some CPUs."""
-        return {key: sum(seen["cpus"][cpu][key] for cpu in cpus) / len(cpus) for key in seen["cpus"][cpus[0]]}
 
 
 class Progress:
@@ -69,7 +48,7 @@ def turns(contenders, number):
 @contextmanager
 def started(who, bed, origin, scenario):
     """A freshly started contender that answers as it should."""
-    server = start(who, bed.contender_cpus, origin, scenario)
+    server = start(who, bed, origin, scenario)
     try:
         check_answer(server, scenario)
         yield server
@@ -121,14 +100,14 @@ def plan_seconds(scenarios, contenders, settings):
 
 def check(contenders, scenarios, bed):
     """Fails unless all contenders do the same work."""
-    echo = start_echo(bed.origin_cpus)
+    echo = start_echo(bed)
     try:
         for scenario in {(one.balance, one.tls, one.http2): one for one in scenarios if not one.idle}.values():
-            origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
+            origin = Origin(bed, scenario.body, scenario.servers)
             try:
                 for who in contenders:
                     if who.kind in scenario.contenders:
-                        check_same_work(who, bed.contender_cpus, origin, scenario, echo)
+                        check_same_work(who, bed, origin, scenario, echo)
             finally:
                 origin.stop()
     finally:
@@ -158,7 +137,7 @@ def run_all(contenders, scenarios, bed, settings):
 
 def run_scenario(contenders, scenario, bed, settings, progress):
     """All rounds of a scenario, its latency levels and its system calls."""
-    origin = Origin(bed.origin_cpus, scenario.body, scenario.servers)
+    origin = Origin(bed, scenario.body, scenario.servers)
     try:
         slices = closed_loop(contenders, scenario, origin, bed, settings, progress)
         levels, calls = [], {}
@@ -198,7 +177,7 @@ def closed_slice(who, scenario, origin, bed, settings):
     """One slice of one contender as fast as it goes, or of its memory."""
     with started(who, bed, origin, scenario) as server:
         if scenario.idle:
-            return memory.measure(server, scenario, min(settings.idle, scenario.connections))
+            return memory.measure(server, scenario, bed.network, min(settings.idle, scenario.connections))
         warmup = warmup_of(scenario, settings)
         return slice_of(server, scenario, bed, warmup, settings.seconds * scenario.seconds)
 

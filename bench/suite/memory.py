@@ -22,14 +22,14 @@ PER_ADDRESS = 20000
 SETTLE_SECONDS = 0.7
 
 
-def measure(server, scenario, connections):
+def measure(server, scenario, network, connections):
     """Growth per idle connection of a freshly started contender."""
     clients = []
     try:
         time.sleep(SETTLE_SECONDS)
         before, slab = rss_bytes(process_tree(server.process.pid)), slab_bytes()
         for index in range(connections):
-            clients.append(open_served(server.port, index, scenario.body))
+            clients.append(open_served(server, f"{network.clients}{2 + index // PER_ADDRESS}", scenario.body))
         time.sleep(SETTLE_SECONDS)
         still_open(clients)
         after, slab_after = rss_bytes(process_tree(server.process.pid)), slab_bytes()
@@ -53,13 +53,13 @@ def slab_bytes():
     raise BenchError("/proc/meminfo has no Slab")
 
 
-def open_served(port, index, body):
+def open_served(server, address, body):
     """A keep-alive connection that has been served one request. Closing it resets it, which leaves no TIME_WAIT."""
     client = socket.socket()
     client.settimeout(5)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.bind((f"127.0.0.{2 + index // PER_ADDRESS}", 0))
-    client.connect(("127.0.0.1", port))
+    client.bind((address, 0))
+    client.connect((server.address, server.port))
     serve(client, body)
     return client
 

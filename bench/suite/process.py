@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import BenchError
+from .bed import enter
 
 HOST = "shop.example"
 READY_SECONDS = 10
@@ -28,9 +29,14 @@ def pinned(cpus, command):
     return ["taskset", "-c", ",".join(map(str, cpus)), *map(str, command)]
 
 
-def spawn(cpus, command, **options):
-    """Starts a command pinned to CPUs."""
-    return subprocess.Popen(pinned(cpus, command), stdin=subprocess.DEVNULL, preexec_fn=die_with_parent, **options)
+def spawn(cpus, command, namespace=None, **options):
+    """Starts a command pinned to CPUs, in a network namespace if one is given."""
+    def before():
+        die_with_parent()
+        if namespace is not None:
+            enter(namespace)
+
+    return subprocess.Popen(pinned(cpus, command), stdin=subprocess.DEVNULL, preexec_fn=before, **options)
 
 
 def tls_context(protocols=("http/1.1",)):
@@ -41,17 +47,17 @@ def tls_context(protocols=("http/1.1",)):
     return context
 
 
-def connect(port, tls=False):
+def connect(server):
     """A connection for requests of HTTP/1.1."""
-    if tls:
-        return http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=tls_context())
-    return http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    if server.tls:
+        return http.client.HTTPSConnection(server.address, server.port, timeout=5, context=tls_context())
+    return http.client.HTTPConnection(server.address, server.port, timeout=5)
 
 
-def get(port, path="/", connection=None, tls=False):
+def get(server, path="/", connection=None):
     """One GET; returns status and body. Without `connection`, on a connection of its own."""
     own = connection is None
-    connection = connection or connect(port, tls)
+    connection = connection or connect(server)
     try:
         connection.request("GET", path, headers={"Host": HOST})
         response = connection.getresponse()
@@ -66,6 +72,7 @@ class Server:
     """A started server process and its descendants; its directory goes when it is stopped."""
 
     label: str
+    address: str
     port: int
     directory: Path
     process: subprocess.Popen
@@ -79,13 +86,13 @@ class Server:
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if get(self.port, path, tls=self.tls)[0] == 200:
+                if get(self, path)[0] == 200:
                     self.pids = process_tree(self.process.pid)
                     return self
             except (OSError, http.client.HTTPException):
                 pass
             time.sleep(POLL_SECONDS)
-        raise BenchError(f"{self.label} does not answer on port {self.port}:\n{self.tail()}")
+        raise BenchError(f"{self.label} does not answer on {self.address}:{self.port}:\n{self.tail()}")
 
     def tail(self):
         """The end of what the server wrote."""

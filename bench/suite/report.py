@@ -5,6 +5,7 @@ from .contenders import LABELS
 from .text import cell, digits, micros, ratio, size, table
 
 US_MS = 1e-3
+NETWORKS = {"loopback": "over loopback", "namespaces": "in network namespaces joined by a veth pair"}
 
 
 def write(result, path):
@@ -38,7 +39,7 @@ def about(result):
     return (f"{result['time']}, {result['seconds'] // 60} min {result['seconds'] % 60} s. {machine['cpu']}, {machine['cpus']} CPUs"
             f"{' (virtual machine)' if machine['virtual'] else ''}, Linux {machine['kernel']}, "
             f"{machine['congestion_control']}; revision {machine['commit']}. Contender on CPU {listed(cpus['contender'])}, load on "
-            f"{listed(cpus['load'])}, origin on {listed(cpus['origin'])}, over loopback. Contenders: {names}.")
+            f"{listed(cpus['load'])}, origin on {listed(cpus['origin'])}, {NETWORKS[result['network']]}. Contenders: {names}.")
 
 
 def whole(result, pictures):
@@ -207,26 +208,38 @@ def notes(scenarios):
 def method(result):
     """How it was measured."""
     settings = result["settings"]
-    irq = result["machine"]["irq_time"]
     return [
         "## How it was measured", "",
         f"- {settings['rounds']} rounds of {settings['seconds']:g} s after {settings['warmup']:g} s of warm-up (some scenarios fewer or "
         "longer), contenders in turn within a round, each started afresh for each slice and alone on its CPU.",
-        "- CPU time is what the scheduler counted for the contender's threads. Time in soft interrupts "
-        + ("is kept apart by this kernel and was added from the CPU's account. " if irq else "counts there too: this kernel has no "
-           "separate account (CONFIG_IRQ_TIME_ACCOUNTING). ")
-        + "Over loopback the receiver's half of TCP runs inside the sender's send: a proxy pays both halves of its own two "
-        "sends and nothing for what it is sent. That is the same for all contenders, and unlike a network card, whose receive "
-        "half is paid by the receiver.",
+        cpu_time(result),
         "- System calls were counted in runs of their own, since counting slows: by perf (raw_syscalls:sys_enter), or by strace "
         "where the JSON says so. Work submitted through io_uring is no system call.",
-        "- Segments: TCP segments sent on both connections per request, acknowledgements included; on loopback a segment has up "
-        "to 64 KiB.",
+        "- Segments: TCP segments sent on both connections per request, acknowledgements included"
+        + ("; on loopback a segment has up to 64 KiB." if result["network"] == "loopback" else
+           ". The interfaces pass on what a card would cut into segments and put together again (TSO, LRO), so a body has fewer "
+           "acknowledgements than segments of 1,448 bytes."),
         "- The relay is the floor: bytes to and fro on Ringgate's reactor, without HTTP, without a pool of connections.",
         "- The load sends its first request with the last acknowledgement of the handshake, as a client may that speaks at once "
         "(TCP_QUICKACK off before connect): a segment less, for all contenders. A slice that was disturbed was measured once more.",
         "- On one CPU, load and origin are at times slower than the fastest contender: see the idle columns, and the stars.",
         *(f"- Left out: {why}" for why in result["left_out"].values())]
+
+
+def cpu_time(result):
+    """What CPU time is."""
+    if result["network"] == "namespaces":
+        return ("- CPU time is all that the contender's CPU was neither idle nor stolen nor used by others. The contender has a network namespace of its "
+                "own, and receive packet steering has each side do its receiving on its own CPU, as a network card would: a proxy "
+                "pays for all of what it sends and receives, handshakes included, and the load for its own.")
+    irq = result["machine"]["irq_time"]
+    return (
+        "- CPU time is what the scheduler counted for the contender's threads. Time in soft interrupts "
+        + ("is kept apart by this kernel and was added from the CPU's account. " if irq else "counts there too: this kernel has no "
+           "separate account (CONFIG_IRQ_TIME_ACCOUNTING). ")
+        + "Over loopback the receiver's half of TCP runs inside the sender's send: a proxy pays both halves of its own two "
+        "sends and nothing for what it is sent. That is the same for all contenders, and unlike a network card, whose receive "
+        "half is paid by the receiver.")
 
 
 def draw(scenarios):

@@ -82,8 +82,8 @@ def packets(one, row):
 
 
 def wire_bytes(one, row):
-    """Bytes per request on the wire, both connections: those on loopback, with frames of Ethernet."""
-    return row["loopback_bytes_per_request"]["median"] + packets(one, row) * FRAME_BYTES
+    """Bytes per request on the wire, both connections: as measured, with frames of Ethernet."""
+    return row["link_bytes_per_request"]["median"] + packets(one, row) * FRAME_BYTES
 
 
 def needs(one, row, rate, measured=None):
@@ -115,15 +115,15 @@ def explanation(chosen, measured):
     need, rate = needs(one, row, RATES[0], measured), RATES[0]
     return [
         f"Measured ({one['title']}, {one['body']}-byte bodies): **{cpu:.2f} µs** of CPU, **{segments:.1f} TCP segments** and "
-        f"**{row['loopback_bytes_per_request']['median']:,.0f} bytes** a request, both connections together. For "
+        f"**{row['link_bytes_per_request']['median']:,.0f} bytes** a request, both connections together. For "
         f"{rate:,} requests/s:", "",
         f"- CPU: {rate:,} × {cpu:.2f} µs = {need['cpu']:.1f} CPU-seconds a second. × {NETWORK} for the network card's driver and "
-        f"interrupts, which loopback has not, ÷ {BUSY} so that cores are {BUSY:.0%} busy: **{need['cores']} cores**.",
+        f"interrupts, which was not there, ÷ {BUSY} so that cores are {BUSY:.0%} busy: **{need['cores']} cores**.",
         f"- L7 nodes of {NODE_CORES} cores: {need['cores']} ÷ {NODE_CORES}, rounded up, and one that may fail: "
         f"**{need['nodes']}**.",
         f"- NIC queues: one for each core. {rate:,} × {segments:.1f} ÷ {need['cores']} = {digits(need['packets_a_core'])} packets/s "
         f"for each, in and out together; a queue is good for {QUEUE_PACKETS:,.0f} and more.",
-        f"- Bytes: {rate:,} × ({row['loopback_bytes_per_request']['median']:,.0f} + {segments:.1f} × {FRAME_BYTES} of framing) × 8 = "
+        f"- Bytes: {rate:,} × ({row['link_bytes_per_request']['median']:,.0f} + {segments:.1f} × {FRAME_BYTES} of framing) × 8 = "
         f"{digits(need['gbit'])} Gbit/s over all nodes, **{need['ports']}** ports of {NIC_GBIT} Gbit/s at {BUSY:.0%}.",
         f"- L4 directors (direct return: they see only what clients send, a quarter of the packets): {rate:,} × {segments:.1f} ÷ 4 "
         f"× {measured['XDP']:,.0f} ns ÷ {BUSY} = **{need['director_cores']} cores**, in boxes of {DIRECTOR_CORES} and one that may fail: "
@@ -142,5 +142,5 @@ def caveats(measured):
         "request path, but memory bandwidth, caches and turbo frequencies are shared). The factor "
         f"{NETWORK} for real network cards and {QUEUE_PACKETS:,.0f} packets/s a queue are assumptions, not measurements of "
         f"ours. {of_director}For bodies over one segment, packets "
-        "are reckoned at an MTU of 1,500 with an acknowledgement for every other one, since loopback's segments are up to 64 KiB. "
+        "are reckoned at an MTU of 1,500 with an acknowledgement for every other one, whatever was measured. "
         "Without TLS; the section on HTTPS and HTTP/2 has what a request costs with it."]

@@ -43,32 +43,32 @@ def write_identity(directory):
 
 def check(server):
     """Fails unless the contender agrees to what all of them are measured with."""
-    wrong = [fault for version in CIPHER for fault in faults(server.port, version)]
+    wrong = [fault for version in CIPHER for fault in faults(server, version)]
     if wrong:
         raise BenchError(f"{server.label} does not speak the agreed TLS: " + "; ".join(wrong))
 
 
-def faults(port, version):
+def faults(server, version):
     """What is not as it should be in one version."""
     context = tls_context(("h2", "http/1.1"))
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
     try:
-        first = look(port, context)
-        again = look(port, context, first["session"])
+        first = look(server, context)
+        again = look(server, context, first["session"])
     except OSError as error:
         return [f"{version}: {error}"]
     expected = {"version": version, "cipher": CIPHER[version], "alpn": "h2", "certificate": ssl.PEM_cert_to_DER_cert(identity()[0]),
                 "ticket": True, "reused": False}
     wrong = [f"{version}: {key} is {first[key]!r}, not {value!r}" for key, value in expected.items() if first[key] != value]
     context.set_alpn_protocols(["http/1.1"])
-    if look(port, context)["alpn"] != "http/1.1":
+    if look(server, context)["alpn"] != "http/1.1":
         wrong.append(f"{version}: no HTTP/1.1 by ALPN")
     return wrong + ([] if again["reused"] else [f"{version}: the session is not resumed"])
 
 
-def look(port, context, session=None):
+def look(server, context, session=None):
     """What a handshake came to."""
-    with secured(port, context, session) as sock:
+    with secured(server, context, session) as sock:
         sock.sendall(b"?" * 64 + b"\r\n\r\n")  # tickets of TLS 1.3 come before the answer to nonsense
         try:
             while sock.recv(4096):
@@ -81,9 +81,9 @@ def look(port, context, session=None):
                 "ticket": bool(kept and kept.has_ticket)}
 
 
-def secured(port, context, session=None):
+def secured(server, context, session=None):
     """A connection."""
-    raw = socket.create_connection(("127.0.0.1", port), 5)
+    raw = socket.create_connection((server.address, server.port), 5)
     try:
         return context.wrap_socket(raw, server_hostname=HOST, session=session)
     except BaseException:
@@ -91,9 +91,9 @@ def secured(port, context, session=None):
         raise
 
 
-def get_http2(port, path):
+def get_http2(server, path):
     """The body of the answer to one GET over HTTP/2."""
-    with secured(port, tls_context(("h2",))) as sock:
+    with secured(server, tls_context(("h2",))) as sock:
         if sock.selected_alpn_protocol() != "h2":
             raise BenchError("no HTTP/2 by ALPN")
         sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"")

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as tree
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,10 +21,10 @@ from .generator import background
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from suite import BenchError, charts, cli, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
+from suite import BenchError, bed, charts, cli, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
 from suite.scenarios import ALL, choose  # noqa: E402
 
-BED = measure.Bed((0,), (1,), (1,), irq_time=False)
+BED = bed.Bed((0,), (1,), (1,), irq_time=False)
 
 
 def test_the_readmes_measurements_can_be_run_as_they_stand():
@@ -99,8 +101,8 @@ def test_disturbed_pairs_are_left_out_when_others_remain():
     ],
 )
 def test_whose_cpu_was_full_is_named(idle, disturbed, apart, who):
-    bed = measure.Bed((0,), (1,), (2,), False) if apart else BED
-    assert load.bottleneck(dict(zip(("contender", "load", "origin"), idle)), disturbed, bed) == who
+    where = bed.Bed((0,), (1,), (2,), False) if apart else BED
+    assert load.bottleneck(dict(zip(("contender", "load", "origin"), idle)), disturbed, where) == who
 
 
 def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
@@ -116,6 +118,67 @@ def test_a_whole_run_fits_into_a_quarter_of_an_hour():
     assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 890
 
 
+# The bed
+
+
+def test_cpus_are_written_as_the_kernel_reads_them():
+    assert [bed.cpu_mask(cpus) for cpus in ((0,), (0, 1, 5), (31,), (32,), (0, 70))] == [
+        "00000001", "00000023", "80000000", "00000001,00000000", "00000040,00000000,00000001"]
+
+
+def test_namespaces_are_left_as_they_were_found():
+    home, backlog = os.readlink("/proc/thread-self/ns/net"), bed.BACKLOG.read_text()
+    files = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ZeroDivisionError), bed.namespaces((0,), {1}) as network:
+        assert os.readlink("/proc/thread-self/ns/net") not in (home, os.readlink(f"/proc/self/fd/{network.namespace}"))
+        # Ours have what a new one has: nothing of this machine but two interfaces.
+        assert run_tool("ip", "-br", "link").stdout.split()[::3][0] == "lo" and "load0" in run_tool("ip", "link").stdout
+        raise ZeroDivisionError
+    assert os.readlink("/proc/thread-self/ns/net") == home and bed.BACKLOG.read_text() == backlog
+    assert len(os.listdir("/proc/self/fd")) == files and "load0" not in run_tool("ip", "link").stdout
+
+
+def test_in_namespaces_a_contender_pays_for_what_it_receives():
+    """The relay's uploads: over loopback most of their cost is the sender's."""
+    scenario = replace(choose(["keepalive-16"])[0], options=("--method", "POST", "--body", "65536"))
+    one = sent_to_the_relay(BED, scenario)
+    with bed.namespaces(BED.contender_cpus, set(BED.load_cpus)) as network:
+        apart = sent_to_the_relay(replace(BED, network=network), scenario)
+    assert apart["cpu_us_per_request"] > 1.15 * one["cpu_us_per_request"], (one, apart)
+    # Not only while its threads run; and a CPU is all there is.
+    assert apart["requests_per_second"] * apart["cpu_us_per_request"] / 1e6 <= 1.02
+    # What goes over the link: a body to the contender and one from it, each part counted on its way.
+    for seen in (one, apart):
+        assert 2 * 65536 < seen["link_bytes_per_request"] < 2.3 * 65536
+    assert apart["segments_per_request"] > 2 * 65536 / 1448 > one["segments_per_request"]
+
+
+def sent_to_the_relay(where, scenario):
+    """A slice of the byte relay."""
+    origin = contenders.Origin(where, scenario.body)
+    try:
+        with measure.started(contenders.named("relay"), where, origin, scenario) as server:
+            return measure.undisturbed(lambda: load.slice_of(server, scenario, where, 0.2, 1.0))
+    finally:
+        origin.stop()
+
+
+def test_others_on_the_contenders_cpu_are_seen_in_namespaces():
+    scenario = choose(["keepalive-16"])[0]
+    with bed.namespaces(BED.contender_cpus, set(BED.load_cpus)) as network:
+        where = replace(BED, network=network)
+        origin = contenders.Origin(where, scenario.body)
+        busy = subprocess.Popen(["taskset", "-c", "0", "sh", "-c", "while :; do :; done"])
+        try:
+            with measure.started(contenders.named("ringgate"), where, origin, scenario) as server:
+                one = load.slice_of(server, scenario, where, 0.2, 1.0)
+        finally:
+            busy.kill()
+            busy.wait()
+            origin.stop()
+    assert one["disturbed"] and one["foreign"] > 0.25 and not one["valid"]
+
+
 # Charts and arithmetic
 
 
@@ -125,7 +188,7 @@ def spread(value):
 
 def test_sizing_is_the_arithmetic_that_it_shows():
     row = {"kind": "ringgate", "cpu_us_per_request": spread(10.0), "segments_per_request": spread(4.0),
-           "loopback_bytes_per_request": spread(900.0)}
+           "link_bytes_per_request": spread(900.0)}
     one = {"name": "keepalive-256", "title": "small", "body": 128, "rows": [row]}
     need = sizing.needs(one, row, 1_000_000)
     assert need["cpu"] == 10.0  # a million times ten microseconds
@@ -144,7 +207,7 @@ def test_sizing_is_the_arithmetic_that_it_shows():
 
 def test_sizing_takes_the_directors_cost_from_its_own_measurement(tmp_path):
     row = {"kind": "ringgate", "cpu_us_per_request": spread(10.0), "segments_per_request": spread(4.0),
-           "loopback_bytes_per_request": spread(890.0)}
+           "link_bytes_per_request": spread(890.0)}
     one = {"name": "keepalive-256", "title": "small", "body": 128, "rows": [row]}
     assert sizing.director(tmp_path) == {"XDP": sizing.DIRECTOR_NS, "source": None}
     assert "is an assumption" in "\n".join(sizing.caveats(sizing.director(tmp_path)))
@@ -241,8 +304,8 @@ def test_colours_stand_out_from_both_backgrounds():
 def test_each_proxy_accepts_its_configuration(scenario, tmp_path):
     commands = {"ringgate": ("check",), "nginx": ("-t", "-p", tmp_path, "-e", "stderr", "-c"), "haproxy": ("-c", "-f")}
     for kind, options in commands.items():
-        servers = list(range(9001, 9001 + scenario.servers))
-        config = contenders.write_config(kind, tmp_path, 8000, 1, servers, scenario, 9100)
+        servers = [f"127.0.0.1:{port}" for port in range(9001, 9001 + scenario.servers)]
+        config = contenders.write_config(kind, tmp_path, "127.0.0.1:8000", 1, servers, scenario, "127.0.0.1:9100")
         assert "@" not in re.sub(r"#.*", "", config.read_text())
         done = run_tool(contenders.named(kind).binary, *options, config, check=False)
         assert done.returncode == 0, f"{kind}: {done.stdout}{done.stderr}"
@@ -267,11 +330,11 @@ def test_a_contender_that_does_less_work_is_refused(left_out, says, tmp_path, mo
     if "keepalive" in left_out:
         monkeypatch.setattr(contenders, "nginx_parts", without_pool(contenders.nginx_parts))
     scenario = choose(["keepalive-16"])[0]
-    origin, echo = contenders.Origin((1,), scenario.body), contenders.start_echo((1,))
+    origin, echo = contenders.Origin(BED, scenario.body), contenders.start_echo(BED)
     try:
         with pytest.raises(BenchError, match=says):
-            contenders.check_same_work(contenders.named("nginx"), (0,), origin, scenario, echo)
-        contenders.check_same_work(contenders.named("haproxy"), (0,), origin, scenario, echo)
+            contenders.check_same_work(contenders.named("nginx"), BED, origin, scenario, echo)
+        contenders.check_same_work(contenders.named("haproxy"), BED, origin, scenario, echo)
     finally:
         echo.stop()
         origin.stop()
@@ -314,7 +377,7 @@ def test_reloads_happen_under_load(kind, tmp_path):
         assert measure.run_all([who], [scenario], BED, cli.parse(["--no-syscalls"])) == []
         return
     with background(tmp_path / "origin", "serve") as origin:
-        server = contenders.start(who, BED.contender_cpus, SimpleNamespace(ports=[origin.address[1]]), scenario)
+        server = contenders.start(who, BED, served_by(origin), scenario)
         try:
             one = load.slice_of(server, scenario, BED, 0.2, 1.2)
         finally:
@@ -324,6 +387,11 @@ def test_reloads_happen_under_load(kind, tmp_path):
     assert sum(one["errors"].values()) < one["requests"]
     summary = measure.summarise([who], scenario, [{"round": 0} | one], [], {})
     assert not summary["failures"] and f" {one['reloads']} " in "\n".join(report.reload_table([summary]))
+
+
+def served_by(origin):
+    """What stands for an Origin."""
+    return SimpleNamespace(servers=[f"127.0.0.1:{origin.address[1]}"])
 
 
 def without_pool(parts):
@@ -350,7 +418,7 @@ def bench_run(*options, code=0, timeout=240):
 )
 def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch, only, missing):
     monkeypatch.setattr(cli.machine, "find", lambda tool: None if tool in ("nginx", "haproxy") else f"/usr/bin/{tool}")
-    monkeypatch.setattr(cli, "make_bed", lambda settings: BED)  # which would keep this process to one CPU
+    monkeypatch.setattr(cli, "make_bed", lambda settings: nullcontext(BED))  # which would keep this process to one CPU
     with pytest.raises(SystemExit, match=f"^bench/run: missing: {missing}"):
         cli.main(["--scenario", "keepalive-16", "--out", str(tmp_path / "out.json"), *only])
 
@@ -371,7 +439,7 @@ def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
         # not left alone the counters' time and the generator's differ in how much was done.
         assert 3 < row["segments_per_request"]["median"] < 12
         # A body of 128 bytes and a head, twice.
-        assert 400 < row["loopback_bytes_per_request"]["median"] < 3000
+        assert 400 < row["link_bytes_per_request"]["median"] < 3000
         assert [level["percent"] for level in row["levels"]] == [30, 70, 100]
     # nginx reads, writes and waits; whatever the machine does.
     assert rows["nginx"]["syscalls_per_request"] > 2 > rows["ringgate"]["syscalls_per_request"]
@@ -394,8 +462,7 @@ def test_a_small_run_measures_everybody_and_writes_the_report(tmp_path):
 def test_a_contender_that_had_time_left_is_marked(tmp_path):
     scenario = choose(["keepalive-16"])[0]
     with background(tmp_path / "origin", "serve") as origin:
-        server = contenders.start(contenders.named("ringgate"), BED.contender_cpus,
-                                  SimpleNamespace(ports=[origin.address[1]]), scenario)
+        server = contenders.start(contenders.named("ringgate"), BED, served_by(origin), scenario)
         try:
             one = load.slice_of(server, scenario, BED, 0.2, 1.0, rate=200)
         finally:
