@@ -3,6 +3,7 @@
     cli         the command line
     scenarios   what is measured
     bed         where: CPUs, and the network between the contender and the others
+    distance    how far the CPUs are apart meanwhile
     contenders  who is measured: configuration, start, the check that all do the same work
     measure     one slice; probe: system calls; memory: idle connections
     compare     --base: two revisions of our own; pure: instruction counts under callgrind

@@ -138,6 +138,8 @@ def run_block(pair, scenario, origin, bed, settings, numbers, progress):
 def summarise(scenario, slices):
     """Both sides and the ratios between them, from undisturbed pairs if there are enough."""
     disturbed = {one["round"] for one in slices if one["disturbed"]}
+    by_round = {(one["round"], one["contender"]): one.get("cpus_apart_ns") for one in slices}
+    disturbed |= {number for number, _ in by_round if not stats.alike(by_round.get((number, BASE)), by_round.get((number, OURS)))}
     quiet = [one for one in slices if one["round"] not in disturbed]
     used = quiet if len(quiet) >= 2 * QUIET_PAIRS else slices
     sides = {label: {figure: stats.spread([one[figure] for one in used if one["contender"] == label])

@@ -8,6 +8,7 @@ import time
 
 from . import BenchError
 from .contenders import BENCH, route_paths
+from .distance import Distance
 from .process import HOST, process_tree, spawn
 from .usage import TICKS, Foreign, Moment
 
@@ -119,7 +120,7 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
     The contender is idle at both ends, so that the kernel's account is exact, and no time is lost to margins; the
     price is that opening the connections is in it.
     """
-    pids = process_tree(server.process.pid)
+    pids, distance = process_tree(server.process.pid), Distance(bed)
     before = Moment.of(pids, bed)
     process = spawn(bed.load_cpus, command(server, scenario, bed, warmup, seconds), stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE)
@@ -132,7 +133,8 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
     own = bed.share(seen, bed.contender_cpus)
     cpu = seen["cpu"] + (own["softirq"] * len(bed.contender_cpus) if bed.irq_time else 0.0)
     foreign = max(0.0, own["busy"] * len(bed.contender_cpus) - cpu)
-    return {
+    apart = distance.seen()
+    return apart | {
         "contender": server.label,
         "requests": responses,
         "requests_per_second": result["requests_per_second"],
@@ -140,14 +142,16 @@ def whole_run_of(server, scenario, bed, warmup, seconds):
         "p50_us": result["latency_us"]["p50"], "p99_us": result["latency_us"]["p99"],
         "switches_per_request": seen["switches_per_second"] * span / responses,
         "rss": seen["rss"], "foreign": foreign, "steal": own["steal"],
-        "disturbed": is_disturbed(foreign, own["steal"], span, bed),
+        "disturbed": apart["moved"] or is_disturbed(foreign, own["steal"], span, bed),
         "errors": {kind: count for kind, count in result["errors"].items() if count},
     }
 
 
 def slice_of(server, scenario, bed, warmup, seconds, rate=None):
     """Warms the contender up, then measures one slice."""
+    distance = Distance(bed)
     result, seen = run(server, scenario, bed, warmup, seconds, rate)
+    apart = distance.seen()
     per_second, measured = result["requests_per_second"], result["requests"]["measured"]
     if measured == 0:
         raise BenchError(f"{server.label}, {scenario.name}: no response in the measured time\n{server.tail()}")
@@ -157,8 +161,8 @@ def slice_of(server, scenario, bed, warmup, seconds, rate=None):
             "origin": bed.share(seen, bed.origin_cpus)["idle"]}
     latency = result["latency_us"]
     per_request = lambda a_second: a_second * seen["seconds"] / measured
-    disturbed = is_disturbed(foreign, own["steal"], seen["seconds"], bed)
-    return {
+    disturbed = apart["moved"] or is_disturbed(foreign, own["steal"], seen["seconds"], bed)
+    return apart | {
         "contender": server.label,
         "rate": rate,
         "requests": measured,

@@ -1,6 +1,6 @@
 """The Markdown page with its charts, and what goes to the terminal."""
 
-from . import charts, crypto, sizing
+from . import charts, crypto, sizing, stats
 from .contenders import LABELS
 from .text import cell, digits, micros, ratio, size, table
 
@@ -39,7 +39,16 @@ def about(result):
     return (f"{result['time']}, {result['seconds'] // 60} min {result['seconds'] % 60} s. {machine['cpu']}, {machine['cpus']} CPUs"
             f"{' (virtual machine)' if machine['virtual'] else ''}, Linux {machine['kernel']}, "
             f"{machine['congestion_control']}; revision {machine['commit']}. Contender on CPU {listed(cpus['contender'])}, load on "
-            f"{listed(cpus['load'])}, origin on {listed(cpus['origin'])}, {NETWORKS[result['network']]}. Contenders: {names}.")
+            f"{listed(cpus['load'])}, origin on {listed(cpus['origin'])}, {NETWORKS[result['network']]}.{distances(result['scenarios'])} Contenders: {names}.")
+
+
+def distances(scenarios):
+    """How far the CPUs were apart."""
+    seen = sorted(one["cpus_apart_ns"] for scenario in scenarios for one in scenario["slices"] if "cpus_apart_ns" in one)
+    if not seen:
+        return ""
+    middle = f"{seen[len(seen) // 20]:.0f} to {seen[-1 - len(seen) // 20]:.0f} ns (nine of ten slices)"
+    return f" A cache line took {middle} from the contender's CPU to the load's."
 
 
 def whole(result, pictures):
@@ -201,8 +210,18 @@ def notes(scenarios):
         total = sum(row["rounds"] for one in scenarios for row in one["rows"])
         lines += ["", f"{disturbed} of {total} slices were disturbed: more than 5 % of the contender's CPU went to others (kernel "
                   "threads that finish its work count as others, too) or was stolen by the hypervisor."]
+    moved = [one["title"] for one in scenarios if not stats.alike(*extremes(one["slices"], "cpus_apart_ns"))]
+    if moved:
+        lines += ["", "The CPUs moved nearer to or further from each other, which changes what requests cost everybody; ratios are "
+                  "those of rounds in which both were alike: " + "; ".join(moved) + "."]
     failures = [f"{one['title']}: {failure}" for one in scenarios for failure in one["failures"]]
     return lines + (["", "**Requests failed:** " + "; ".join(failures)] if failures else [])
+
+
+def extremes(slices, figure):
+    """The least and the most of a figure; nothing where it was not measured."""
+    seen = [one[figure] for one in slices if figure in one]
+    return min(seen, default=None), max(seen, default=None)
 
 
 def method(result):
@@ -221,7 +240,8 @@ def method(result):
            "acknowledgements than segments of 1,448 bytes."),
         "- The relay is the floor: bytes to and fro on Ringgate's reactor, without HTTP, without a pool of connections.",
         "- The load sends its first request with the last acknowledgement of the handshake, as a client may that speaks at once "
-        "(TCP_QUICKACK off before connect): a segment less, for all contenders. A slice that was disturbed was measured once more.",
+        "(TCP_QUICKACK off before connect): a segment less, for all contenders. A slice that was disturbed, or during which the CPUs moved "
+        "nearer to or further from each other, was measured once more.",
         "- On one CPU, load and origin are at times slower than the fastest contender: see the idle columns, and the stars.",
         *(f"- Left out: {why}" for why in result["left_out"].values())]
 
@@ -324,7 +344,8 @@ def compare_tables(result):
                      f"{micros(base['p99_us']['median'])} → {micros(ours['p99_us']['median'])}", one["pairs"], one["disturbed"], one["verdict"]])
     lines += table(["scenario", "base CPU µs", "ours CPU µs", "CPU ours/base [95 %]", "quartiles", "requests/s", "p99", "p99 medians",
                     "pairs used", "pairs disturbed", "verdict"], rows)
-    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU (and two ticks) went to others or was stolen in a slice; "
+    lines += ["", "A pair is disturbed when more than 5 % of the contender's CPU (and two ticks) went to others or was stolen in a slice, or "
+              "when its CPUs moved; "
               "such pairs are left out where enough others remain. The interval is that of the median of the paired "
               "ratios: a verdict says that it does not contain 1."]
     pure = result["pure"]

@@ -2,6 +2,9 @@
 
 import statistics
 
+# Distances of CPUs within this factor are the same state of the machine: as noise has it, not as another cache would.
+ALIKE = 3.0
+
 
 def spread(values):
     """Median with quartiles and extremes; None of nothing."""
@@ -27,11 +30,18 @@ def median_interval(values):
     return values[max(rank - 1, 0)], values[n - max(rank, 1)]
 
 
+def alike(one, other):
+    """Whether two distances of CPUs are those of one state of the machine; of one not known there is nothing to say."""
+    return not one or not other or max(one, other) <= ALIKE * min(one, other)
+
+
 def paired(slices, label, peer, figure):
-    """Ratios of a figure to a peer's, round by round."""
-    others = {one["round"]: one[figure] for one in slices if one["contender"] == peer}
-    return [one[figure] / others[one["round"]] for one in slices
-            if one["contender"] == label and others.get(one["round"])]
+    """Ratios of a figure to a peer's, round by round: of rounds with both at like distances, if there are any."""
+    others = {one["round"]: one for one in slices if one["contender"] == peer}
+    pairs = [(one, others[one["round"]]) for one in slices
+             if one["contender"] == label and others.get(one["round"], {}).get(figure)]
+    like = [(one, other) for one, other in pairs if alike(one.get("cpus_apart_ns"), other.get("cpus_apart_ns"))]
+    return [one[figure] / other[figure] for one, other in like or pairs]
 
 
 def ratio(slices, label, peer, figure):

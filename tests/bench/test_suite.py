@@ -21,7 +21,7 @@ from .generator import background
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from suite import BenchError, bed, charts, cli, compare, contenders, crypto, load, measure, report, sizing, stats  # noqa: E402
+from suite import BenchError, bed, charts, cli, compare, contenders, crypto, distance, load, measure, report, sizing, stats  # noqa: E402
 from suite.scenarios import ALL, choose  # noqa: E402
 
 BED = bed.Bed((0,), (1,), (1,), irq_time=False)
@@ -75,6 +75,36 @@ def test_a_regression_of_three_percent_is_seen_in_noise_that_is_larger():
     assert seen.count("faster") >= 36
     seen = [compared(seed, 1.0) for seed in range(40)]
     assert seen.count("no difference shown") >= 34
+
+
+def test_ratios_are_those_of_slices_with_cpus_at_one_distance():
+    slices = [{"round": number, "contender": who, "us": us, "cpus_apart_ns": ns} for number, row in enumerate((
+        (("a", 8, 30.0), ("b", 16, 13.0)), (("a", 14, 160.0), ("b", 16, 30.0)), (("a", 14, 160.0), ("b", 20, 155.0))))
+        for who, us, ns in row]
+    assert stats.paired(slices, "a", "b", "us") == [0.5, 0.7]
+    # With nothing else there, a pair is better than none; and of what was not measured nothing is said.
+    assert stats.paired(slices[2:4], "a", "b", "us") == [0.875]
+    assert stats.alike(None, 160.0) and not stats.alike(160.0, 40.0)
+    moved = report.notes([{"title": "small", "paced": True, "rows": [], "failures": [], "slices": slices}])
+    assert "small" in moved[-1] and "moved" in moved[-1]
+    assert report.notes([{"title": "small", "paced": True, "rows": [], "failures": [], "slices": slices[:2]}]) == []
+
+
+def test_a_slice_during_which_the_cpus_moved_is_disturbed(monkeypatch):
+    seen = iter([31.0, 160.0, 160.0, 150.0])
+    monkeypatch.setattr(distance, "one_way_ns", lambda _: next(seen))
+    assert distance.Distance(BED).seen() == {"cpus_apart_ns": 160.0, "moved": True}
+    assert distance.Distance(BED).seen() == {"cpus_apart_ns": 160.0, "moved": False}
+    monkeypatch.undo()
+    assert 1 < distance.one_way_ns(BED) < 100_000
+
+
+def test_pairs_with_cpus_at_two_distances_are_left_out():
+    slices = [{"round": number, "contender": label, "disturbed": False, "errors": {}, "cpus_apart_ns": 160.0 if far else 30.0}
+              | {figure: 2.0 if far else 1.0 for figure in compare.FIGURES}
+              for number in range(20) for label in ("base", "ours") for far in [number < 5 and label == "ours"]]
+    one = compare.summarise(SimpleNamespace(name="x", title="x"), slices)
+    assert (one["pairs"], one["disturbed"], one["ratios"]["cpu_us_per_request"]["max"]) == (15, 5, 1.0)
 
 
 def test_disturbed_pairs_are_left_out_when_others_remain():
