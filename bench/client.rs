@@ -15,7 +15,7 @@ use ringgate::ring::event::Event as Signal;
 use ringgate::ring::{Chunk, Ring, Stream, Timer, WriteBuf};
 
 use crate::multiplex::{Multiplexed, Outcome};
-use crate::pace::{Pace, Turns};
+use crate::pace::{Pace, Turns, read_on};
 use crate::response::{Done, ResponseReader};
 use crate::sleeper::{Clock, Sleeper};
 use crate::tally::{Errors, Failure, Tally};
@@ -99,6 +99,8 @@ struct Asked {
     send: Option<u64>,
     /// To read on.
     read: Option<u64>,
+    /// There was nothing to read when reading on was allowed.
+    dry: bool,
 }
 
 enum Event {
@@ -233,11 +235,19 @@ impl Client {
             let event = poll_fn(|cx| self.poll_event(transport, until, &mut asked, cx)).await;
             match event {
                 Event::Due => {}
-                Event::Received(Ok(Some(chunk))) => match self.receive(chunk.as_slice()) {
-                    Ok(true) => {}
-                    Ok(false) => return self.linger(transport).await,
-                    Err(kind) => return self.fail(kind),
-                },
+                Event::Received(Ok(Some(chunk))) => {
+                    if let Some(rate) = self.load.read_rate {
+                        let (now, was_dry) =
+                            (self.load.clock.now(), std::mem::take(&mut asked.dry));
+                        self.read_at =
+                            read_on(self.read_at, now, was_dry, chunk.as_slice().len(), rate);
+                    }
+                    match self.receive(chunk.as_slice()) {
+                        Ok(true) => {}
+                        Ok(false) => return self.linger(transport).await,
+                        Err(kind) => return self.fail(kind),
+                    }
+                }
                 Event::Received(Ok(None)) => return self.end(),
                 Event::Received(Err(_)) => return self.fail(Failure::Closed),
                 Event::TimedOut => return self.fail(Failure::Timeout),
@@ -274,7 +284,9 @@ impl Client {
             }
         } else if let Poll::Ready(received) = transport.poll_recv(cx) {
             return Poll::Ready(Event::Received(received));
-        } else if self.load.read_rate.is_none() {
+        } else if self.load.read_rate.is_some() {
+            asked.dry = true;
+        } else {
             // All is taken: this reader is not slow, however much came at once.
             transport.end_bulk();
         }
@@ -401,10 +413,6 @@ impl Client {
     /// Reads responses; `false` when the connection is to be closed after the last.
     fn receive(&mut self, mut input: &[u8]) -> Result<bool, Failure> {
         let now = self.load.clock.now();
-        if let Some(rate) = self.load.read_rate {
-            let rest = (input.len() as u64).saturating_mul(1_000_000_000) / rate;
-            self.read_at = self.read_at.max(now).saturating_add(rest);
-        }
         if (self.load.measure_from..self.load.end).contains(&now) {
             self.load.tally.borrow_mut().counts.bytes += input.len() as u64;
         }

@@ -34,6 +34,17 @@ impl Pace {
     }
 }
 
+/// When a slow reader, due to read on at `due`, takes the next piece after one of `taken` bytes, at `rate` bytes a second.
+///
+/// Time in which there was nothing to read is lost to it. That of a wake-up which came late is not, or many small pieces
+/// would take longer than few large ones.
+pub(crate) fn read_on(due: u64, now: u64, was_dry: bool, taken: usize, rate: u64) -> u64 {
+    let from = if was_dry { due.max(now) } else { due };
+    let rest = u128::try_from(taken).unwrap_or(u128::MAX).saturating_mul(SECOND_NS)
+        / u128::from(rate.max(1));
+    from.saturating_add(u64::try_from(rest).unwrap_or(u64::MAX))
+}
+
 /// Chooses requests by weight: evenly interleaved rather than at random, so that short runs have
 /// the mix too, and the same in every run.
 #[derive(Debug, Clone)]
@@ -73,6 +84,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_slow_reader_reads_at_its_rate_whatever_the_pieces() {
+        // 1,000,000 bytes a second: 1 µs for each. Every wake-up is 50 µs late.
+        let take = |pieces: usize, size| {
+            (0..pieces).fold(0, |due, _| read_on(due, due + 50_000, false, size, 1_000_000))
+        };
+        assert_eq!((take(1, 64_000), take(64, 1_000)), (64_000_000, 64_000_000));
+        // For 2 ms there was nothing.
+        assert_eq!(read_on(5_000_000, 7_000_000, true, 1_000, 1_000_000), 8_000_000);
+        // It came before it was due.
+        assert_eq!(read_on(5_000_000, 3_000_000, true, 1_000, 1_000_000), 6_000_000);
+        assert_eq!(read_on(u64::MAX - 1, 0, false, usize::MAX, 0), u64::MAX);
+    }
 
     #[test]
     fn requests_are_due_at_even_distances_without_drift() {

@@ -18,9 +18,14 @@ from pathlib import Path
 from . import BenchError
 
 CLONE_NEWNET = 0x40000000
-# As TCP asks for buffers over loopback, a TIME_WAIT is no obstacle there (tcp_tw_reuse is 2, which means loopback); here
-# the load's ports would be used up by a connection per request within two seconds.
-SETTINGS = {"net/ipv4/tcp_tw_reuse": "1"}
+SETTINGS = {
+    # A port in TIME_WAIT is free for a new connection after a second, as it is over loopback (2, the default, means only
+    # there); otherwise a connection per request uses up the load's ports within two seconds.
+    "net/ipv4/tcp_tw_reuse": "1",
+    # Nothing is lost here and nothing in between can fill up. BBR, the default of some machines, paces with a timer for each connection:
+    # that is three times HAProxy's CPU time for a body of 1 MiB, and slow readers wait for it. Every kernel has this one.
+    "net/ipv4/tcp_congestion_control": "reno",
+}
 # Frames that wait for a CPU: the machine's limit, not a namespace's, and the value of Ringgate's own tuning. With the
 # kernel's 1,000 some frames of 5,000 connections are dropped.
 BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")

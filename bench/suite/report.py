@@ -103,8 +103,8 @@ def ratio_table(scenarios):
         found = lambda kind, what: own["ratios"].get(labels.get(kind), {}).get(what)
         line = [f"{one['group']}: {one['title']}"] + [ratio(found(kind, figure)) for kind in kinds]
         for kind in [kind for kind in kinds if kind != "relay"]:
-            line += ["–" if one["paced"] else ratio(found(kind, what), mark(one, own, kind) if what != "p99_us" else "")
-                     for what in ("requests_per_second", "p99_us")]
+            line += ["–" if one["paced"] else ratio(found(kind, "requests_per_second"), mark(one, own, kind)),
+                     ratio(found(kind, "p99_us"))]
         rows.append(line)
     head = ["ringgate / peer"] + [f"CPU / {name(kind)}" for kind in kinds]
     for kind in [kind for kind in kinds if kind != "relay"]:

@@ -58,8 +58,8 @@ def secure(name, title, connections, **more):
 
 SECURE = (
     secure("tls-64", "HTTPS, 64 connections", 64),
-    secure("tls-256", "HTTPS, 256 connections", 256, rounds=1.0),
-    secure("h2-1", "HTTP/2, 64 connections, 1 stream each", 64, http2=True, rounds=1.0),
+    secure("tls-256", "HTTPS, 256 connections", 256),
+    secure("h2-1", "HTTP/2, 64 connections, 1 stream each", 64, http2=True),
     secure("h2-10", "HTTP/2, 32 connections, 10 streams each", 32, http2=True, streams=10, rounds=1.0, latency=True),
     secure("h2-100", "HTTP/2, 8 connections, 100 streams each", 8, http2=True, streams=100),
     secure("tls-full", "a connection and a full handshake per request", 64, options=("--new-connections",)),
@@ -78,8 +78,10 @@ ALL = (
     Scenario("body-1k", "1 KiB body", "Connections and bodies", 256, body=KIB),
     Scenario("body-16k", "16 KiB body", "Connections and bodies", 256, body=16 * KIB, latency=True),
     Scenario("body-1m", "1 MiB body", "Connections and bodies", 64, body=MIB, seconds=1.5),
-    Scenario("slow-clients", "200 clients that read 1 MiB bodies at 2 MiB/s", "Connections and bodies", 200, body=MIB,
-             options=("--read-rate", str(2 * MIB)), rounds=0.4, seconds=3.0, paced=True),
+    Scenario("upload-1m", "1 MiB upload", "Connections and bodies", 64, options=("--method", "POST", "--body", str(MIB)), rounds=0.6,
+             seconds=1.5, syscalls=False),
+    Scenario("slow-clients", "200 clients that read 1 MiB bodies at 2 MiB/s, 250 a second", "Connections and bodies", 200, body=MIB,
+             options=("--read-rate", str(2 * MIB), "--rate", "250"), rounds=0.4, seconds=3.0, paced=True),
     *SECURE,
     Scenario("routes-1000", "1,000 routes", "Routes and balancing", 256, routes=1000, contenders=PROXIES, rounds=0.6),
     *(Scenario(f"balance-{method}", f"{method}, 8 servers", "Routes and balancing", 256, balance=method, servers=8,
