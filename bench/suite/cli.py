@@ -167,7 +167,8 @@ def measured(settings, bed, chosen, began):
     """Everybody."""
     entered = choose_contenders(settings)
     minutes = measure.plan_seconds(chosen, entered, settings) / 60
-    print(f"about {minutes:.0f} minutes when the machine is left alone", file=sys.stderr)
+    print(f"about {minutes:.0f} minutes when the machine is left alone, {report.NETWORKS[bed.network.name]}"
+          f"{'' if os.geteuid() == 0 else ': namespaces need root'}", file=sys.stderr)
     results = measure.run_all(entered, chosen, bed, settings)
     speed = crypto.measure(bed.contender_cpus) if any(one.tls for one in chosen) else None
     left_out = {} if all(who.can_reload() for who in entered if who.kind == "ringgate") else scenarios.LEFT_OUT

@@ -118,7 +118,7 @@ def explanation(chosen, measured):
         f"**{row['link_bytes_per_request']['median']:,.0f} bytes** a request, both connections together. For "
         f"{rate:,} requests/s:", "",
         f"- CPU: {rate:,} × {cpu:.2f} µs = {need['cpu']:.1f} CPU-seconds a second. × {NETWORK} for the network card's driver and "
-        f"interrupts, which was not there, ÷ {BUSY} so that cores are {BUSY:.0%} busy: **{need['cores']} cores**.",
+        f"interrupts, which were not there, ÷ {BUSY} so that cores are {BUSY:.0%} busy: **{need['cores']} cores**.",
         f"- L7 nodes of {NODE_CORES} cores: {need['cores']} ÷ {NODE_CORES}, rounded up, and one that may fail: "
         f"**{need['nodes']}**.",
         f"- NIC queues: one for each core. {rate:,} × {segments:.1f} ÷ {need['cores']} = {digits(need['packets_a_core'])} packets/s "
