@@ -11,7 +11,7 @@ Namespaces need root. They have no names: what is left of them goes with the pro
 import ctypes
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,24 +78,23 @@ class Bed:
 @contextmanager
 def namespaces(contender_cpus, other_cpus):
     """Two namespaces: this thread and its children are in the one of load and origin until the end."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    backlog = BACKLOG.read_text()
-    contender = None
-    try:
-        if int(backlog) < BACKLOG_FRAMES:
-            BACKLOG.write_text(f"{BACKLOG_FRAMES}\n")
-        contender, others = fresh_namespace(), fresh_namespace()
-        os.close(others)
+    with ExitStack() as undo:
+        try:
+            home, backlog = namespace_file(undo), BACKLOG.read_text()
+            if int(backlog) < BACKLOG_FRAMES:
+                BACKLOG.write_text(f"{BACKLOG_FRAMES}\n")
+                undo.callback(BACKLOG.write_text, backlog)
+            # The first to be undone: namespaces do not show that limit.
+            undo.callback(enter, home)
+            system("unshare", CLONE_NEWNET)
+            contender = namespace_file(undo)
+            system("unshare", CLONE_NEWNET)
+        except OSError as error:
+            raise BenchError(f"no network namespaces here ({error}); --network loopback does without") from error
         join(contender)
         steer("contender0", contender_cpus, contender)
         steer("load0", other_cpus)
         yield Network("namespaces", "198.18.0.1", "198.18.0.2", "198.18.1.", "load0", contender)
-    finally:
-        enter(home)
-        BACKLOG.write_text(backlog)
-        for file in (home, contender):
-            if file is not None:
-                os.close(file)
 
 
 def join(contender):
@@ -124,10 +123,11 @@ def cpu_mask(cpus):
     return ",".join(reversed(words))
 
 
-def fresh_namespace():
-    """Makes a network namespace and enters it; returns its file (unshare(2), namespaces(7))."""
-    system("unshare", CLONE_NEWNET)
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+def namespace_file(undo):
+    """A file of the network namespace that this thread is in (namespaces(7)), closed at the end."""
+    file = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    undo.callback(os.close, file)
+    return file
 
 
 def enter(namespace):
@@ -136,7 +136,7 @@ def enter(namespace):
 
 
 def system(name, *arguments):
-    """A function of the C library that says -1 when it fails; Python has these from 3.12."""
+    """A function of the C library that says -1 when it fails (unshare(2), setns(2)); Python has these from 3.12."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")

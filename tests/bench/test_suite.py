@@ -168,6 +168,18 @@ def test_namespaces_are_left_as_they_were_found():
     assert len(os.listdir("/proc/self/fd")) == files and "load0" not in run_tool("ip", "link").stdout
 
 
+def test_without_namespaces_there_is_loopback(monkeypatch):
+    def refused(name, *_):
+        if name == "unshare":
+            raise PermissionError(1, "unshare: Operation not permitted")
+
+    backlog = bed.BACKLOG.read_text()
+    monkeypatch.setattr(bed, "system", refused)
+    with pytest.raises(BenchError, match="not permitted.*--network loopback"), bed.namespaces((0,), {1}):
+        pass
+    assert bed.BACKLOG.read_text() == backlog
+
+
 def test_in_namespaces_a_contender_pays_for_what_it_receives():
     """The relay's uploads: over loopback most of their cost is the sender's."""
     scenario = replace(choose(["keepalive-16"])[0], options=("--method", "POST", "--body", "65536"))
