@@ -64,13 +64,13 @@ impl Inner {
     }
 
     pub(in crate::ring) fn on_recv(&self, ring: &Ring, result: i32, flags: u32) {
-        let more = cqueue::more(flags);
+        let (more, len) = (cqueue::more(flags), u32::try_from(result).unwrap_or(0));
         let mut recv = self.recv.borrow_mut();
-        self.note_one_way(&mut recv, u32::try_from(result).unwrap_or(0));
+        self.note_one_way(&mut recv, len);
         if let Some(id) = cqueue::buffer_select(flags) {
             // Taken even when the result says that there is nothing in it, so that it goes back.
-            let chunk = ring.pool.take(id, u32::try_from(result).unwrap_or(0));
-            if let Some(chunk) = chunk.filter(|_| result > 0 && !self.closed.get()) {
+            let chunk = ring.pool.take(id, len);
+            if let Some(chunk) = chunk.filter(|_| len > 0 && !self.closed.get()) {
                 recv.queue.push_back(Chunk::Received(chunk));
             }
         }
