@@ -4,6 +4,8 @@ import math
 from html import escape
 
 WIDTH = 880
+# Of a letter, on average, in the widest of the fonts below.
+LETTER = 7.2
 # Height of a heading between rows.
 HEADING = 26
 # Contenders by kind: class in the style sheet, and a marker, so that colour is not all that tells them apart.
@@ -105,7 +107,8 @@ def lines(title, note, categories, series, unit):
 
 def ratios(title, note, rows, peers):
     """A row a scenario: (name, {peer kind: (median, low, high)}); the mark is at Ringgate's share of the peer's."""
-    left, right, top, row_height = 330, 40, 104, 25
+    right, top, row_height = 40, 104, 25
+    left = 40 + max((len(name) for name, _ in rows), default=0) * LETTER
     height = top + row_height * len(rows) + 46
     svg = Svg(height, title, note)
     svg.legend([(kind, f"to {label}") for kind, label in peers])
@@ -138,9 +141,8 @@ def ranges(title, note, groups, entries):
     svg.legend(entries)
     # Nothing was measured where there is 0.
     values = [value for _, found in groups for _, _, *latencies in found for value in latencies if value > 0] or [1.0]
-    least = min(values)
-    first, last = math.floor(math.log10(least)), math.ceil(math.log10(max(values)))
-    across = lambda us: left + (math.log10(max(us, least)) - first) / max(1, last - first) * (WIDTH - left - right)
+    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    across = lambda us: left + (math.log10(max(us, 10 ** first)) - first) / max(1, last - first) * (WIDTH - left - right)
     bottom = height - 36
     for power in range(first, last + 1):
         svg.line(across(10 ** power), top - 10, across(10 ** power), bottom, "grid")

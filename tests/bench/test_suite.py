@@ -301,10 +301,18 @@ def test_charts_bear_what_was_not_measured():
     assert charts.ticks(0.0)[0] == 0
 
 
+def test_a_power_of_ten_is_as_far_from_the_next_wherever_it_stands():
+    svg = charts.ranges("t", "n", [("g", [("a", "nginx", 160.0, 2e3, 3e4)])], [("nginx", "nginx")])
+    grid = sorted(float(one.get("x1")) for one in tree.fromstring(svg).iter() if one.get("class") == "grid")
+    steps = [after - before for before, after in zip(grid, grid[1:])]
+    assert len(steps) == 3 and max(steps) - min(steps) < 0.5, grid
+
+
 def every_chart():
     kinds = [("ringgate", "ringgate"), ("nginx", "nginx & co"), ("haproxy", "haproxy"), ("relay", "byte relay")]
     yield charts.lines("A <title>", "note", ["1", "16"], [(kind, label, [10.0, None]) for kind, label in kinds], "µs")
     yield charts.ratios("t", "n", [("row & row", {"nginx": (0.6, 0.5, 0.7), "haproxy": (4.0, 3.0, 9.0)})], kinds[1:3])
+    yield charts.ratios("t", "n", [(one.title, {"nginx": (0.6, 0.5, 0.7)}) for one in ALL], kinds[1:3])
     yield charts.ratios("t", "n", [], kinds[1:3])
     yield charts.ranges("t", "n", [("group", [("a", "nginx", 10, 2e4, 3e6)])], kinds)
     yield charts.bars("t", "n", [(label, kind, number, "x") for number, (kind, label) in enumerate(kinds)], "bytes")
@@ -321,6 +329,8 @@ def test_charts_are_well_formed_and_readable_in_light_and_dark():
                 assert -1 <= float(shape.get(name, 0)) <= width, tree.tostring(shape)
             for name in ("y", "y1", "y2", "cy"):
                 assert -1 <= float(shape.get(name, 0)) <= height, tree.tostring(shape)
+            if shape.get("text-anchor") == "end":
+                assert float(shape.get("x")) > 6.8 * len(shape.text), f"cut off: {shape.text}"
 
 
 def luminance(colour):
