@@ -15,6 +15,7 @@ from pathlib import Path
 from . import BenchError
 
 ROOT = Path(__file__).resolve().parents[2]
+LOCK = Path("/tmp/ringgate-bench.lock")
 
 
 def cpu_list(text):
@@ -95,8 +96,13 @@ def orderly_exit():
 
 
 def lock():
-    """Keeps other measurements off this box until the returned file is closed."""
-    held = open("/tmp/ringgate-bench.lock", "w", encoding="ascii")
+    """Keeps other measurements off this box until the returned file is closed.
+
+    Read only, for it may be another user's: root's of an earlier run, as often as not.
+    """
+    if not LOCK.exists():
+        LOCK.touch(0o644)
+    held = open(LOCK, encoding="ascii")
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -7,9 +7,11 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as tree
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +23,7 @@ from .generator import background
 
 sys.path.insert(0, str(ROOT / "bench"))
 
-from suite import BenchError, bed, charts, cli, compare, contenders, crypto, distance, load, measure, report, sizing, stats  # noqa: E402
+from suite import BenchError, bed, charts, cli, compare, contenders, crypto, distance, load, machine, measure, report, sizing, stats  # noqa: E402
 from suite.scenarios import ALL, choose  # noqa: E402
 
 BED = bed.Bed((0,), (1,), (1,), irq_time=False)
@@ -146,6 +148,22 @@ def test_short_slices_are_not_called_disturbed_for_the_rounding_of_ticks():
 def test_a_whole_run_fits_into_a_quarter_of_an_hour():
     entered = [contenders.Contender(kind, kind, kind) for kind in contenders.NAMES]
     assert 600 < measure.plan_seconds(ALL, entered, cli.parse([])) < 890
+
+
+def test_measurements_wait_for_each_other_whoever_runs_them(monkeypatch):
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o1777)
+        monkeypatch.setattr(machine, "LOCK", Path(directory) / "lock")
+        with machine.lock():
+            with pytest.raises(BenchError, match="another benchmark is running"):
+                machine.lock()
+        was = os.geteuid()
+        try:
+            if was == 0:
+                os.seteuid(65534)
+            machine.lock().close()
+        finally:
+            os.seteuid(was)
 
 
 # The bed
